@@ -1,0 +1,1 @@
+"""Examples of mmemo with six clips of EmoDB (CC0)."""

@@ -1,0 +1,50 @@
+"""mmemo: multimodal emotion recognition from voice and words, in the manner of `transformers`."""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoProcessor,
+    pipeline,
+)
+
+from .audio_encoder_mmemo import MMEmoAudioEncoder
+from .configuration_mmemo import EMOTIONS, MMEmoAudioConfig, MMEmoConfig
+from .feature_extraction_mmemo import AudioInput, MMEmoFeatureExtractor, load_audio
+from .modeling_mmemo import MMEmoEmotionOutput, MMEmoForEmotionRecognition, MMEmoModel, MMEmoModelOutput
+from .processing_mmemo import MMEmoProcessor
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(MMEmoAudioConfig.model_type, MMEmoAudioConfig)
+AutoConfig.register(MMEmoConfig.model_type, MMEmoConfig)
+AutoModel.register(MMEmoAudioConfig, MMEmoAudioEncoder)
+AutoModel.register(MMEmoConfig, MMEmoModel)
+AutoModelForAudioClassification.register(MMEmoConfig, MMEmoForEmotionRecognition)
+AutoFeatureExtractor.register(MMEmoAudioConfig, MMEmoFeatureExtractor)
+AutoFeatureExtractor.register(MMEmoConfig, MMEmoFeatureExtractor)
+AutoProcessor.register(MMEmoConfig, MMEmoProcessor)
+
+# Registers the task, and needs the names above.
+from .pipelines import MultimodalEmotionPipeline, load_pipeline  # noqa: E402
+
+
+__all__ = [
+    "EMOTIONS",
+    "AudioInput",
+    "MMEmoAudioConfig",
+    "MMEmoAudioEncoder",
+    "MMEmoConfig",
+    "MMEmoEmotionOutput",
+    "MMEmoFeatureExtractor",
+    "MMEmoForEmotionRecognition",
+    "MMEmoModel",
+    "MMEmoModelOutput",
+    "MMEmoProcessor",
+    "MultimodalEmotionPipeline",
+    "load_audio",
+    "load_pipeline",
+    "pipeline",
+]

@@ -1,0 +1,260 @@
+"""Configurations of the mmemo audio encoder and of the two-tower emotion model.
+
+Deliberate choices:
+  - the composite stores whole sub-configurations, each rebuilt by its own `model_type`: any encoder plugs in;
+  - either tower may be absent; what contradicts itself is refused here, before a weight is made;
+  - label names and their order are part of the contract of every released model.
+"""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+MODALITIES = ("audio", "text")
+FUSIONS = ("early", "late", "cross_attention", "hybrid")
+POOLINGS = ("mean", "mean_std", "cls", "last", "attention")
+# Keys of `temperature`: which modalities an answer was given from.
+PRESENCES = ("audio", "text", "both")
+
+_WHISPER_FIELDS = (
+    "num_mel_bins",
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "max_source_positions",
+    "scale_embedding",
+    "activation_function",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "init_std",
+)
+
+
+@strict
+class MMEmoAudioConfig(PreTrainedConfig):
+    """Configuration of [`MMEmoAudioEncoder`]; the names are those of [`WhisperConfig`].
+
+    Args:
+        num_mel_bins (`int`, defaults to 80): Feature channels the encoder reads (`feature_size` of the extractor).
+        d_model (`int`, defaults to 512): Width of the layers.
+        encoder_layers (`int`, defaults to 6): Number of Transformer layers; fewer than the checkpoint has keeps its
+            first ones.
+        encoder_attention_heads (`int`, defaults to 8): Attention heads of a layer.
+        encoder_ffn_dim (`int`, defaults to 2048): Width of a layer's feed-forward part.
+        max_source_positions (`int`, defaults to 1500): Positions of one window, after the convolutions have halved
+            the frames; a longer clip is encoded window by window.
+        scale_embedding (`bool`, defaults to `False`): Accepted for Whisper's sake; must be `False`.
+        activation_function (`str`, defaults to `"gelu"`): Activation of the feed-forward parts.
+        dropout, attention_dropout, activation_dropout (`float`, default to 0): Dropout probabilities.
+        init_std (`float`, defaults to 0.02): Standard deviation of new weights.
+        frame_seconds (`float`, defaults to 0.01): Seconds from one input frame to the next (hop / sampling rate).
+
+    Raises:
+        ValueError: If `d_model` is odd or not a multiple of the heads, or `scale_embedding` is set.
+    """
+
+    model_type = "mmemo_audio"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+        "intermediate_size": "encoder_ffn_dim",
+    }
+
+    num_mel_bins: int = 80
+    d_model: int = 512
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    max_source_positions: int = 1500
+    scale_embedding: bool = False
+    activation_function: str = "gelu"
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    init_std: float = 0.02
+    frame_seconds: float = 0.01
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.d_model % 2 or self.d_model % self.encoder_attention_heads:
+            raise ValueError(
+                f"d_model={self.d_model} must be even and a multiple of "
+                f"encoder_attention_heads={self.encoder_attention_heads}."
+            )
+        if self.scale_embedding:
+            raise ValueError("scale_embedding=True is not supported: no released Whisper encoder uses it.")
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Reads a `config.json`; a Whisper one is reduced to what its encoder needs."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == "whisper":
+            config_dict = {key: config_dict[key] for key in (*_WHISPER_FIELDS, "dtype") if key in config_dict}
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+
+@strict
+class MMEmoConfig(PreTrainedConfig):
+    """Configuration of [`MMEmoModel`] and [`MMEmoForEmotionRecognition`].
+
+    Args:
+        audio_config, text_config (`PreTrainedConfig` or `dict`, *optional*): The towers, each any configuration that
+            `AutoConfig` knows, or [`MMEmoAudioConfig`]. One of them may be absent.
+        fusion (`str`, defaults to `"hybrid"`): `"early"` concatenates the pooled features; `"cross_attention"` lets
+            each modality attend to the other first; `"late"` weighs the log-probabilities of the modalities' own
+            heads; `"hybrid"` lets the cross-attended representation vote beside them.
+        fusion_hidden_size (`int`, defaults to 256): Width of both branches behind their towers.
+        fusion_num_layers (`int`, defaults to 1): Cross-modal attention layers.
+        num_attention_heads (`int`, defaults to 4): Heads of each cross-modal attention.
+        audio_pooling, text_pooling (`str`, default to `"mean_std"` and `"mean"`): How a sequence becomes one vector,
+            over its real positions only: `"mean"`, `"mean_std"` (mean and standard deviation), `"cls"` (the first),
+            `"last"`, `"attention"` (learned weights).
+        use_weighted_layer_sum (`bool`, defaults to `True`): Learn a weighting over all layers of a tower; otherwise
+            its last one is read.
+        segment_seconds (`float`, defaults to 0.5): Length of a segment, the unit of the distance in time between a
+            word and a sound.
+        fusion_dropout (`float`, defaults to 0.1): Dropout behind the towers.
+        modality_dropout (`float`, defaults to 0): Probability, in training, that a sample with both modalities loses
+            one of them.
+        late_fusion_weights (`list[float]`, *optional*): Fixed weights of the audio and the text head in `"late"`
+            fusion; learned from the sample where absent.
+        modality_loss_weight (`float`, defaults to 0.3): Weight of each single head's loss beside the answer's own.
+        temperature (`float` or `dict`, defaults to 1): What the logits are divided by, fitted on development data; a
+            dict has it by the modalities present: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
+        audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio tower. Known for the
+            supported towers; needed only for others.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of new weights.
+
+    Raises:
+        ValueError: For values that are unknown or contradict each other.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig
+    >>> from modeling_mmemo import MMEmoAudioConfig, MMEmoConfig
+
+    >>> config = MMEmoConfig(audio_config=MMEmoAudioConfig(), text_config=BertConfig(), fusion="late")
+    ```"""
+
+    model_type = "mmemo"
+    # The default model types are nominal: an absent tower stays absent.
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
+    }
+    attribute_map = {"hidden_size": "fusion_hidden_size", "num_hidden_layers": "fusion_num_layers"}
+    has_no_defaults_at_init = True
+    keys_to_ignore_at_inference = [
+        "audio_logits",
+        "text_logits",
+        "modality_weights",
+        "text_to_audio_attentions",
+        "audio_to_text_attentions",
+        "audio_hidden_states",
+        "text_hidden_states",
+    ]
+
+    audio_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = None
+    fusion: Literal["early", "late", "cross_attention", "hybrid"] = "hybrid"
+    fusion_hidden_size: int = 256
+    fusion_num_layers: int = 1
+    num_attention_heads: int = 4
+    audio_pooling: Literal["mean", "mean_std", "cls", "last", "attention"] = "mean_std"
+    text_pooling: Literal["mean", "mean_std", "cls", "last", "attention"] = "mean"
+    use_weighted_layer_sum: bool = True
+    segment_seconds: float | int = 0.5
+    fusion_dropout: float | int = 0.1
+    modality_dropout: float | int = 0.0
+    late_fusion_weights: list[float] | tuple[float, ...] | None = None
+    modality_loss_weight: float | int = 0.3
+    temperature: float | int | dict[str, float] = 1.0
+    audio_frame_seconds: float | None = None
+    initializer_range: float = 0.02
+    id2label: dict[int, str] | dict[str, str] | None = None
+    label2id: dict[str, int] | dict[str, str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.audio_config, dict) and self.audio_config.get("model_type") == MMEmoAudioConfig.model_type:
+            self.audio_config = MMEmoAudioConfig(**self.audio_config)
+        if self.id2label is None and "num_labels" not in kwargs:
+            self.id2label = dict(enumerate(EMOTIONS))
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {label: int(index) for index, label in self.id2label.items()}
+        super().__post_init__(**kwargs)
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        if self.audio_config is None and self.text_config is None:
+            raise ValueError("MMEmoConfig needs an audio_config, a text_config, or both; neither was given.")
+        if self.fusion_hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"fusion_hidden_size={self.fusion_hidden_size} must be a multiple of "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if self.fusion in ("cross_attention", "hybrid") and self.fusion_num_layers < 1:
+            raise ValueError(
+                f'fusion="{self.fusion}" needs fusion_num_layers of at least 1, got {self.fusion_num_layers}; '
+                'use fusion="early" or "late" for a model without cross-modal attention.'
+            )
+        if self.segment_seconds <= 0:
+            raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}.")
+        for name in ("fusion_dropout", "modality_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a probability in [0, 1), got {getattr(self, name)}.")
+        if self.modality_loss_weight < 0:
+            raise ValueError(f"modality_loss_weight must not be negative, got {self.modality_loss_weight}.")
+        self._refuse_bad_late_weights()
+        self._refuse_bad_labels()
+        for presence in PRESENCES:
+            if not self.temperature_of(presence) > 0:
+                raise ValueError(f"temperature must be positive, got {self.temperature}.")
+
+    def _refuse_bad_late_weights(self) -> None:
+        weights = self.late_fusion_weights
+        if weights is None:
+            return
+        if self.fusion != "late":
+            raise ValueError(f'late_fusion_weights={weights} contradicts fusion="{self.fusion}"; use fusion="late".')
+        if len(weights) != len(MODALITIES) or min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(
+                f"late_fusion_weights={weights} must hold two weights, audio and text, none negative and not both 0."
+            )
+
+    def _refuse_bad_labels(self) -> None:
+        if self.id2label is None:
+            return
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(f"id2label must number its labels 0, 1, 2, ...; got {sorted(self.id2label)}.")
+        inverse = {label: index for index, label in self.id2label.items()}
+        if len(inverse) != len(self.id2label):
+            raise ValueError(f"id2label names a label twice: {list(self.id2label.values())}.")
+        if self.label2id is not None and {k: int(v) for k, v in self.label2id.items()} != inverse:
+            raise ValueError(f"label2id={self.label2id} contradicts id2label={self.id2label}; give one of them.")
+
+    @property
+    def is_bimodal(self) -> bool:
+        """Whether there is a tower for either modality."""
+        return self.audio_config is not None and self.text_config is not None
+
+    @property
+    def attends_across(self) -> bool:
+        """Whether the modalities attend to each other."""
+        return self.is_bimodal and self.fusion in ("cross_attention", "hybrid")
+
+    def temperature_of(self, presence: str) -> float:
+        """The temperature for answers given from `presence`, one of `"audio"`, `"text"`, `"both"`."""
+        if not isinstance(self.temperature, dict):
+            return float(self.temperature)
+        if unknown := set(self.temperature) - set(PRESENCES):
+            raise ValueError(f"temperature has unknown keys {sorted(unknown)}; valid keys are {PRESENCES}.")
+        return float(self.temperature.get(presence, 1.0))

@@ -1,0 +1,1 @@
+"""Corpora as `datasets`: one schema, one set of labels, splits without leaks."""

@@ -1,0 +1,151 @@
+"""Running any encoder of the Hub so that a sample gives the same states alone and in any batch.
+
+What differs from one architecture to the next stands in this file and nowhere else:
+  - an encoder-decoder (Whisper, T5) is reduced to its encoder, a pooler that nothing reads is left out;
+  - text is turned right-padded before its tower and back after it, so positions are right under either padding side;
+  - audio encoders whose first norm runs over time (wav2vec 2.0 and HuBERT base) see clips of one length at a time, for
+    padding would leak into that norm;
+  - the Audio Spectrogram Transformer has no mask: it was trained on padded patches.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .audio_encoder_mmemo import MMEmoAudioEncoder, attendable
+from .configuration_mmemo import MMEmoAudioConfig
+
+
+AST = "audio-spectrogram-transformer"
+
+
+def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """A tower with new weights, of the architecture that its `config` names."""
+    dtype = torch.get_default_dtype()
+    if config.model_type == MMEmoAudioConfig.model_type:
+        return MMEmoAudioEncoder._from_config(config, dtype=dtype)
+    return strip_tower(AutoModel.from_config(config, dtype=dtype))
+
+
+def load_tower(name_or_path: str, dtype: torch.dtype, **kwargs) -> PreTrainedModel:
+    """The pretrained tower of a Hub name or folder.
+
+    Raises:
+        ValueError: If the checkpoint lacks weights that the tower needs.
+    """
+    model, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
+    tower = strip_tower(model)
+    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is tower)
+    kept = {f"{prefix}{key}" for key in tower.state_dict()}
+    if missing := sorted(kept & set(info["missing_keys"])):
+        raise ValueError(f"{name_or_path} lacks weights of its encoder: {missing}. Give a complete checkpoint.")
+    return tower
+
+
+def strip_tower(model: PreTrainedModel) -> PreTrainedModel:
+    """Reduces a model to the encoder whose states are read."""
+    tower = model.get_encoder() if model.config.is_encoder_decoder else model
+    if "pooler" in dict(tower.named_children()):
+        tower.pooler = None
+    return tower
+
+
+def num_hidden_states(config: PreTrainedConfig) -> int:
+    """How many hidden states a tower returns: its embeddings, then one a layer."""
+    return config.num_hidden_layers + 1
+
+
+def _states(output: BaseModelOutput) -> tuple[torch.Tensor, ...]:
+    """The hidden states, the last one behind the tower's closing norm, which some towers leave out of their list."""
+    return (*output.hidden_states[:-1], output.last_hidden_state)
+
+
+def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Hidden states of a text tower, each `(batch, tokens, hidden)`, under left or right padding.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
+        mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for real tokens; a row of zeros is a missing text.
+
+    Raises:
+        ValueError: If there are more tokens than the tower has positions for.
+    """
+    limit = tower.config.to_dict().get("max_position_embeddings")
+    if limit is not None and input_ids.shape[1] > limit:
+        raise ValueError(
+            f"The text has {input_ids.shape[1]} tokens, but the {tower.config.model_type} tower has {limit} "
+            "positions; truncate it in the processor (truncation=True, max_length=...)."
+        )
+    mask = attendable(mask)
+    real_first = mask.argsort(dim=1, descending=True, stable=True)
+    output = tower(
+        input_ids=input_ids.gather(1, real_first),
+        attention_mask=mask.gather(1, real_first),
+        output_hidden_states=True,
+        return_dict=True,
+    )
+    back = real_first.argsort(dim=1).unsqueeze(-1)
+    return tuple(states.gather(1, back.expand_as(states)) for states in _states(output))
+
+
+def encode_audio(
+    tower: PreTrainedModel, inputs: torch.Tensor, mask: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Hidden states of an audio tower, each `(batch, positions, hidden)`, and their mask `(batch, positions)`.
+
+    Args:
+        inputs (`torch.Tensor`): What the tower reads: `(batch, samples)` for a waveform, `(batch, channels, frames)`
+            or `(batch, frames, channels)` for a spectrogram.
+        mask (`torch.Tensor` of shape `(batch, samples or frames)`): 1 for real ones, padding on the right; a row of
+            zeros is a missing clip.
+    """
+    if tower.config.model_type == AST:
+        states = _states(tower(inputs, output_hidden_states=True, return_dict=True))
+        return states, mask.any(dim=1, keepdim=True).expand(-1, states[-1].shape[1])
+
+    if getattr(tower.config, "feat_extract_norm", None) == "group":
+        states = _encode_by_length(tower, inputs, attendable(mask).sum(dim=1))
+    else:
+        states = _states(tower(inputs, attention_mask=attendable(mask), output_hidden_states=True, return_dict=True))
+    lengths = tower._get_feat_extract_output_lengths(mask.sum(dim=1))
+    positions = torch.arange(states[-1].shape[1], device=mask.device)
+    return states, (positions < lengths.unsqueeze(1)) & mask.any(dim=1, keepdim=True)
+
+
+def _encode_by_length(tower: PreTrainedModel, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Encodes the clips of each length apart, without padding, and pads their states to one length."""
+    positions = int(tower._get_feat_extract_output_lengths(lengths.max()))
+    order, groups = [], []
+    for length in lengths.unique():
+        rows = (lengths == length).nonzero().squeeze(1)
+        group = _states(tower(inputs[rows, :length], output_hidden_states=True, return_dict=True))
+        order.append(rows)
+        groups.append([nn.functional.pad(states, (0, 0, 0, positions - states.shape[1])) for states in group])
+    back = torch.cat(order).argsort()
+    return tuple(torch.cat(layer)[back] for layer in zip(*groups))
+
+
+def seconds_per_position(config: PreTrainedConfig) -> float | None:
+    """Seconds between two positions of an audio tower; `None` if its configuration does not tell."""
+    if config.model_type == MMEmoAudioConfig.model_type:
+        return 2 * config.frame_seconds
+    if config.model_type == "whisper":
+        return 0.02
+    if config.model_type == AST:
+        return 0.01 * config.time_stride
+    if conv_stride := getattr(config, "conv_stride", None):
+        return math.prod(conv_stride) / 16_000
+    return None
+
+
+def position_times(config: PreTrainedConfig, num_positions: int, seconds: float) -> torch.Tensor:
+    """The time, in seconds, at the middle of each position; -1 for positions that stand for no time. `(positions,)`"""
+    if config.model_type != AST:
+        return (torch.arange(num_positions) + 0.5) * seconds
+    # Two special tokens, then the patches, all times of the lowest band first.
+    columns = (config.max_length - config.patch_size) // config.time_stride + 1
+    times = (torch.arange(num_positions - 2) % columns + 0.5) * seconds
+    return torch.cat([times.new_full((2,), -1.0), times])

@@ -1,0 +1,106 @@
+"""One training run: encoders, frozen features, heads and fusion on top, a folder that `from_pretrained` loads."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+
+from modeling_mmemo import MMEmoAudioEncoder, MMEmoFeatureExtractor, MMEmoForEmotionRecognition, MMEmoProcessor
+from modeling_mmemo.data.corpora import CORPORA, read_corpus
+from modeling_mmemo.evaluation.metrics import emotion_metrics
+from modeling_mmemo.training.arguments import DataArguments, ModelArguments
+from modeling_mmemo.training.features import TowerStates, standardise, tower_states
+from modeling_mmemo.training.pairs import EmotionRows, collate
+
+
+def build_model(args: ModelArguments) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor]:
+    """The model over frozen pretrained encoders, and its processor."""
+    layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
+    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
+        MMEmoAudioEncoder.from_pretrained(args.audio_encoder, **layers),
+        args.text_encoder,
+        fusion=args.fusion,
+        fusion_hidden_size=args.fusion_hidden_size,
+        fusion_dropout=args.fusion_dropout,
+    )
+    model.mmemo.audio_tower.requires_grad_(False)
+    model.mmemo.text_tower.requires_grad_(False)
+    extractor = MMEmoFeatureExtractor(preset="whisper", loudness_dbfs=args.loudness_dbfs)
+    return model, MMEmoProcessor(extractor, AutoTokenizer.from_pretrained(args.text_encoder))
+
+
+def build_datasets(
+    args: DataArguments, model: MMEmoForEmotionRecognition, processor: MMEmoProcessor
+) -> tuple[EmotionRows, dict[str, EmotionRows]]:
+    """The training rows, and development rows by modality; also standardises the model's features by the former."""
+    rows: dict[str, Dataset] = {}
+    states: dict[str, TowerStates] = {}
+    splits: dict[str, dict[str, list[int]]] = {}
+    towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
+    mixes = {"audio": model.mmemo.audio_branch.mix, "text": model.mmemo.text_branch.mix}
+    for modality in towers:
+        read = [read_corpus(name, args.data_dir) for name in args.corpora if CORPORA[name].modality == modality]
+        if not read:
+            raise ValueError(f"corpora={args.corpora} has none for {modality}; add one.")
+        rows[modality] = concatenate_datasets(read).filter(lambda row: row["split"] != "test")
+        states[modality] = tower_states(modality, towers[modality], processor, rows[modality], args.cache_dir)
+        by_split = rows[modality]["split"]
+        splits[modality] = {
+            split: [i for i, value in enumerate(by_split) if value == split] for split in ("train", "dev")
+        }
+        standardise(mixes[modality], states[modality], splits[modality]["train"])
+
+    def select(split: str, pair_probability: float, voices: bool = True, texts_alone: bool = True) -> EmotionRows:
+        return EmotionRows(
+            rows["audio"],
+            states["audio"],
+            splits["audio"][split] if voices else [],
+            rows["text"],
+            states["text"],
+            splits["text"][split],
+            pair_probability,
+            texts_alone,
+        )
+
+    dev = {
+        "audio": select("dev", 0.0, texts_alone=False),
+        "text": select("dev", 0.0, voices=False),
+        "pairs": select("dev", 1.0, texts_alone=False),
+    }
+    return select("train", args.pair_probability), dev
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """The measures of [`emotion_metrics`] for the Trainer."""
+    return emotion_metrics(prediction.label_ids.tolist(), prediction.predictions.argmax(axis=-1).tolist())
+
+
+def build_trainer(
+    model: PreTrainedModel, train: EmotionRows, dev: dict[str, EmotionRows], args: TrainingArguments
+) -> Trainer:
+    """The `transformers` Trainer over rows of frozen features."""
+    args.remove_unused_columns = False
+    args.label_names = ["labels"]
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=dev,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+    )
+
+
+def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path) -> None:
+    """Saves model and processor; towers that were not trained are stored in half precision, and load in single.
+
+    Pretrained encoders come in half precision as a rule, so the folder is half as large and nothing is lost.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    weights = {
+        name: weight.half().contiguous() if name in frozen and weight.dtype == torch.float32 else weight.contiguous()
+        for name, weight in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=weights)
+    processor.save_pretrained(folder)
