@@ -305,7 +305,8 @@ class MMEmoModel(MMEmoPreTrainedModel):
 
         audio_vector, text_vector = audio_embeds, text_embeds
         if len(self.layers):
-            distance = None if token_times is None else self._distance(token_times, audio.shape[1])
+            timed = token_times is not None and audio_states is not None and text_states is not None
+            distance = self._distance(token_times, audio.shape[1]) if timed else None
             text_maps, audio_maps = [], []
             for layer in self.layers:
                 audio, text, text_map, audio_map = layer(

@@ -48,7 +48,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Tra
     Raises:
         ValueError: If the file or a flag names an option that does not exist.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
     parser.usage = "train.py CONFIG.yaml [--option value ...]"
     if argv and not argv[0].startswith("-"):
         with open(argv[0], encoding="utf-8") as file:

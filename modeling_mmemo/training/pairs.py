@@ -61,8 +61,9 @@ class EmotionRows(torch.utils.data.Dataset):
             "labels": label,
             "label_mask": self.label_masks[self.corpora[audio]],
         }
-        if self.random.random() < self.pair_probability:
-            row["text"] = self.text_states[int(self.random.choice(self.texts_of[label]))]
+        texts = self.texts_of[label]
+        if texts and self.random.random() < self.pair_probability:
+            row["text"] = self.text_states[int(self.random.choice(texts))]
         return row
 
 

@@ -1,0 +1,467 @@
+"""
+Audio loading and the feature extractor of MMEmo.
+
+Deliberate choices:
+- A clip is analysed at its true length and padded afterwards, so its features do not depend on its neighbours.
+- The frames of a whole batch lie in one strided view: one FFT a chunk, not one a clip.
+- The FFT runs in double precision, as librosa's does: in single precision, bins 80 dB below a clip's maximum are off
+  by up to 1e-3 dB.
+- The filterbank is nearly all zeros, so it is multiplied in blocks of bands, each with the bins that it reaches.
+- Whatever is wrong with an input is found in `load_audio`, and nowhere else.
+"""
+
+import http.client
+import io
+import math
+import os
+import re
+import urllib.request
+from numbers import Integral, Real
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import librosa
+import numpy as np
+import soundfile
+from numpy.typing import ArrayLike
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import PaddingStrategy, TensorType
+
+
+@runtime_checkable
+class AudioDecoder(Protocol):
+    """What is used of a `torchcodec.decoders.AudioDecoder`, which `datasets` yields where it decodes audio."""
+
+    def get_all_samples(self) -> Any:
+        """Returns an object with `data` of shape `(channels, samples)` and `sample_rate` in Hz."""
+
+
+AudioInput: TypeAlias = str | os.PathLike | bytes | ArrayLike | dict[str, Any] | AudioDecoder
+"""
+One clip, in any of these forms:
+
+- a path, or an http(s) URL, of an audio file (any format that libsndfile reads: WAV, FLAC, Ogg, MP3, AIFF, ...);
+- the bytes of such a file;
+- samples: a NumPy array, a list of floats or a torch tensor, of shape `(samples,)` or `(channels, samples)`, as floats
+  in [-1, 1] or as uint8, int16 or int32 PCM;
+- `{"array": samples, "sampling_rate": Hz}`, or the same with `"raw"` for `"array"`;
+- `{"path": path, "bytes": bytes}`, either of them possibly `None`, as `datasets` yields with `Audio(decode=False)`;
+- a torchcodec `AudioDecoder`.
+"""
+
+AUDIO_INPUT_FORMS = (
+    "a path or http(s) URL of an audio file, its bytes, an array of shape (samples,) or (channels, samples), "
+    "{'array', 'sampling_rate'}, {'path', 'bytes'} or a torchcodec AudioDecoder"
+)
+PCM_DTYPES = ("uint8", "int16", "int32")
+SILENCE_PEAK = 1e-4  # -80 dBFS, about three steps of 16-bit PCM: there is no voice below it
+DOWNLOAD_TIMEOUT_SECONDS = 30
+# Sizes from here on stand for "unknown" in a WAV that was written to a pipe (SoX 0x7FFFF000, ffmpeg 0xFFFFFFFF).
+STREAMED_WAV_SIZE = 0x7FFFF000
+
+
+def load_audio(
+    audio: AudioInput,
+    sampling_rate: float | None = None,
+    target_sampling_rate: int = 16_000,
+    channel: int | None = None,
+) -> np.ndarray:
+    """
+    Loads one clip as mono samples at the target rate.
+
+    Args:
+        audio (`AudioInput`):
+            The clip, in any of the forms that [`AudioInput`] lists.
+        sampling_rate (`float`, *optional*):
+            Rate of bare samples in Hz; without it they count as being at the target rate already. Files, dictionaries
+            and decoders know their own rate.
+        target_sampling_rate (`int`, *optional*, defaults to 16000):
+            Rate of the result in Hz. Resampling is `librosa.resample` with its default, soxr's high quality.
+        channel (`int`, *optional*):
+            The channel to take, counted from 0. Without it the channels are averaged.
+
+    Returns:
+        `np.ndarray` of shape `(samples,)`: float32, nominally within [-1, 1].
+
+    Raises:
+        ValueError: if the input is of no accepted form, cannot be read, is truncated, empty or silent, holds NaN or
+            infinity, has its dimensions the wrong way round, or if the rate or the channel is impossible.
+    """
+    name, samples, rate = _read(audio, target_sampling_rate if sampling_rate is None else sampling_rate)
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
+        raise ValueError(f"{name}: sampling_rate={rate!r} must be a positive number of Hz, such as 16000.")
+    if samples.size == 0:
+        raise ValueError(f"{name} has no samples; leave this clip out, or pass one of at least one sample.")
+    if not np.isfinite(samples).all():
+        raise ValueError(
+            f"{name} holds NaN or infinite samples; audio must be finite. Repair it, for instance with np.nan_to_num."
+        )
+    if channel is None:
+        mono = samples.mean(axis=0) if len(samples) > 1 else samples[0]
+    elif isinstance(channel, Integral) and 0 <= channel < len(samples):
+        mono = samples[channel]
+    else:
+        raise ValueError(
+            f"{name} has {len(samples)} channel(s), so channel={channel!r} does not exist; "
+            f"pass 0 to {len(samples) - 1}, or None for the mean of all channels."
+        )
+    mono = librosa.resample(mono, orig_sr=rate, target_sr=target_sampling_rate)
+    peak = max(mono.max(), -mono.min())
+    if peak < SILENCE_PEAK:
+        raise ValueError(
+            f"{name} is silent: its peak is {peak:.1e}, and audio must reach {SILENCE_PEAK} (-80 dBFS). Leave it out; "
+            "if only the mean of its channels is silent, choose one with channel=."
+        )
+    return np.ascontiguousarray(mono)
+
+
+def _read(audio: AudioInput, sampling_rate: float) -> tuple[str, np.ndarray, float]:
+    """Returns a name for error messages, float32 samples of shape `(channels, samples)` and their rate in Hz."""
+    if isinstance(audio, dict):
+        samples = audio.get("raw") if audio.get("array") is None else audio["array"]
+        if samples is not None and audio.get("sampling_rate") is not None:
+            return *_read_array(samples), audio["sampling_rate"]
+        if samples is None and audio.get("bytes") is not None:
+            return _read_file(audio["bytes"], str(audio.get("path") or "file in bytes"))
+        if samples is None and audio.get("path") is not None:
+            return _read(audio["path"], sampling_rate)
+        raise ValueError(
+            f"dict with keys {list(audio)} is not audio: it needs 'array' and 'sampling_rate', or one of 'path' and "
+            "'bytes', and those must not be None."
+        )
+    if isinstance(audio, (str, os.PathLike)):
+        return _read_file(_fetch(os.fspath(audio)), os.fspath(audio))
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        return _read_file(audio, "file in bytes")
+    if isinstance(audio, AudioDecoder):
+        try:
+            decoded = audio.get_all_samples()
+        except RuntimeError as error:
+            raise ValueError(f"{type(audio).__name__} cannot decode its audio: {_short(error)}") from error
+        return *_read_array(decoded.data), decoded.sample_rate
+    return *_read_array(audio), sampling_rate
+
+
+def _read_array(array: ArrayLike) -> tuple[str, np.ndarray]:
+    """Returns a name for error messages and float32 samples of shape `(channels, samples)`."""
+    try:
+        samples = np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on a GPU or with a gradient
+        raise ValueError(f"{type(array).__name__} cannot be read as samples: {_short(error)}") from error
+    name = f"array of shape {samples.shape}"
+    if samples.ndim == 0 or samples.dtype.kind not in "biufc":
+        raise ValueError(f"{type(array).__name__} is not an audio input; pass {AUDIO_INPUT_FORMS}.")
+    if samples.dtype.kind != "f" and samples.dtype not in PCM_DTYPES:
+        raise ValueError(
+            f"{name} has dtype {samples.dtype}, of unknown scale; pass floats in [-1, 1], or PCM as {PCM_DTYPES}."
+        )
+    if samples.ndim not in (1, 2):
+        raise ValueError(
+            f"{name} is not one clip; it must be (samples,) or (channels, samples). Pass a batch as a list."
+        )
+    samples = np.atleast_2d(samples)
+    if samples.size and len(samples) > samples.shape[1]:
+        raise ValueError(f"{name} has more channels than samples; it must be (channels, samples): transpose it.")
+    if samples.dtype.kind == "f":
+        return name, samples.astype(np.float32, copy=False)
+    middle = 2 ** (8 * samples.dtype.itemsize - 1)
+    offset = middle if samples.dtype.kind == "u" else 0
+    return name, (samples.astype(np.float32) - offset) / middle
+
+
+def _read_file(data: bytes | bytearray | memoryview, name: str) -> tuple[str, np.ndarray, int]:
+    """Decodes an audio file; returns its name, float32 samples of shape `(channels, samples)` and their rate in Hz."""
+    name = _short(name)
+    if len(data) == 0:
+        raise ValueError(f"{name} is empty (0 bytes); pass a whole audio file.")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            samples = file.read(dtype="float32", always_2d=True).T
+            declared, log, rate = file.frames, file.extra_info, file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"{name} is not readable audio ({error.error_string}): it is corrupt, truncated, or of a format unknown "
+            "to libsndfile. Convert it (ffmpeg -i INPUT output.wav), or pass a torchcodec AudioDecoder."
+        ) from error
+    # For WAV and AIFF libsndfile trusts the file's length over its header and mentions the difference in its log only.
+    sizes = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", log)
+    cut_short = sizes is not None and int(sizes[2]) < int(sizes[1]) < STREAMED_WAV_SIZE
+    if cut_short or samples.shape[1] < declared:
+        raise ValueError(f"{name} is truncated: its header announces more audio than it holds. Fetch the whole file.")
+    return name, samples, rate
+
+
+def _fetch(location: str) -> bytes:
+    """Returns the bytes of a local file or of an http(s) URL."""
+    try:
+        if location.startswith(("http://", "https://")):
+            request = urllib.request.Request(location, headers={"User-Agent": "mmemo"})
+            with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
+                return response.read()
+        with open(location, "rb") as file:
+            return file.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"Cannot read {_short(location)} ({_short(error)}); pass {AUDIO_INPUT_FORMS}.") from error
+
+
+def _short(text: object) -> str:
+    return str(text)[:200]
+
+
+FEATURES = ("mel", "log_mel", "mfcc")
+PRESETS = {
+    "whisper": {"n_mels": 80, "n_fft": 400, "hop_length": 160},
+    "librosa": {"n_mels": 128, "n_fft": 2048, "hop_length": 512},
+}
+# Windowed samples a chunk. An FFT's temporary arrays take 28 bytes a sample: below 2 MiB, however large the batch, and
+# near enough to the CPU's cache that larger chunks are slower.
+CHUNK_SAMPLES = 2**16
+BANDS_PER_BLOCK = 32
+
+
+class MMEmoFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Constructs an MMEmo feature extractor: mel spectrograms, log-mel spectrograms and MFCCs, each clip at its true
+    length.
+
+    The features of a clip, alone or in a batch with any others, are those of the preset's reference within 1e-4 for
+    `log_mel`, and within 1e-6 of the clip's largest magnitude for `mel` and `mfcc` (float32 itself has 1e-7):
+
+    - `"whisper"`: `log_mel` is [`WhisperFeatureExtractor`]'s for this clip alone with `padding="do_not_pad"`: ends
+      reflected, last frame dropped, log10, floor 8 below the clip's maximum, `(x + 4) / 4`. That is `samples //
+      hop_length` frames; a clip shorter than one hop keeps its only frame. `mel` is the power before the logarithm,
+      `mfcc` the DCT of that power in dB.
+    - `"librosa"`: `mel` is `librosa.feature.melspectrogram`, `log_mel` is `librosa.power_to_db` of it (re 1.0, floor
+      80 dB below the clip's maximum), `mfcc` is `librosa.feature.mfcc`; `1 + samples // hop_length` frames.
+
+    This feature extractor inherits from [`~feature_extraction_sequence_utils.SequenceFeatureExtractor`]. Its
+    `feature_size` follows from `features`, and is what an encoder takes as `num_mel_bins`.
+
+    Args:
+        preset (`str`, *optional*, defaults to `"whisper"`):
+            `"whisper"` or `"librosa"`.
+        sampling_rate (`int`, *optional*, defaults to 16000):
+            Rate in Hz at which clips are analysed. Clips of other rates are resampled.
+        features (`Sequence[str]`, *optional*, defaults to `("log_mel",)`):
+            Which of `"mel"`, `"log_mel"` and `"mfcc"` to stack along the channel axis, in this order.
+        n_mels (`int`, *optional*):
+            Number of mel bands. Whisper 80, librosa 128.
+        n_mfcc (`int`, *optional*, defaults to 13):
+            Number of cepstral coefficients.
+        n_fft (`int`, *optional*):
+            Length of the Hann window in samples, an even number. Whisper 400, librosa 2048.
+        hop_length (`int`, *optional*):
+            Samples from one frame to the next. Whisper 160, librosa 512.
+        loudness_dbfs (`float`, *optional*):
+            RMS in dB re full scale to which every clip is brought before it is analysed or truncated. `None` leaves
+            clips as loud as they are, which is what equality with the references takes.
+        padding_value (`float`, *optional*, defaults to 0.0):
+            What frames beyond a clip's end hold.
+
+    Raises:
+        ValueError: if an argument is unknown, impossible, or contradicts another.
+
+    Source: `librosa.feature`; Whisper's `log_mel_spectrogram` (https://github.com/openai/whisper).
+    """
+
+    model_input_names = ["input_features", "attention_mask"]
+
+    def __init__(
+        self,
+        preset: str = "whisper",
+        sampling_rate: int = 16_000,
+        features: tuple[str, ...] = ("log_mel",),
+        n_mels: int | None = None,
+        n_mfcc: int = 13,
+        n_fft: int | None = None,
+        hop_length: int | None = None,
+        loudness_dbfs: float | None = None,
+        padding_value: float = 0.0,
+        **kwargs,
+    ):
+        if preset not in PRESETS:
+            raise ValueError(f"preset={preset!r} is unknown; choose one of {list(PRESETS)}.")
+        names = set(features)
+        if isinstance(features, str) or not names or names - set(FEATURES) or len(names) < len(features):
+            raise ValueError(f"features={features!r} must be a list of different names out of {FEATURES}.")
+        if loudness_dbfs is not None and not -math.inf < loudness_dbfs <= 0:
+            raise ValueError(f"loudness_dbfs={loudness_dbfs} must be a finite level of at most 0 dBFS, or None.")
+        if kwargs.get("padding_side", "right") != "right":
+            raise ValueError(f"padding_side={kwargs['padding_side']!r} is not supported; it is always 'right'.")
+        given = {"n_mels": n_mels, "n_fft": n_fft, "hop_length": hop_length}
+        sizes = PRESETS[preset] | {name: value for name, value in given.items() if value is not None}
+        for name, value in {**sizes, "n_mfcc": n_mfcc, "sampling_rate": sampling_rate}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a positive integer.")
+        self.preset = preset
+        self.features = tuple(features)
+        self.n_mels = sizes["n_mels"]
+        self.n_mfcc = n_mfcc
+        self.n_fft = sizes["n_fft"]
+        self.hop_length = sizes["hop_length"]
+        self.loudness_dbfs = loudness_dbfs
+        if self.n_fft % 2:
+            raise ValueError(f"n_fft={self.n_fft} must be even, so that a window has a middle.")
+        if "mfcc" in self.features and self.n_mfcc > self.n_mels:
+            raise ValueError(f"n_mfcc={self.n_mfcc} must not exceed n_mels={self.n_mels}.")
+
+        channels = {"mel": self.n_mels, "log_mel": self.n_mels, "mfcc": self.n_mfcc}
+        feature_size = sum(channels[feature] for feature in self.features)
+        super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
+        # `FeatureExtractionMixin.to_dict` leaves attributes of these two names out of the saved configuration.
+        self.window = librosa.filters.get_window("hann", self.n_fft, fftbins=True)
+        self.mel_filters = _blocks(librosa.filters.mel(sr=sampling_rate, n_fft=self.n_fft, n_mels=self.n_mels).T)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration to save: the arguments, without what follows from them."""
+        return {name: value for name, value in super().to_dict().items() if name != "feature_size"}
+
+    @property
+    def frame_seconds(self) -> float:
+        """Time from one frame to the next, in seconds. Frame `t` is centred at `t * frame_seconds`."""
+        return self.hop_length / self.sampling_rate
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a clip of `num_samples` samples at `sampling_rate`."""
+        frames = num_samples // self.hop_length
+        return max(frames, 1) if self.preset == "whisper" else frames + 1
+
+    def __call__(
+        self,
+        raw_speech: AudioInput | list[AudioInput],
+        sampling_rate: float | None = None,
+        channel: int | None = None,
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+    ) -> BatchFeature:
+        """
+        Extracts the features of one clip or of a batch.
+
+        Args:
+            raw_speech (`AudioInput` or `list[AudioInput]`):
+                One clip or a list of clips, in any of the forms that [`AudioInput`] lists. A list of numbers is one
+                clip; a two-dimensional array is one clip of shape `(channels, samples)`.
+            sampling_rate (`float`, *optional*), channel (`int`, *optional*):
+                Rate of bare samples in Hz, and the channel to take; see [`load_audio`].
+            padding (`bool`, `str` or [`~utils.PaddingStrategy`], *optional*, defaults to `True`):
+                `True` or `"longest"` pads to the longest clip, `"max_length"` to the frames of `max_length` samples,
+                `False` or `"do_not_pad"` not at all: the result then holds a list with an array for every clip.
+            max_length (`int`, *optional*):
+                Length for `padding="max_length"` and for truncation, in samples at the extractor's `sampling_rate`.
+            pad_to_multiple_of (`int`, *optional*):
+                Rounds the padded number of frames up to a multiple of this.
+            truncation (`bool`, *optional*, defaults to `False`):
+                Whether to cut clips to `max_length` samples.
+            return_attention_mask (`bool`, *optional*):
+                Whether to return the mask; the extractor's own `return_attention_mask` (`True`) decides by default.
+            return_tensors (`str` or [`~utils.TensorType`], *optional*):
+                `"pt"` for torch tensors, `"np"` or nothing for NumPy arrays.
+
+        Returns:
+            [`BatchFeature`] with
+            - **input_features** -- float32 of shape `(batch, feature_size, frames)`; padding holds `padding_value`.
+            - **attention_mask** -- int32 of shape `(batch, frames)`: 1 for real frames, 0 for padding.
+
+        Raises:
+            ValueError: if [`load_audio`] refuses a clip, the batch is empty, or lengths contradict each other.
+        """
+        strategy = self._get_padding_strategies(padding, max_length)
+        if truncation and max_length is None:
+            raise ValueError("truncation=True needs max_length, in samples.")
+        for name, value in {"max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        is_batch = isinstance(raw_speech, (list, tuple)) and not (raw_speech and isinstance(raw_speech[0], Real))
+        inputs: Any = raw_speech if is_batch else [raw_speech]
+        clips = [self._load(clip, sampling_rate, channel) for clip in inputs]
+        if not clips:
+            raise ValueError(f"The batch is empty; pass at least one clip: {AUDIO_INPUT_FORMS}.")
+        if truncation:
+            clips = [clip[:max_length] for clip in clips]
+
+        features = [self._stack(mel) for mel in self._mel_spectrograms(clips)]
+        masks = [np.ones(feature.shape[1], np.int32) for feature in features]
+        batch: dict[str, Any] = {"input_features": features, "attention_mask": masks}
+        if strategy != PaddingStrategy.DO_NOT_PAD:
+            longest = max(len(clip) for clip in clips)
+            if strategy == PaddingStrategy.MAX_LENGTH and max_length is not None:
+                if longest > max_length:
+                    raise ValueError(
+                        f"max_length={max_length} is exceeded by a clip of {longest}; set truncation=True."
+                    )
+                longest = max_length
+            frames = self.num_frames(longest)
+            frames += -frames % (pad_to_multiple_of or 1)
+            batch = {
+                "input_features": _pad(batch["input_features"], frames, self.padding_value),
+                "attention_mask": _pad(batch["attention_mask"], frames, 0),
+            }
+        if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
+            del batch["attention_mask"]
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def _load(self, clip: AudioInput, sampling_rate: float | None, channel: int | None) -> np.ndarray:
+        """Returns float32 samples of shape `(samples,)`, at the loudness asked for."""
+        samples = load_audio(clip, sampling_rate, self.sampling_rate, channel)
+        if self.loudness_dbfs is None:
+            return samples
+        rms = math.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+        return samples * (10 ** (self.loudness_dbfs / 20) / rms)
+
+    def _mel_spectrograms(self, clips: list[np.ndarray]) -> list[np.ndarray]:
+        """Returns the mel power of every clip, float32 of shape `(n_mels, frames)`."""
+        # Every padded clip begins at a multiple of the hop in one long signal, so one strided view holds all frames.
+        # The few of them that straddle two clips are computed too, and dropped.
+        lengths = [math.ceil((len(clip) + self.n_fft) / self.hop_length) * self.hop_length for clip in clips]
+        starts = np.cumsum([0, *lengths])
+        signal = np.zeros(starts[-1], np.float32)
+        for clip, start in zip(clips, starts):
+            padded = np.pad(clip, self.n_fft // 2, mode="reflect" if self.preset == "whisper" else "constant")
+            signal[start : start + len(padded)] = padded
+        frames = np.lib.stride_tricks.sliding_window_view(signal, self.n_fft)[:: self.hop_length]
+        mel = np.empty((len(frames), self.n_mels), np.float32)
+        step = max(1, CHUNK_SAMPLES // self.n_fft)
+        for start in range(0, len(frames), step):
+            spectrum = np.fft.rfft(frames[start : start + step] * self.window)
+            power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+            for bins, bands, filters in self.mel_filters:
+                np.matmul(power[:, bins], filters, out=mel[start : start + step, bands])
+        firsts = starts // self.hop_length
+        return [mel[first : first + self.num_frames(len(clip))].T for first, clip in zip(firsts, clips)]
+
+    def _stack(self, mel: np.ndarray) -> np.ndarray:
+        """Returns the features of one clip, `(feature_size, frames)`, from its mel power, `(n_mels, frames)`."""
+        stacked = []
+        for feature in self.features:
+            if feature == "mel":
+                stacked.append(mel)
+            elif feature == "mfcc":
+                stacked.append(librosa.feature.mfcc(S=librosa.power_to_db(mel), n_mfcc=self.n_mfcc))
+            elif self.preset == "librosa":
+                stacked.append(librosa.power_to_db(mel))
+            else:
+                log_mel = np.log10(np.maximum(mel, 1e-10))
+                stacked.append((np.maximum(log_mel, log_mel.max() - 8.0) + 4.0) / 4.0)
+        return np.concatenate(stacked)
+
+
+def _blocks(mel_filters: np.ndarray) -> list[tuple[slice, slice, np.ndarray]]:
+    """Cuts a filterbank of shape `(bins, bands)` into blocks of bands: the bins they reach, the bands, the filters."""
+    blocks = []
+    for band in range(0, mel_filters.shape[1], BANDS_PER_BLOCK):
+        bands = slice(band, band + BANDS_PER_BLOCK)
+        reached = np.flatnonzero(np.any(mel_filters[:, bands], axis=1))
+        bins = slice(min(reached, default=0), max(reached, default=0) + 1)
+        blocks.append((bins, bands, mel_filters[bins, bands]))
+    return blocks
+
+
+def _pad(arrays: list[np.ndarray], width: int, value: float) -> np.ndarray:
+    """Stacks arrays of shape `(..., length)` into one of shape `(batch, ..., width)`, filled up with `value`."""
+    padded = np.full((len(arrays), *arrays[0].shape[:-1], width), value, arrays[0].dtype)
+    for row, array in zip(padded, arrays):
+        row[..., : array.shape[-1]] = array
+    return padded

@@ -1,0 +1,431 @@
+"""
+Processor of MMEmo: audio, text and word times become the inputs of a model.
+
+Deliberate choices:
+- Whatever is wrong with one item is found in `prepare`, so a pipeline can check items one by one and batch them later.
+- A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros, and a modality that the whole
+  batch lacks is left out.
+- Nothing is cut silently: cut tokens are logged, and clips that an extractor would cut are refused.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+from transformers import (
+    ASTFeatureExtractor,
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    BatchFeature,
+    ProcessorMixin,
+    WhisperFeatureExtractor,
+)
+from transformers.utils import logging
+
+from .feature_extraction_mmemo import AudioInput, load_audio
+
+
+logger = logging.get_logger(__name__)
+
+# What every extractor and encoder needs: two frames of 25 ms, 10 ms apart, and a little more.
+MIN_AUDIO_SECONDS = 0.04
+
+WordTimes: TypeAlias = list[tuple[str, float, float]] | list[dict[str, Any]]
+"""
+The words of one text in their order, each with its start and end in seconds: `("hello", 0.3, 0.7)`, or as the chunks
+of an ASR pipeline, `{"text": "hello", "timestamp": (0.3, 0.7)}`. A "word" may be a phrase; words may be left out.
+"""
+
+
+class MMEmoProcessor(ProcessorMixin):
+    r"""
+    Constructs an MMEmo processor from any feature extractor for audio and any tokenizer; for a model of one modality,
+    from one of them.
+
+    Args:
+        feature_extractor (`SequenceFeatureExtractor`, *optional*):
+            [`MMEmoFeatureExtractor`] or that of the audio encoder: Whisper's, wav2vec2's, AST's, ...
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            That of the text encoder. If it has no padding token (GPT-2, LLaMA), its end-of-sequence token becomes it.
+
+    Raises:
+        ValueError: if both are missing, or if the tokenizer has neither a padding nor an end-of-sequence token.
+
+    Example:
+
+    ```python
+    >>> from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
+    >>> from transformers import AutoTokenizer
+
+    >>> processor = MMEmoProcessor(MMEmoFeatureExtractor(), AutoTokenizer.from_pretrained("bert-base-uncased"))
+    >>> inputs = processor(audio=["call.wav", None], text=[None, "I am so happy!"], return_tensors="pt")
+    ```
+    """
+
+    feature_extractor: Any = None
+    tokenizer: Any = None
+
+    def __init__(self, feature_extractor: Any = None, tokenizer: Any = None):
+        parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
+        present = {name: part for name, part in parts.items() if part is not None}
+        if not present:
+            raise ValueError("MMEmoProcessor needs a feature_extractor, a tokenizer, or both; got neither.")
+        if tokenizer is not None and tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ValueError(
+                    f"{type(tokenizer).__name__} has neither a pad_token nor an eos_token, so texts cannot be padded; "
+                    "set tokenizer.pad_token to a token that the model may ignore."
+                )
+            tokenizer.pad_token = tokenizer.eos_token
+        # ProcessorMixin infers its parts from this signature and can neither check nor save one that is None.
+        self.get_attributes: Callable[[], list[str]] = partial(list, present)
+        super().__init__(**present)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"parts": self.get_attributes()}
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        loaders = {"feature_extractor": AutoFeatureExtractor, "tokenizer": AutoTokenizer}
+        present = (processor_dict or {}).get("parts", list(loaders))
+        return [
+            loader.from_pretrained(pretrained_model_name_or_path, **kwargs) if name in present else None
+            for name, loader in loaders.items()
+        ]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        audio = [] if self.feature_extractor is None else [self._audio_input_name, "audio_attention_mask"]
+        text = [] if self.tokenizer is None else ["input_ids", "attention_mask", "token_times"]
+        return audio + text
+
+    @property
+    def _audio_input_name(self) -> str:
+        return self.feature_extractor.model_input_names[0]
+
+    @property
+    def max_audio_samples(self) -> int | None:
+        """Length in samples beyond which the feature extractor would cut a clip; `None` if it takes any length."""
+        if isinstance(self.feature_extractor, WhisperFeatureExtractor):
+            return self.feature_extractor.n_samples
+        if isinstance(self.feature_extractor, ASTFeatureExtractor):
+            # frames of 25 ms every 10 ms, none of them reaching beyond the clip's ends
+            seconds = 0.025 + 0.010 * self.feature_extractor.max_length
+            return round(seconds * self.feature_extractor.sampling_rate) - 1
+        return None
+
+    def load_audio(
+        self, audio: AudioInput, sampling_rate: float | None = None, channel: int | None = None
+    ) -> np.ndarray:
+        """
+        Loads one clip at the feature extractor's rate; see [`load_audio`] for the arguments.
+
+        Returns:
+            `np.ndarray` of shape `(samples,)`: float32, mono.
+
+        Raises:
+            ValueError: if the clip is refused, too short or too long, or if there is no feature extractor.
+        """
+        if self.feature_extractor is None:
+            raise ValueError("this processor has no feature extractor and takes no audio; pass text.")
+        rate = self.feature_extractor.sampling_rate
+        waveform = load_audio(audio, sampling_rate, rate, channel)
+        if len(waveform) < MIN_AUDIO_SECONDS * rate:
+            raise ValueError(
+                f"the clip lasts {len(waveform) / rate:.4f} s, but at least {MIN_AUDIO_SECONDS} s are needed; leave "
+                "it out, or check its sampling_rate."
+            )
+        if self.max_audio_samples is not None and len(waveform) > self.max_audio_samples:
+            raise ValueError(
+                f"the clip lasts {len(waveform) / rate:.2f} s, but {type(self.feature_extractor).__name__} takes at "
+                f"most {self.max_audio_samples / rate:.2f} s; cut it, or use the mmemo_audio encoder, which takes any "
+                "length."
+            )
+        return waveform
+
+    def prepare(
+        self,
+        audio: AudioInput | None = None,
+        text: str | None = None,
+        word_times: WordTimes | None = None,
+        sampling_rate: float | None = None,
+        channel: int | None = None,
+        index: int | None = None,
+    ) -> dict[str, Any]:
+        """
+        Loads and checks one item, without computing features. What it returns can be prepared again, unchanged.
+
+        Args:
+            audio, text, word_times, sampling_rate, channel: See [`~MMEmoProcessor.__call__`]; of one item.
+            index (`int`, *optional*): Position in the batch, for error messages: `"audio[2]: ..."`.
+
+        Returns:
+            `dict` with
+            - **audio** -- float32 array of shape `(samples,)` at the feature extractor's rate, or `None`.
+            - **text** -- `str`, or `None` if it is blank and there are no words.
+            - **word_times** -- list of `(word, start, end)` in seconds, or `None`.
+
+        Raises:
+            ValueError: if anything in the item is refused, or if it has neither audio nor text.
+        """
+        place = "" if index is None else f"[{index}]"
+        if audio is not None:
+            with _naming(f"audio{place}"):
+                audio = self.load_audio(audio, sampling_rate, channel)
+        if word_times is not None:
+            with _naming(f"word_times{place}"):
+                word_times = _read_word_times(word_times) or None
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"text{place}: expected a str or None, got {type(text).__name__}.")
+        if text is None or not text.strip():
+            text = " ".join(word for word, _, _ in word_times) if word_times else None
+        if text is not None and self.tokenizer is None:
+            raise ValueError(f"text{place}: this processor has no tokenizer and takes no text; pass audio.")
+        if word_times and text:
+            with _naming(f"word_times{place}"):
+                if not self.tokenizer.is_fast:
+                    raise ValueError(
+                        f"{type(self.tokenizer).__name__} does not say which characters a token covers, which placing "
+                        "words in time needs; load a fast tokenizer, or leave word_times out."
+                    )
+                _locate_words([word for word, _, _ in word_times], text)
+        if audio is None and text is None:
+            raise ValueError(
+                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
+            )
+        return {"audio": audio, "text": text, "word_times": word_times}
+
+    def __call__(
+        self,
+        audio: AudioInput | list[AudioInput | None] | None = None,
+        text: str | list[str | None] | None = None,
+        word_times: WordTimes | list[WordTimes | None] | None = None,
+        sampling_rate: float | None = None,
+        channel: int | None = None,
+        padding: bool | str = True,
+        truncation: bool = True,
+        max_length: int | None = None,
+        audio_kwargs: dict[str, Any] | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """
+        Turns one item or a batch into the inputs of a model.
+
+        Args:
+            audio (`AudioInput` or `list[AudioInput | None]`, *optional*):
+                One clip or a list of clips in any of the forms that [`AudioInput`] lists; `None` where there is none.
+                A list of numbers is one clip; a two-dimensional array is one clip of shape `(channels, samples)`.
+            text (`str` or `list[str | None]`, *optional*):
+                One text or a list of texts. A blank text counts as `None`: missing.
+            word_times (`WordTimes` or `list[WordTimes | None]`, *optional*):
+                When each word was spoken. The words are looked up in the text in their order, whatever their case; if
+                the text is missing, it is the words joined by blanks. An empty list counts as `None`.
+            sampling_rate (`float`, *optional*), channel (`int`, *optional*):
+                Rate of bare samples in Hz, and the channel to take; see [`load_audio`].
+            padding (`bool` or `str`, *optional*, defaults to `True`), truncation (`bool`, *optional*, defaults to
+            `True`), max_length (`int`, *optional*):
+                For the text, as in a tokenizer; `max_length` is the tokenizer's `model_max_length` by default. Audio
+                is always padded: to the longest clip, or to the length that Whisper's and AST's extractors have fixed.
+            audio_kwargs (`dict`, *optional*):
+                Further arguments for the feature extractor.
+            return_tensors (`str`, *optional*):
+                `"pt"` for torch tensors, `"np"` for NumPy arrays.
+
+        Returns:
+            [`BatchFeature`] with what the batch has of
+            - **input_features** or **input_values** -- as the feature extractor names and shapes it.
+            - **audio_attention_mask** -- int64 of shape `(batch, frames or samples)`.
+            - **input_ids**, **attention_mask** -- int64 of shape `(batch, tokens)`.
+            - **token_times** -- float32 of shape `(batch, tokens, 2)`: start and end in seconds of the word that a
+              token belongs to, -1 where unknown. Only if the batch has word times.
+
+        Raises:
+            ValueError: naming the place in the batch, if an item is refused by [`~MMEmoProcessor.prepare`]; if the
+                batch is empty or its parts differ in size.
+        """
+        columns = {
+            "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
+            "text": _as_batch(text),
+            "word_times": _as_batch(word_times or None, one=_is_timed_word(_first(word_times))),
+        }
+        sizes = {name: len(column) for name, column in columns.items() if column is not None}
+        if not any(sizes.values()):
+            raise ValueError("There is nothing to process; pass audio, text, or both.")
+        if len(set(sizes.values())) > 1:
+            counts = " but ".join(f"{size} {_PLURALS[name]}" for name, size in sizes.items())
+            raise ValueError(f"Got {counts}; they must match 1:1. Pass None where an item has none.")
+
+        size = max(sizes.values())
+        rows = zip(*(column or [None] * size for column in columns.values()))
+        items = [
+            self.prepare(**dict(zip(columns, row)), sampling_rate=sampling_rate, channel=channel, index=index)
+            for index, row in enumerate(rows)
+        ]
+        waveforms, texts, timings = ([item[name] for item in items] for name in columns)
+        features: dict[str, Any] = {}
+        if any(waveform is not None for waveform in waveforms):
+            features |= self._audio_features(waveforms, audio_kwargs or {})
+        if any(text is not None for text in texts):
+            features |= self._text_features(texts, timings, padding, truncation, max_length)
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    def _audio_features(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
+        """Extracts the features of the clips that are there and scatters them into a batch of zeros."""
+        present = [index for index, waveform in enumerate(waveforms) if waveform is not None]
+        options = {
+            "sampling_rate": self.feature_extractor.sampling_rate,
+            # Whisper's encoder takes 30 s and nothing else.
+            "padding": "max_length" if isinstance(self.feature_extractor, WhisperFeatureExtractor) else True,
+            "return_attention_mask": True,
+            "return_tensors": "np",
+        }
+        extracted = self.feature_extractor([waveforms[index] for index in present], **(options | audio_kwargs))
+        values = np.asarray(extracted[self._audio_input_name], np.float32)
+        # AST's extractor makes no mask: its encoder reads every clip as `max_length` frames.
+        mask = np.asarray(extracted.get("attention_mask", np.ones(values.shape[:2])), np.int64)
+        batch = {
+            self._audio_input_name: np.zeros((len(waveforms), *values.shape[1:]), values.dtype),
+            "audio_attention_mask": np.zeros((len(waveforms), mask.shape[1]), mask.dtype),
+        }
+        for rows, found in zip(batch.values(), (values, mask)):
+            rows[present] = found
+        return batch
+
+    def _text_features(
+        self,
+        texts: list[str | None],
+        timings: list[list[tuple[str, float, float]] | None],
+        padding: bool | str,
+        truncation: bool,
+        max_length: int | None,
+    ) -> dict[str, list]:
+        """Tokenizes the texts; the tokens of a missing one are padding under a mask of zeros."""
+        timed = any(timing is not None for timing in timings)
+        tokenize = partial(
+            self.tokenizer,
+            [text or "" for text in texts],
+            padding=padding,
+            return_attention_mask=True,
+            return_token_type_ids=False,
+            return_offsets_mapping=timed,
+            verbose=False,
+        )
+        encoding = tokenize(truncation=False, max_length=max_length)
+        lengths = [sum(mask) for mask in encoding["attention_mask"]]
+        limit = max_length or self.tokenizer.model_max_length
+        if truncation and max(lengths) > limit:
+            encoding = tokenize(truncation=True, max_length=limit)
+            for index, (length, mask) in enumerate(zip(lengths, encoding["attention_mask"])):
+                if length > limit:
+                    logger.warning(
+                        f"text[{index}]: {length - sum(mask)} of {length} tokens were cut; {limit} is the limit."
+                    )
+
+        input_ids, attention_mask = encoding["input_ids"], encoding["attention_mask"]
+        for index, text in enumerate(texts):
+            if text is None:
+                input_ids[index] = [self.tokenizer.pad_token_id] * len(input_ids[index])
+                attention_mask[index] = [0] * len(attention_mask[index])
+        features = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if timed:
+            features["token_times"] = [_token_times(*row) for row in zip(texts, timings, encoding["offset_mapping"])]
+        return features
+
+
+_PLURALS = {"audio": "audios", "text": "texts", "word_times": "lists of word times"}
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Puts the place in the batch before the message of a `ValueError` that is raised inside."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _first(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (list, tuple)) and batch else None
+
+
+def _as_batch(value: Any, one: bool = False) -> list | None:
+    """Returns a batch as a list, and `one` item as a list of it."""
+    if value is None:
+        return None
+    return list(value) if isinstance(value, (list, tuple)) and not one else [value]
+
+
+def _is_timed_word(entry: Any) -> bool:
+    return isinstance(entry, dict) or isinstance(_first(entry), str)
+
+
+def _read_word_times(word_times: list[Any]) -> list[tuple[str, float, float]]:
+    """Checks word times and returns them as `(word, start, end)`."""
+    words = []
+    for position, entry in enumerate(word_times):
+        try:
+            word, start, end = (entry["text"], *entry["timestamp"]) if isinstance(entry, dict) else entry
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"entry {position} is {entry!r}; expected (word, start, end) or "
+                "{'text': word, 'timestamp': (start, end)}, in seconds."
+            ) from error
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"word {position} is {word!r}; expected a str that is not blank.")
+        numbers = isinstance(start, Real) and isinstance(end, Real)
+        if not numbers or not 0 <= start <= end < math.inf:
+            raise ValueError(
+                f"word {position}, {word!r}, has start={start!r} and end={end!r}; expected finite seconds with "
+                "0 <= start <= end."
+            )
+        words.append((word.strip(), float(start), float(end)))
+    return words
+
+
+def _locate_words(words: list[str], text: str) -> list[tuple[int, int]]:
+    """
+    Returns where each word begins and ends in the text, in characters.
+
+    A word is looked for behind its predecessor: as what comes next, else as a whole word, else inside one.
+    """
+    spans, cursor = [], 0
+    for position, word in enumerate(words):
+        word_pattern = f"({re.escape(word)})"
+        match = (
+            re.compile(rf"\W*?{word_pattern}", re.IGNORECASE).match(text, cursor)
+            or re.compile(rf"(?<!\w){word_pattern}(?!\w)", re.IGNORECASE).search(text, cursor)
+            or re.compile(word_pattern, re.IGNORECASE).search(text, cursor)
+        )
+        if match is None:
+            raise ValueError(
+                f"word {position}, {word!r}, does not occur in the text behind the words before it; the words must be "
+                "those of the text, in its order. Leave the text out to use the words as the text."
+            )
+        spans.append(match.span(1))
+        cursor = match.end(1)
+    return spans
+
+
+def _token_times(
+    text: str | None, word_times: list[tuple[str, float, float]] | None, offsets: list[tuple[int, int]]
+) -> np.ndarray:
+    """
+    Gives each token the time of its word, or of the words that it spans: from the first's start to the last's end.
+
+    Returns:
+        float32 of shape `(tokens, 2)`: start and end in seconds, -1 for tokens of no word.
+    """
+    times = np.full((len(offsets), 2), -1.0, np.float32)
+    if text is None or word_times is None:
+        return times
+    spans = _locate_words([word for word, _, _ in word_times], text)
+    for token, (begin, stop) in enumerate(offsets):  # special tokens and padding have (0, 0)
+        spoken = [timed[1:] for timed, span in zip(word_times, spans) if span[0] < stop and begin < span[1]]
+        if spoken:
+            times[token] = min(start for start, _ in spoken), max(end for _, end in spoken)
+    return times

@@ -1,0 +1,117 @@
+"""Tiny random parts of everything, built once a session; each test gets a copy."""
+
+import copy
+import os
+import tempfile
+from pathlib import Path
+
+
+# Read by the libraries as they are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmemo-modules-")
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from modeling_mmemo import (
+    MMEmoAudioConfig,
+    MMEmoConfig,
+    MMEmoFeatureExtractor,
+    MMEmoForEmotionRecognition,
+    MMEmoProcessor,
+    MultimodalEmotionPipeline,
+)
+
+
+torch.set_num_threads(1)  # the models are too small to share
+LABELS = ("angry", "happy", "neutral", "sad")
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+WORDS = [*SPECIAL_TOKENS, "i", "am", "you", "are", "so", "happy", "sad", "not", "wait", "##ing", "!", ".", ","]
+
+
+@pytest.fixture(scope="session")
+def example_audio():
+    """Path of a recorded utterance."""
+    return sorted((Path(__file__).parents[1] / "examples" / "audio").iterdir())[0]
+
+
+@pytest.fixture(scope="session")
+def make_clip():
+    """Makes float32 samples that are different for each seed, and like each other at all rates."""
+
+    def make(seconds=0.5, seed=0, sampling_rate=16_000):
+        time = np.arange(round(seconds * sampling_rate)) / sampling_rate
+        tones = np.random.default_rng(seed).uniform(100, 2000, size=4)
+        return sum(np.sin(2 * np.pi * tone * time) for tone in tones).astype(np.float32) / 8
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def session_tokenizer():
+    backend = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64)
+
+
+@pytest.fixture
+def tokenizer(session_tokenizer):
+    """WordPiece as in BERT: `[CLS] ... [SEP]`, right padding, lower case."""
+    return copy.deepcopy(session_tokenizer)
+
+
+@pytest.fixture
+def byte_tokenizer():
+    """One token a byte as in GPT-2: an end-of-sequence token, but none for padding, and no limit of length."""
+    vocabulary = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def session_model():
+    torch.manual_seed(0)
+    audio = MMEmoAudioConfig(
+        num_mel_bins=16, d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32
+    )
+    text = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    config = MMEmoConfig(
+        audio_config=audio,
+        text_config=text,
+        fusion_hidden_size=16,
+        num_attention_heads=2,
+        id2label=dict(enumerate(LABELS)),
+        # A random model of the usual range says nearly the same of everything.
+        initializer_range=0.5,
+    )
+    return MMEmoForEmotionRecognition(config).eval()
+
+
+@pytest.fixture
+def model(session_model):
+    return copy.deepcopy(session_model)
+
+
+@pytest.fixture
+def emotion(model, processor):
+    """The pipeline, with a random model."""
+    return MultimodalEmotionPipeline(model=model, processor=processor, task="multimodal-emotion", device="cpu")

@@ -1,0 +1,118 @@
+"""The embedded model: what a newcomer gets from `pipeline("multimodal-emotion")`."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoProcessor
+
+import modeling_mmemo
+from modeling_mmemo import (
+    MMEmoConfig,
+    MMEmoFeatureExtractor,
+    MMEmoForEmotionRecognition,
+    MMEmoModel,
+    MMEmoProcessor,
+    pipeline,
+)
+
+
+DEFAULT = Path(modeling_mmemo.__file__).parent / "default"
+CLIPS = Path(__file__).parents[1] / "examples" / "audio"
+
+
+@pytest.fixture(scope="module")
+def emotion():
+    return pipeline("multimodal-emotion")
+
+
+@pytest.fixture(scope="module")
+def clips():
+    with (CLIPS / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        return [{**row, "audio": str(CLIPS / row["file_name"])} for row in csv.DictReader(file)]
+
+
+def test_its_labels_and_their_order_are_a_promise():
+    config = json.loads((DEFAULT / "config.json").read_text())
+
+    assert list(config["id2label"].values()) == ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
+
+
+def test_it_loads_through_the_auto_classes():
+    assert isinstance(AutoConfig.from_pretrained(DEFAULT), MMEmoConfig)
+    assert isinstance(AutoModel.from_pretrained(DEFAULT), MMEmoModel)
+    assert isinstance(AutoModelForAudioClassification.from_pretrained(DEFAULT), MMEmoForEmotionRecognition)
+    assert isinstance(AutoProcessor.from_pretrained(DEFAULT), MMEmoProcessor)
+    assert isinstance(AutoFeatureExtractor.from_pretrained(DEFAULT), MMEmoFeatureExtractor)
+
+
+def test_no_weight_of_it_is_random():
+    model = MMEmoForEmotionRecognition.from_pretrained(DEFAULT)
+
+    assert model.missing_keys_on_load == ()
+    assert model.dtype == torch.float32
+
+
+def test_it_hears_most_of_the_example_clips(emotion, clips):
+    """Acted with voices, and in a language, that it was not trained on."""
+    heard = [answer[0]["label"] for answer in emotion([clip["audio"] for clip in clips], top_k=1)]
+
+    assert sum(answer == clip["label"] for answer, clip in zip(heard, clips)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("sentence", "label"),
+    [
+        ("I hate you, leave me alone!", "angry"),
+        ("That is wonderful news, I am so glad!", "happy"),
+        ("She died last night and I cannot stop crying.", "sad"),
+    ],
+)
+def test_it_reads_plain_sentences(emotion, sentence, label):
+    assert emotion({"text": sentence})[0]["label"] == label
+
+
+def test_its_answers_do_not_depend_on_the_batch(emotion, clips):
+    items = [
+        clips[0]["audio"],
+        {"text": clips[1]["text"]},
+        {"audio": clips[2]["audio"], "text": "I am not at all sure about this."},
+        {"audio": clips[5]["audio"], "text": clips[5]["text"]},
+    ]
+
+    together = emotion(items, batch_size=4)
+    turned = emotion(items[::-1], batch_size=4)[::-1]
+
+    for item, one, other in zip(items, together, turned):
+        alone = {answer["label"]: answer["score"] for answer in emotion(item)}
+        for answers in (one, other):
+            assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(alone, abs=1e-5)
+
+
+def test_it_comes_back_bit_for_bit_in_a_fresh_process(emotion, clips, tmp_path):
+    emotion.save_pretrained(tmp_path)
+    item = {"audio": clips[0]["audio"], "text": "Stop it."}
+    program = (
+        "import json, sys; from modeling_mmemo import pipeline; "
+        "print(json.dumps(pipeline('multimodal-emotion', model=sys.argv[1])(json.loads(sys.argv[2]))))"
+    )
+
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), json.dumps(item)], capture_output=True, text=True, check=True
+    )
+
+    assert json.loads(run.stdout) == emotion(item)
+
+
+def test_a_checkpoint_without_a_head_is_refused(tmp_path):
+    model = MMEmoForEmotionRecognition.from_pretrained(DEFAULT)
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("text_classifier")}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    MMEmoProcessor.from_pretrained(DEFAULT).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match=r"text_classifier\.bias, text_classifier\.weight"):
+        pipeline("multimodal-emotion", model=str(tmp_path))

@@ -1,0 +1,201 @@
+from math import exp, log
+
+import pytest
+import torch
+from tiny import audio_config, make_config
+from torch import nn
+
+from modeling_mmemo.fusion_mmemo import (
+    CrossAttention,
+    CrossModalLayer,
+    LayerMix,
+    ModalityBranch,
+    ModalityGate,
+    SequencePooling,
+)
+
+
+# The padding, 100, stands behind the first sample and before the second.
+SEQUENCE = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]], [[100.0, 100.0], [1.0, 2.0], [3.0, 6.0]]])
+MASK = torch.tensor([[1, 1, 0], [0, 1, 1]]).bool()
+
+
+def assert_close(actual, expected, **tolerance):
+    torch.testing.assert_close(actual, torch.tensor(expected), **tolerance)
+
+
+@torch.no_grad()
+def set_linear(linear, weight, bias=0.0):
+    linear.weight.copy_(torch.as_tensor(weight))
+    linear.bias.copy_(torch.as_tensor(bias))
+
+
+def cross_attention(num_heads=1):
+    torch.manual_seed(0)
+    return CrossAttention(make_config(fusion_hidden_size=2, num_attention_heads=num_heads))
+
+
+def test_layer_mix_by_hand():
+    mix = LayerMix(num_layers=2, hidden_size=2)
+    mix.weights.data = torch.tensor([0.0, log(3)])  # shares 1/4 and 3/4
+    mix.mean.copy_(torch.tensor([[1.0, 2.0], [0.0, 4.0]]))
+    mix.std.copy_(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    first = torch.tensor([[[5.0, 6.0]]])  # standardised: 2, 4
+    second = torch.tensor([[[4.0, 0.0]]])  # standardised: 4, -2
+    unread = torch.full((1, 1, 2), 100.0)
+    assert_close(mix((unread, first, second)), [[[0.5 + 3.0, 1.0 - 1.5]]])
+
+
+def test_layer_mix_starts_even():
+    states = torch.randn(3, 2, 4, 5)
+    torch.testing.assert_close(LayerMix(3, 5)(tuple(states)), states.mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("mean", [2.0, 4.0]),
+        ("mean_std", [2.0, 4.0, 1.0, 2.0]),
+        ("cls", [1.0, 2.0]),
+        ("last", [3.0, 6.0]),
+        # Scores 0.5 ln 3 and 1.5 ln 3: shares 1/4 and 3/4.
+        ("attention", [0.25 * 1 + 0.75 * 3, 0.25 * 2 + 0.75 * 6]),
+    ],
+)
+def test_pooling_by_hand_over_real_positions(kind, expected):
+    pooling = SequencePooling(kind, hidden_size=2)
+    if kind == "attention":
+        set_linear(pooling.attention, [[log(3) / 2, 0.0]])
+    assert pooling.output_size == len(expected)
+    assert_close(pooling(SEQUENCE, MASK), [expected, expected])
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_std", "cls", "last", "attention"])
+def test_pooling_nothing_gives_zero(kind):
+    pooling = SequencePooling(kind, hidden_size=2)
+    pooled = pooling(SEQUENCE, torch.zeros_like(MASK))
+    assert torch.equal(pooled, torch.zeros(2, pooling.output_size))
+
+
+def test_pooling_one_position_has_finite_gradients():
+    sequence = SEQUENCE.clone().requires_grad_()
+    SequencePooling("mean_std", 2)(sequence, torch.tensor([[1, 0, 0], [0, 0, 0]]).bool()).sum().backward()
+    assert sequence.grad.isfinite().all()
+
+
+def test_branch_of_a_missing_modality_is_zero():
+    branch = ModalityBranch(audio_config("mmemo_audio"), "mean_std", make_config(fusion_hidden_size=4)).eval()
+    states = tuple(torch.randn(3, 2, 3, 16))
+    sequence, embeds = branch(states, torch.tensor([[1, 1, 0], [0, 0, 0]]).bool())
+    assert sequence.shape == (2, 3, 4)
+    assert embeds[0].any()
+    assert not embeds[1].any()
+
+
+@pytest.mark.parametrize("fusion, attends", [("early", False), ("late", False), ("cross_attention", True)])
+def test_branch_projects_a_sequence_only_where_something_attends(fusion, attends):
+    branch = ModalityBranch(audio_config("mmemo_audio"), "mean", make_config(fusion=fusion))
+    assert (branch.projection is not None) == attends
+
+
+def test_branch_reads_the_last_layer_alone():
+    branch = ModalityBranch(audio_config("mmemo_audio"), "mean", make_config(use_weighted_layer_sum=False)).eval()
+    states = list(torch.randn(3, 2, 3, 16))
+    mask = torch.ones(2, 3).bool()
+    _, before = branch(tuple(states), mask)
+    assert torch.equal(branch((states[0] + 1, states[1] + 1, states[2]), mask)[1], before)
+    assert not torch.equal(branch((states[0], states[1], states[2] + torch.randn(16)), mask)[1], before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output_attentions", [False, True])
+def test_cross_attention_by_hand(output_attentions):
+    attention = cross_attention()
+    set_linear(attention.q_proj, torch.eye(2))
+    set_linear(attention.k_proj, torch.eye(2))
+    set_linear(attention.v_proj, torch.eye(2))
+    set_linear(attention.out_proj, 10 * torch.eye(2), [1.0, 2.0])
+    # Scores, over the root of 2: 0 and ln 3, so shares 1/4 and 3/4; the third is padding.
+    queries = torch.tensor([[[1.0, 0.0]]])
+    context = torch.tensor([[[0.0, 4.0], [log(3) * 2**0.5, 8.0], [100.0, 100.0]]])
+    mask = torch.tensor([[1, 1, 0]]).bool()
+    attended, weights = attention(queries, context, mask, None, output_attentions)
+    assert_close(attended, [[[10 * 0.75 * log(3) * 2**0.5 + 1, 10 * 7.0 + 2]]])
+    if output_attentions:
+        assert_close(weights, [[[[0.25, 0.75, 0.0]]]])
+    else:
+        assert weights is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output_attentions", [False, True])
+def test_bias_is_added_to_the_scores(output_attentions):
+    attention = cross_attention()
+    set_linear(attention.q_proj, torch.zeros(2, 2))
+    set_linear(attention.v_proj, torch.eye(2))
+    set_linear(attention.out_proj, torch.eye(2))
+    context = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])
+    bias = torch.tensor([[[[log(3), 0.0]]]])
+    attended, _ = attention(torch.ones(1, 1, 2), context, torch.ones(1, 2).bool(), bias, output_attentions)
+    assert_close(attended, [[[3.0, 1.0]]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output_attentions", [False, True])
+def test_missing_context_adds_exactly_nothing(output_attentions):
+    attention = cross_attention(num_heads=2)
+    mask = torch.tensor([[1, 0, 1], [0, 0, 0]]).bool()
+    attended, weights = attention(torch.randn(2, 4, 2), torch.randn(2, 3, 2), mask, None, output_attentions)
+    assert attended[0].all()
+    assert not attended[1].any()
+    if output_attentions:
+        torch.testing.assert_close(weights[0].sum(dim=-1), torch.ones(2, 4))
+        assert not weights[0, :, :, 1].any()
+        assert not weights[1].any()
+
+
+@torch.no_grad()
+def test_a_word_attends_most_to_the_sound_at_its_time():
+    layer = CrossModalLayer(make_config(fusion_hidden_size=4, num_attention_heads=2)).eval()
+    for attention in (layer.text_to_audio, layer.audio_to_text):
+        set_linear(attention.q_proj, torch.zeros(4, 4))
+    layer.slope.copy_(torch.tensor([0.0, log(exp(log(4)) - 1)]))  # softplus: ln 2 and ln 4
+    masks = torch.ones(1, 3).bool(), torch.ones(1, 2).bool()
+    distance = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 2.0]]])
+    *_, text_map, audio_map = layer(torch.randn(1, 3, 4), torch.randn(1, 2, 4), *masks, distance, True)
+    # Each segment away counts a half in the first head, a quarter in the second.
+    assert_close(text_map[0, 0], [[1 / 4, 2 / 4, 1 / 4], [4 / 7, 2 / 7, 1 / 7]])
+    assert_close(text_map[0, 1], [[1 / 6, 4 / 6, 1 / 6], [16 / 21, 4 / 21, 1 / 21]])
+    # A sound asks the words in the same way: distances (1, 0), (0, 1), (1, 2).
+    assert_close(audio_map[0, 0], [[1 / 3, 2 / 3], [2 / 3, 1 / 3], [2 / 3, 1 / 3]])
+
+
+@torch.no_grad()
+def test_cross_modal_layer_without_the_other_modality_is_its_feed_forward_alone():
+    torch.manual_seed(0)
+    layer = CrossModalLayer(make_config(fusion_hidden_size=4)).eval()
+    audio, text = torch.randn(1, 3, 4), torch.randn(1, 2, 4)
+    there, missing = torch.ones(1, 3).bool(), torch.zeros(1, 2).bool()
+    heard, *_ = layer(audio, text, there, missing, None, False)
+    torch.testing.assert_close(heard, audio + layer.audio_feed_forward(audio))
+
+
+@torch.no_grad()
+def test_gate_by_hand():
+    gate = ModalityGate(width=2, num_voters=3)
+    # Scores: 0 for the first, ln 3 times what the text's last value is for the second, ln 2 for the third.
+    set_linear(gate.score, [[0.0] * 4, [0.0, 0.0, 0.0, log(3)], [0.0] * 4], [0.0, 0.0, log(2)])
+    audio, text = torch.randn(4, 2), torch.tensor([[5.0, 1.0]]).expand(4, 2)
+    voters = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
+    weights = gate(audio, text, voters)
+    assert_close(weights, [[1 / 6, 3 / 6, 2 / 6], [1 / 3, 0, 2 / 3], [0, 1.0, 0], [0, 0, 0]])
+    assert not weights[~voters].any()
+
+
+def test_modules_have_no_parameter_that_takes_no_part():
+    layer = CrossModalLayer(make_config(fusion_hidden_size=4)).eval()
+    masks = torch.ones(1, 3).bool(), torch.ones(1, 2).bool()
+    audio, text, *_ = layer(torch.randn(1, 3, 4), torch.randn(1, 2, 4), *masks, torch.rand(1, 2, 3), False)
+    (audio.square().sum() + text.square().sum()).backward()
+    assert [name for name, parameter in layer.named_parameters() if parameter.grad is None] == []
+    assert isinstance(layer.text_to_audio.q_proj, nn.Linear)

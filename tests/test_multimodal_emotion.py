@@ -1,0 +1,408 @@
+import json
+import logging
+import traceback
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    GPT2Config,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    pipeline,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.pt_utils import KeyDataset
+
+import modeling_mmemo
+from modeling_mmemo import (
+    MMEmoConfig,
+    MMEmoForEmotionRecognition,
+    MMEmoProcessor,
+    MultimodalEmotionPipeline,
+    load_pipeline,
+)
+
+
+DEFAULT_MODEL = modeling_mmemo.pipelines.DEFAULT_MODEL
+LABELS = {"angry", "happy", "neutral", "sad"}
+
+
+@pytest.fixture
+def items(make_clip):
+    """Items of every mixture and length."""
+    return [
+        {"audio": make_clip(0.5, 1), "text": "I am so sad."},
+        {"audio": {"array": make_clip(1.1, 2, 8_000), "sampling_rate": 8_000}},
+        {"text": "so happy!", "word_times": [("so", 0, 0.1), ("happy", 0.2, 0.4)]},
+        make_clip(0.3, 3),
+        {
+            "audio": make_clip(0.8, 4),
+            "text": "you are not happy",
+            "word_times": [("you", 0, 0.2), ("happy", 0.5, 0.8)],
+        },
+        {"audio": make_clip(0.7, 5, 22_050), "text": " ", "sampling_rate": 22_050},
+        {"text": "waiting"},
+    ]
+
+
+def assert_same(actual, expected):
+    """Compares answers, whatever their order of labels, within 1e-5."""
+    assert len(actual) == len(expected)
+    for some, others in zip(actual, expected):
+        assert {s["label"]: s["score"] for s in some} == pytest.approx(
+            {o["label"]: o["score"] for o in others}, abs=1e-5
+        )
+
+
+def test_all_labels_come_sorted_by_score(emotion, items):
+    answer = emotion(items[0])
+    scores = [entry["score"] for entry in answer]
+    assert {entry["label"] for entry in answer} == LABELS
+    assert all(set(entry) == {"label", "score"} for entry in answer)
+    assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
+    assert scores[0] - scores[-1] > 1e-3  # the model tells them apart
+
+
+def test_scores_are_the_softmax_of_the_models_logits(emotion, items):
+    inputs = emotion.processor(audio=items[0]["audio"], text=items[0]["text"], return_tensors="pt")
+    expected = emotion.model(**inputs).logits.softmax(dim=-1)[0].tolist()
+    answer = {entry["label"]: entry["score"] for entry in emotion(items[0])}
+    assert [answer[emotion.model.config.id2label[i]] for i in range(4)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_items_have_the_same_answers_alone_and_in_any_batch(emotion, items, batch_size):
+    alone = [emotion(item) for item in items]
+    assert_same(emotion(items, batch_size=batch_size), alone)
+    assert_same(emotion(items[::-1], batch_size=batch_size), alone[::-1])
+    assert len({tuple(entry["score"] for entry in answer) for answer in alone}) == len(items)
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TOWERS = {
+    "whisper": (
+        WhisperFeatureExtractor,
+        WhisperConfig(
+            d_model=16,
+            encoder_layers=2,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+        ),
+    ),
+    "wav2vec2": (
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2Config(**SMALL, conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2),
+    ),
+    "ast": (lambda: ASTFeatureExtractor(num_mel_bins=32), ASTConfig(**SMALL, num_mel_bins=32)),
+}
+
+
+@pytest.mark.parametrize("audio", TOWERS)
+def test_encoders_of_the_hub_plug_in(audio, byte_tokenizer, items):
+    torch.manual_seed(0)
+    extractor, audio_config = TOWERS[audio]
+    text_config = GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, eos_token_id=0)
+    config = MMEmoConfig(audio_config=audio_config, text_config=text_config, fusion_hidden_size=16)
+    plugged = MultimodalEmotionPipeline(
+        model=MMEmoForEmotionRecognition(config), processor=MMEmoProcessor(extractor(), byte_tokenizer), device="cpu"
+    )
+    alone = [plugged(item) for item in items]
+    assert_same(plugged(items, batch_size=4), alone)
+    assert len({tuple(entry["score"] for entry in answer) for answer in alone}) == len(items)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_workers_change_nothing(emotion, items, batch_size):
+    expected = emotion(items, batch_size=batch_size)
+    assert_same(emotion(items, batch_size=batch_size, num_workers=2), expected)
+    assert_same(list(emotion((item for item in items), batch_size=batch_size, num_workers=2)), expected)
+
+
+def test_every_form_of_audio_has_the_same_answer(emotion, make_clip, tmp_path):
+    clip = make_clip(0.5)
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, clip, 16_000, subtype="FLOAT")
+
+    class Decoder:
+        def get_all_samples(self):
+            return type("Samples", (), {"data": torch.tensor(clip)[None], "sample_rate": 16_000})
+
+    forms = [
+        str(path),
+        path,
+        path.read_bytes(),
+        clip,
+        np.stack([clip, clip]),
+        torch.tensor(clip),
+        {"array": clip, "sampling_rate": 16_000},
+        {"raw": clip, "sampling_rate": 16_000},
+        {"path": str(path)},
+        {"path": None, "bytes": path.read_bytes()},
+        Decoder(),
+    ]
+    expected = emotion({"audio": clip})
+    for form in forms:
+        assert_same([emotion(form), emotion({"audio": form})], [expected] * 2)
+    assert_same(emotion(forms, batch_size=4), [expected] * len(forms))
+
+
+def test_a_recording_has_an_answer(emotion, example_audio):
+    assert_same([emotion(example_audio)], [emotion({"audio": str(example_audio)})])
+
+
+def test_iterables_stream(emotion, items):
+    expected = emotion(items)
+    taken = []
+
+    def stream():
+        for item in items:
+            taken.append(item)
+            yield item
+
+    answers = emotion(stream())
+    assert_same([next(iter(answers))], expected[:1])
+    assert len(taken) < len(items)
+    for many in (tuple(items), map(dict, items[4:5])):
+        answers = list(emotion(many, batch_size=2))
+        assert_same(answers, expected if len(answers) > 1 else expected[4:5])
+    assert emotion([]) == []
+
+
+def test_datasets_of_torch_and_of_datasets(emotion, make_clip, tmp_path):
+    paths = [tmp_path / f"{seed}.wav" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        soundfile.write(path, make_clip(0.3 + seed / 10, seed), 16_000)
+    texts = ["so sad", None, "happy"]
+    rows = datasets.Dataset.from_dict({"audio": [str(path) for path in paths], "text": texts})
+    rows = rows.cast_column("audio", datasets.Audio(decode=False))
+    both = emotion([{"audio": str(path), "text": text} for path, text in zip(paths, texts)])
+    audio = emotion([str(path) for path in paths])
+    assert_same(list(emotion(rows, batch_size=2)), both)
+    assert_same([emotion(row) for row in rows], both)
+    assert_same(list(emotion(KeyDataset(rows, "audio"), batch_size=2)), audio)
+    assert_same(list(emotion(KeyDataset(rows, "audio"), batch_size=2, num_workers=2)), audio)
+
+    class Paths(Dataset):
+        def __len__(self):
+            return len(paths)
+
+        def __getitem__(self, index):
+            return paths[index]
+
+    assert_same(list(emotion(Paths(), batch_size=2)), audio)
+
+
+def test_top_k(emotion, items):
+    every = emotion(items[0])
+    assert emotion(items[0], top_k=1) == every[:1]
+    assert emotion(items[0], top_k=99) == every
+    set_up = MultimodalEmotionPipeline(model=emotion.model, processor=emotion.processor, top_k=2, device="cpu")
+    assert set_up(items[0]) == every[:2]
+    assert set_up(items[0], top_k=None) == every
+
+
+def scores_by_label(emotion, item, **kwargs):
+    return torch.tensor([e["score"] for e in sorted(emotion(item, **kwargs), key=lambda e: e["label"])])
+
+
+def test_function_to_apply(emotion, items):
+    logits = scores_by_label(emotion, items[0], function_to_apply="none")
+    for name, expected in (("softmax", logits.softmax(0)), ("sigmoid", logits.sigmoid())):
+        torch.testing.assert_close(scores_by_label(emotion, items[0], function_to_apply=name), expected)
+    assert not torch.allclose(logits, logits.softmax(0))
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "function"),
+    [
+        (None, "softmax"),
+        ("single_label_classification", "softmax"),
+        ("multi_label_classification", "sigmoid"),
+        ("regression", "none"),
+    ],
+)
+def test_the_function_follows_the_problem(emotion, items, problem_type, function):
+    emotion.model.config.problem_type = problem_type
+    by_default = scores_by_label(emotion, items[0])
+    torch.testing.assert_close(by_default, scores_by_label(emotion, items[0], function_to_apply=function))
+
+
+def test_modality_weights(emotion, items):
+    answers = emotion(items, batch_size=3, return_modality_weights=True)
+    for answer in answers:
+        assert set(answer) == {"scores", "modality_weights"}
+        assert sum(answer["modality_weights"].values()) == pytest.approx(1, abs=1e-5)
+    assert_same([answer["scores"] for answer in answers], emotion(items))
+    weights = [answer["modality_weights"] for answer in answers]
+    assert [w["audio"] for w in weights[1:4]] == [1, 0, 1]
+    assert 0 < weights[0]["text"] < 1
+
+
+def test_channel(emotion, make_clip):
+    stereo = np.stack([make_clip(seed=1), make_clip(seed=2)])
+    assert emotion(stereo, channel=1) == emotion(stereo[1])
+    assert emotion([stereo], channel=0) == [emotion(stereo[0])]
+
+
+def test_the_callers_item_is_left_alone(emotion, items):
+    before = dict(items[4])
+    emotion(items[4])
+    assert items[4] is not before and list(items[4]) == list(before)
+    assert all(items[4][key] is before[key] for key in before)
+
+
+def test_half_precision(emotion, items):
+    expected = emotion(items)
+    emotion.model.bfloat16()
+    for some, others in zip(emotion(items, batch_size=3), expected):
+        scores = {entry["label"]: entry["score"] for entry in some}
+        assert scores == pytest.approx({entry["label"]: entry["score"] for entry in others}, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({}, "audio and text are both missing"),
+        ({"text": " "}, "audio and text are both missing"),
+        (None, "audio and text are both missing"),
+        ({"text": "so", "label": 1, "id": 2}, r"unknown keys \['label', 'id'\]; an item may have \('audio', 'text'"),
+        (
+            "no_such.wav",
+            "audio: Cannot read no_such.wav .*A str is the path of an audio; to give a text, pass {'text'",
+        ),
+        (object(), "audio: object is not an audio input; pass a path"),
+        (np.zeros(99, np.float32), "audio: .*silent"),
+        ({"path": "call.wav", "text": "so"}, r"unknown keys \['path'\]"),
+        ({"text": ["so"]}, "text: expected a str or None, got list"),
+        ({"text": "so", "word_times": [("sad", 0, 1)]}, "word_times: word 0, 'sad', does not occur"),
+    ],
+)
+def test_a_bad_item_is_named(emotion, items, item, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        emotion(item)
+    many = [items[0], items[6], item, items[2]]
+    with pytest.raises(ValueError, match=f"^Item 2: {message}"):
+        emotion(many, batch_size=2)
+    answers = iter(emotion(item for item in many))
+    assert len([next(answers), next(answers)]) == 2
+    with pytest.raises(ValueError, match=f"^Item 2: {message}"):
+        next(answers)
+
+
+def test_a_worker_names_the_bad_item(emotion, items):
+    with pytest.raises(ValueError, match=r"Item 2: audio: Cannot read no_such\.wav") as raised:
+        emotion([*items[:2], "no_such.wav"], num_workers=1)
+    traceback.clear_frames(raised.tb)  # or the garbage collector finds the worker, and waits 5 s for it
+
+
+def test_bad_parameters_are_named(emotion, items):
+    with pytest.raises(ValueError, match=r"function_to_apply='tanh' is unknown; choose one of \['softmax', 'sigmoid'"):
+        emotion(items[0], function_to_apply="tanh")
+    with pytest.raises(ValueError, match="top_k=0 must be at least 1"):
+        emotion(items[0], top_k=0)
+    with pytest.raises(TypeError, match=r"Unknown parameters \['topk'\]; valid ones are"):
+        emotion(items[0], topk=1)
+
+
+@pytest.mark.parametrize("absent", ["audio", "text"])
+def test_a_model_of_one_modality_refuses_the_other(emotion, items, absent):
+    config = emotion.model.config.to_dict() | {f"{absent}_config": None}
+    model = MMEmoForEmotionRecognition(MMEmoConfig(**config)).eval()
+    single = MultimodalEmotionPipeline(model=model, processor=emotion.processor, device="cpu")
+    with pytest.raises(ValueError, match=f"^this model has no {absent} encoder; leave '{absent}' out"):
+        single(items[0])
+    present = {"audio": "text", "text": "audio"}[absent]
+    assert len(single({present: items[0][present]}, return_modality_weights=True)["scores"]) == 4
+
+
+def test_random_weights_are_refused(model, processor):
+    for missing, named in ((("a",), "a"), (tuple("abcdefg"), r"a, b, c, d, e, \.\.\.")):
+        model.missing_keys_on_load = missing
+        message = f"^{len(missing)} weights of MMEmoForEmotionRecognition .*mean nothing: {named}\\. Load a checkpoint"
+        with pytest.raises(ValueError, match=message):
+            MultimodalEmotionPipeline(model=model, processor=processor)
+
+
+def test_a_model_in_training_answers_without_dropout(model, processor, emotion, items):
+    model.train()
+    assert_same(MultimodalEmotionPipeline(model=model, processor=processor, device="cpu")(items), emotion(items))
+
+
+def test_saved_and_loaded_it_answers_the_same(emotion, items, tmp_path):
+    expected = emotion(items)
+    emotion.save_pretrained(tmp_path)
+    assert str(Path(DEFAULT_MODEL).parent) not in (tmp_path / "config.json").read_text()
+    for loaded in (
+        pipeline("multimodal-emotion", model=str(tmp_path), device="cpu", local_files_only=True),
+        load_pipeline(tmp_path, device="cpu"),
+        load_pipeline(emotion.model, processor=emotion.processor, device="cpu"),
+    ):
+        assert type(loaded) is MultimodalEmotionPipeline
+        assert_same(loaded(items), expected)
+
+
+def test_saved_with_its_code_it_answers_without_the_package(emotion, items, tmp_path):
+    expected = emotion(items)
+    emotion.save_pretrained(tmp_path, remote_code=True)
+    entry = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+    assert entry == {
+        "multimodal-emotion": {
+            "impl": "multimodal_emotion.MultimodalEmotionPipeline",
+            "pt": ["AutoModelForAudioClassification"],
+        }
+    }
+    remote = pipeline("multimodal-emotion", model=str(tmp_path), trust_remote_code=True, device="cpu")
+    assert type(remote).__module__.startswith("transformers_modules.")
+    assert_same(remote(items), expected)
+    local = load_pipeline(str(tmp_path), device="cpu")
+    assert type(local) is MultimodalEmotionPipeline
+    assert_same(local(items), expected)
+    local.save_pretrained(tmp_path / "again")
+    again = pipeline("multimodal-emotion", model=str(tmp_path / "again"), device="cpu")
+    assert_same(again(items), expected)
+
+
+def test_what_is_pushed_brings_its_code_along(emotion, monkeypatch):
+    class Hub:
+        def create_repo(self, repo_id, **kwargs):
+            return type("Url", (), {"repo_id": repo_id})
+
+    pushed = {}
+
+    def upload(self, folder, repo_id, **kwargs):
+        pushed[repo_id] = {path.name for path in Path(folder).iterdir()}
+
+    card = type("Card", (), {"save": lambda self, path: None})()
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: card)
+    monkeypatch.setattr(MultimodalEmotionPipeline, "_upload_modified_files", upload)
+    emotion.push_to_hub("someone/emotion")
+    assert {"multimodal_emotion.py", "model.safetensors", "processor_config.json"} <= pushed["someone/emotion"]
+
+
+def test_the_embedded_model_is_the_default(emotion, items, tmp_path, monkeypatch, caplog):
+    assert Path(DEFAULT_MODEL) == Path(modeling_mmemo.__file__).parent / "default"
+    task = PIPELINE_REGISTRY.supported_tasks["multimodal-emotion"]
+    assert task["default"] == {"model": (DEFAULT_MODEL, None)}
+    expected = emotion(items)
+    emotion.save_pretrained(tmp_path)
+    monkeypatch.setitem(task, "default", {"model": (str(tmp_path), None)})
+    monkeypatch.setattr(modeling_mmemo.pipelines, "DEFAULT_MODEL", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for loaded in (pipeline("multimodal-emotion", device="cpu"), load_pipeline(device="cpu")):
+        assert type(loaded) is MultimodalEmotionPipeline
+        assert_same(loaded(items), expected)
+    assert not caplog.records
+    logging.getLogger("transformers.pipelines").warning("defaulted to some other model")
+    assert caplog.records

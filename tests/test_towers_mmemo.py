@@ -1,0 +1,230 @@
+import pytest
+import torch
+from tiny import AUDIO, TEXT, alone, audio_config, audio_inputs, pad_left, rows, spread, text_config, text_inputs
+from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    BertConfig,
+    BertForMaskedLM,
+    HubertForCTC,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    WhisperForConditionalGeneration,
+)
+
+from modeling_mmemo import MMEmoAudioConfig, MMEmoAudioEncoder
+from modeling_mmemo.towers_mmemo import (
+    build_tower,
+    encode_audio,
+    encode_text,
+    load_tower,
+    num_hidden_states,
+    position_times,
+    seconds_per_position,
+)
+
+
+WAVEFORM = ("wav2vec2", "wav2vec2_layer_norm", "hubert", "wavlm")
+# RoBERTa's first position is the one behind its padding index of 1.
+MOST_TOKENS = {**dict.fromkeys(TEXT, 64), "roberta": 62, "xlm-roberta": 62}
+T5 = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50, decoder_start_token_id=0)
+
+
+def audio_tower(name):
+    return spread(build_tower(audio_config(name)))
+
+
+def text_tower(name):
+    return spread(build_tower(text_config(name)))
+
+
+def hear(tower, inputs):
+    values = next(value for name, value in inputs.items() if name != "audio_attention_mask")
+    return encode_audio(tower, values, inputs["audio_attention_mask"])
+
+
+def read(tower, inputs):
+    return encode_text(tower, inputs["input_ids"], inputs["attention_mask"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", AUDIO)
+def test_a_clip_gives_the_same_alone_and_in_a_batch(name):
+    tower, inputs = audio_tower(name), audio_inputs(name)
+    states, mask = hear(tower, inputs)
+    assert len(states) == num_hidden_states(tower.config) == 3
+    assert all(layer.shape == (*mask.shape, 16) for layer in states)
+    for row in (0, 1, 3):
+        one, own_mask = hear(tower, alone(inputs, row, fixed_length=name == "whisper"))
+        positions = own_mask.sum()
+        assert mask[row].sum() == positions > 0
+        for layer, one_layer in zip(states, one):
+            torch.testing.assert_close(layer[row, :positions], one_layer[0, :positions], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", AUDIO)
+def test_a_missing_clip_has_no_positions_and_gives_no_nan(name):
+    tower = audio_tower(name)
+    for inputs in (audio_inputs(name), rows(audio_inputs(name), [2])):
+        states, mask = hear(tower, inputs)
+        assert all(layer.isfinite().all() for layer in states)
+        assert mask.any(dim=1).tolist() == inputs["audio_attention_mask"].any(dim=1).tolist()
+
+
+@pytest.mark.parametrize(
+    "name, positions",
+    [
+        # (frames + 1) // 2
+        ("mmemo_audio", [20, 38, 0, 11]),
+        ("whisper", [20, 30, 0, 11]),
+        # (samples - 10) // 5 + 1 = 119, 199, 139; then (... - 3) // 2 + 1
+        *((name, [59, 99, 0, 69]) for name in WAVEFORM),
+        # 2 special ones, 2 bands of 4 patches
+        ("ast", [10, 10, 0, 10]),
+    ],
+)
+def test_the_mask_is_downsampled_as_the_tower_downsamples(name, positions):
+    _, mask = hear(audio_tower(name), audio_inputs(name))
+    assert mask.sum(dim=1).tolist() == positions
+    assert mask.shape[1] == max(positions)
+    assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TEXT)
+def test_a_text_gives_the_same_alone_and_in_a_batch_and_under_left_padding(name):
+    tower, inputs = text_tower(name), text_inputs()
+    states = read(tower, inputs)
+    left = read(tower, pad_left(inputs))
+    assert len(states) == num_hidden_states(tower.config) == tower.config.num_hidden_layers + 1
+    assert states[-1].shape == (4, 9, tower.config.hidden_size)
+    for row, length in ((0, 5), (1, 9), (2, 7)):
+        one = read(tower, alone(inputs, row))
+        for layer, left_layer, one_layer in zip(states, left, one):
+            torch.testing.assert_close(layer[row, :length], one_layer[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(left_layer[row, -length:], one_layer[0], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TEXT)
+def test_a_missing_text_gives_no_nan(name):
+    tower, inputs = text_tower(name), text_inputs()
+    for batch in (inputs, rows(inputs, [3])):
+        assert all(layer.isfinite().all() for layer in read(tower, batch))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, most", MOST_TOKENS.items())
+def test_a_text_longer_than_the_tower_has_positions_is_refused(name, most):
+    tower = text_tower(name)
+    tokens = torch.randint(4, 50, (1, most + 1))
+    assert read(tower, {"input_ids": tokens[:, 1:], "attention_mask": torch.ones(1, most)})[0].shape[1] == most
+    with pytest.raises(ValueError, match=f"has {most + 1} tokens, but the .* tower has {most} positions; truncate"):
+        read(tower, {"input_ids": tokens, "attention_mask": torch.ones(1, most + 1)})
+
+
+@torch.no_grad()
+def test_the_last_state_stands_behind_the_closing_norm():
+    tower, inputs = text_tower("llama"), alone(text_inputs(), 1)
+    expected = tower(inputs["input_ids"]).last_hidden_state
+    torch.testing.assert_close(read(tower, inputs)[-1], expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model_class, config, prefix",
+    [
+        (BertForMaskedLM, text_config("bert"), "bert"),
+        (LlamaForCausalLM, text_config("llama"), "model"),
+        (T5ForConditionalGeneration, T5, "encoder"),
+        (WhisperForConditionalGeneration, audio_config("whisper"), "model.encoder"),
+        (Wav2Vec2ForCTC, audio_config("wav2vec2"), "wav2vec2"),
+        (HubertForCTC, audio_config("hubert"), "hubert"),
+        (ASTForAudioClassification, audio_config("ast"), "audio_spectrogram_transformer"),
+    ],
+)
+def test_the_tower_of_a_saved_whole_model(model_class, config, prefix, tmp_path):
+    whole = spread(model_class(config))
+    whole.save_pretrained(tmp_path)
+    tower = load_tower(str(tmp_path), torch.float32)
+    weights = whole.get_submodule(prefix).state_dict()
+    assert tower.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[key]) for key, value in tower.state_dict().items())
+
+
+def test_a_saved_audio_encoder_is_a_tower(tmp_path):
+    audio_tower("mmemo_audio").save_pretrained(tmp_path)
+    assert type(load_tower(str(tmp_path), torch.float32)) is MMEmoAudioEncoder
+
+
+def test_a_tower_comes_in_the_data_type_asked_for(tmp_path):
+    text_tower("bert").save_pretrained(tmp_path)
+    tower = load_tower(str(tmp_path), torch.bfloat16)
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    "model_class, config, deeper, lacking",
+    [
+        (BertForMaskedLM, text_config("bert"), {"num_hidden_layers": 3}, "encoder.layer.2"),
+        (WhisperForConditionalGeneration, audio_config("whisper"), {"encoder_layers": 3}, "encoder.layers.2"),
+    ],
+)
+def test_a_checkpoint_without_a_layer_is_refused(model_class, config, deeper, lacking, tmp_path):
+    model = model_class(config)
+    model.save_pretrained(tmp_path)
+    model.config.update(deeper)
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"lacks weights of its encoder: \['{lacking}"):
+        load_tower(str(tmp_path), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_pooler_that_nothing_reads_is_left_out(name):
+    assert not [key for key in build_tower(text_config(name)).state_dict() if "pooler" in key]
+
+
+@pytest.mark.parametrize(
+    "config, seconds",
+    [
+        (MMEmoAudioConfig(), 0.02),
+        # Twice a hop of 256 samples at 16 kHz.
+        (MMEmoAudioConfig(frame_seconds=0.016), 0.032),
+        (audio_config("whisper"), 0.02),
+        # Strides of 5 * 2^6 = 320 samples.
+        (Wav2Vec2Config(), 0.02),
+        # Strides of 5 * 2 = 10 samples.
+        (audio_config("hubert"), 0.000625),
+        # Patches start every 10 frames of 10 ms.
+        (ASTConfig(), 0.1),
+        (BertConfig(), None),
+    ],
+)
+def test_seconds_per_position(config, seconds):
+    assert seconds_per_position(config) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_position_times_are_the_middles():
+    times = position_times(audio_config("mmemo_audio"), 3, 0.02)
+    torch.testing.assert_close(times, torch.tensor([0.01, 0.03, 0.05]))
+
+
+def test_position_times_of_spectrogram_patches():
+    # Patches of 8 frames and 8 bands: 4 in time, 2 in frequency.
+    times = position_times(audio_config("ast"), 10, 0.08)
+    band = [0.04, 0.12, 0.20, 0.28]
+    torch.testing.assert_close(times, torch.tensor([-1, -1, *band, *band]))
+
+
+@torch.no_grad()
+def test_a_sound_changes_the_patches_of_its_time():
+    tower, inputs = audio_tower("ast"), rows(audio_inputs("ast"), [1])
+    times = position_times(tower.config, 10, seconds_per_position(tower.config))
+    before = hear(tower, inputs)[0][0]
+    inputs["input_values"][:, 8:16] += 1  # from 0.08 s to 0.16 s
+    changed = (hear(tower, inputs)[0][0] != before).any(dim=-1)[0]
+    assert times[changed].tolist() == pytest.approx([0.12, 0.12])

@@ -1,0 +1,189 @@
+"""Tiny configurations of every architecture, and samples for them.
+
+The samples stand under garbage rather than zeros where their masks are 0: nothing there may reach a result.
+"""
+
+import copy
+
+import torch
+from transformers import (
+    ASTConfig,
+    BertConfig,
+    DistilBertConfig,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    HubertConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    Wav2Vec2Config,
+    WavLMConfig,
+    WhisperConfig,
+    XLMRobertaConfig,
+)
+
+from modeling_mmemo import MMEmoAudioConfig, MMEmoConfig, MMEmoForEmotionRecognition
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TOKENS = {"vocab_size": 50, "bos_token_id": 2, "eos_token_id": 3}
+ENCODER = {**SIZES, **TOKENS, "max_position_embeddings": 64}
+# Two heads ask one key and value, as decoders share them.
+DECODER = {**ENCODER, "num_key_value_heads": 1}
+WHISPER = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "num_mel_bins": 8,
+    "max_source_positions": 30,
+}
+WAVEFORM = {
+    **SIZES,
+    "conv_dim": (16, 16),
+    "conv_stride": (5, 2),
+    "conv_kernel": (10, 3),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 2,
+}
+
+_AUDIO_CONFIGS = {
+    "mmemo_audio": MMEmoAudioConfig(**WHISPER),
+    "whisper": WhisperConfig(
+        **WHISPER,
+        **TOKENS,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=16,
+        pad_token_id=0,
+        decoder_start_token_id=3,
+    ),
+    "wav2vec2": Wav2Vec2Config(**WAVEFORM),
+    "wav2vec2_layer_norm": Wav2Vec2Config(**WAVEFORM, feat_extract_norm="layer", do_stable_layer_norm=True),
+    "hubert": HubertConfig(**WAVEFORM),
+    "wavlm": WavLMConfig(**WAVEFORM),
+    "ast": ASTConfig(**SIZES, max_length=32, num_mel_bins=16, patch_size=8, time_stride=8, frequency_stride=8),
+}
+_TEXT_CONFIGS = {
+    "bert": BertConfig(**ENCODER),
+    "roberta": RobertaConfig(**ENCODER),
+    "distilbert": DistilBertConfig(
+        dim=16, n_layers=2, n_heads=2, hidden_dim=32, vocab_size=50, max_position_embeddings=64
+    ),
+    "xlm-roberta": XLMRobertaConfig(**ENCODER),
+    "minilm": BertConfig(**{**ENCODER, "hidden_size": 24, "num_attention_heads": 12, "num_hidden_layers": 3}),
+    "llama": LlamaConfig(**DECODER),
+    "gpt2": GPT2Config(**TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=64),
+    "qwen2": Qwen2Config(**DECODER),
+    "qwen3": Qwen3Config(**DECODER, head_dim=8),
+    "gemma": GemmaConfig(**DECODER, head_dim=8),
+    # A window shorter than the text, so that it matters where the text begins.
+    "gemma3_text": Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=4),
+}
+AUDIO = tuple(_AUDIO_CONFIGS)
+TEXT = tuple(_TEXT_CONFIGS)
+# Every tower, each with one partner.
+PAIRS = [*((audio, "bert") for audio in AUDIO), *(("mmemo_audio", text) for text in TEXT if text != "bert")]
+
+# Row 0 is shorter than its batch, row 1 fills it, row 2 has no audio, row 3 no text.
+BOTH, WHOLE, TEXT_ONLY, AUDIO_ONLY = range(4)
+_TEXT_LENGTHS = (5, 9, 7, 0)
+_AUDIO_SHAPES = {
+    # Longer than one window of 60 frames.
+    "mmemo_audio": ("input_features", (8, 75), (40, 75, 0, 21)),
+    "whisper": ("input_features", (8, 60), (40, 60, 0, 21)),
+    "ast": ("input_values", (32, 16), (32, 32, 0, 32)),
+}
+_WAVEFORM_SHAPE = ("input_values", (1000,), (600, 1000, 0, 703))
+
+
+def audio_config(name):
+    return None if name is None else copy.deepcopy(_AUDIO_CONFIGS[name])
+
+
+def text_config(name):
+    return None if name is None else copy.deepcopy(_TEXT_CONFIGS[name])
+
+
+def make_config(audio="mmemo_audio", text="bert", **fields):
+    fields = {"fusion_hidden_size": 16, "num_attention_heads": 2, **fields}
+    return MMEmoConfig(audio_config=audio_config(audio), text_config=text_config(text), **fields)
+
+
+def spread(model):
+    """Draws the weights wide: a new model of the usual range says nearly the same of everything."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def make_model(audio="mmemo_audio", text="bert", **fields):
+    return spread(MMEmoForEmotionRecognition(make_config(audio, text, **fields)))
+
+
+def _mask(lengths, size):
+    return (torch.arange(size) < torch.tensor(lengths).unsqueeze(1)).long()
+
+
+def audio_inputs(name="mmemo_audio"):
+    """The audio of the four samples, as the model's inputs."""
+    reads, shape, lengths = _AUDIO_SHAPES.get(name, _WAVEFORM_SHAPE)
+    values = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    return {reads: values, "audio_attention_mask": _mask(lengths, shape[reads == "input_features"])}
+
+
+def text_inputs():
+    """The text of the four samples, as the model's inputs; the first two know when two of their words were said."""
+    input_ids = torch.randint(4, 50, (4, 9), generator=torch.Generator().manual_seed(0))
+    token_times = torch.full((4, 9, 2), -1.0)
+    token_times[0, 1] = torch.tensor([0.1, 0.3])
+    token_times[1, 2] = torch.tensor([0.0, 0.2])
+    return {"input_ids": input_ids, "attention_mask": _mask(_TEXT_LENGTHS, 9), "token_times": token_times}
+
+
+def make_inputs(audio="mmemo_audio"):
+    return {**audio_inputs(audio), **text_inputs()}
+
+
+def rows(inputs, indices):
+    return {name: values[indices] for name, values in inputs.items()}
+
+
+def alone(inputs, row, fixed_length=False):
+    """One sample without the others: no padding (where its tower can do without), no trace of what is missing."""
+    sample = {name: values[[row]] for name, values in inputs.items()}
+    for mask_name, names in (
+        ("audio_attention_mask", ("input_features", "input_values")),
+        ("attention_mask", ("input_ids", "token_times")),
+    ):
+        if mask_name not in sample:
+            continue
+        mask = sample[mask_name]
+        length = int(mask.sum())
+        if length == 0:
+            del sample[mask_name]
+        elif not (fixed_length and mask_name == "audio_attention_mask"):
+            sample[mask_name] = mask[:, :length]
+        for name in sample.keys() & set(names):
+            if length == 0:
+                del sample[name]
+            elif name == "input_features" and not fixed_length:
+                sample[name] = sample[name][:, :, :length]
+            elif name != "input_features":
+                sample[name] = sample[name][:, :length]
+    return sample
+
+
+def pad_left(inputs):
+    """The same samples with the padding of their texts on the left."""
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    return {
+        name: torch.stack([row.roll(row.shape[0] - length, 0) for row, length in zip(values, lengths)])
+        if name in ("input_ids", "attention_mask", "token_times")
+        else values
+        for name, values in inputs.items()
+    }
