@@ -1,4 +1,4 @@
-# `make demo` needs Python 3.10 or newer and nothing else.
+# `make demo` needs Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin

@@ -62,8 +62,8 @@ class MMEmoAudioEncoder(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MMEmoAudioEncoder):
-            init.copy_(module.embed_positions.weight, sinusoids(*module.embed_positions.weight.shape))
+        if module is self.embed_positions:
+            init.copy_(module.weight, sinusoids(*module.weight.shape))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -117,6 +117,8 @@ class MMEmoAudioEncoder(PreTrainedModel):
             )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         batch, _, frames = input_features.shape
         if attention_mask is None:
             attention_mask = input_features.new_ones(batch, frames, dtype=torch.long)
@@ -141,7 +143,7 @@ class MMEmoAudioEncoder(PreTrainedModel):
             last_hidden_state=hidden_states[-1],
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
-        return output if return_dict in (None, True) else output.to_tuple()
+        return output if return_dict else output.to_tuple()
 
     def _encode(self, input_features: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
         """Encodes one window a row and returns the layers' states, each `(rows, positions, d_model)`."""

@@ -186,6 +186,8 @@ class MMEmoConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.audio_config, dict) and self.audio_config.get("model_type") == MMEmoAudioConfig.model_type:
             self.audio_config = MMEmoAudioConfig(**self.audio_config)
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = {int(index): label for label, index in self.label2id.items()}
         if self.id2label is None and "num_labels" not in kwargs:
             self.id2label = dict(enumerate(EMOTIONS))
         if self.label2id is None and self.id2label is not None:

@@ -1,7 +1,7 @@
 """The parts between towers and heads: layer mix, pooling, cross-modal attention, gates.
 
 Deliberate choices:
-  - every layer of a tower is standardised, then mixed by learned weights: emotion sits in the middle of an encoder;
+  - every layer of a tower is standardized, then mixed by learned weights: emotion sits in the middle of an encoder;
   - every part takes masks, and a modality that is masked out whole adds exactly nothing.
 """
 
@@ -13,27 +13,45 @@ from .configuration_mmemo import MMEmoConfig
 from .towers_mmemo import num_hidden_states
 
 
-class LayerMix(nn.Module):
-    """Standardises the layers of a tower and sums them by learned weights.
+class Standardization(nn.Module):
+    """Brings features to mean 0 and standard deviation 1 by statistics of training data; does nothing until set.
 
-    `mean` and `std`, `(layers, hidden)`, are the features' statistics over training data; 0 and 1 until they are set.
-
-    Source: Yang et al., "SUPERB", 2021 (weighted sum of layers).
+    What encoders give differs by orders of magnitude between dimensions, which no learning rate suits.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+
+    def set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Takes over statistics of the features' shape."""
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) / self.std
+
+
+class LayerMix(nn.Module):
+    """Standardizes the layers of a tower and sums them by learned weights.
+
+    Source: Yang et al., "SUPERB", 2021 (weighted sum of layers).
+    """
+
     def __init__(self, num_layers: int, hidden_size: int):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(num_layers))
-        self.register_buffer("mean", torch.zeros(num_layers, hidden_size))
-        self.register_buffer("std", torch.ones(num_layers, hidden_size))
+        self.standardization = Standardization(num_layers, hidden_size)
 
     def forward(self, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Mixes the last `layers` of the states, each `(batch, positions, hidden)`, into one such tensor."""
-        scales = self.weights.softmax(dim=0).unsqueeze(1) / self.std
-        mixed = -(scales * self.mean).sum(dim=0)
+        # The weighted sum of (states - mean) / std, in one pass over each layer.
+        scales = self.weights.softmax(dim=0).unsqueeze(1) / self.standardization.std
+        mixed = -(scales * self.standardization.mean).sum(dim=0)
         for states, scale in zip(hidden_states[-len(scales) :], scales):
             mixed = mixed + states.to(scale.dtype) * scale
         return mixed
@@ -67,7 +85,8 @@ class SequencePooling(nn.Module):
         if self.kind != "mean_std":
             return mean
         variance = torch.einsum("bt,bth->bh", weights, (sequence - mean.unsqueeze(1)) ** 2)
-        return torch.cat([mean, torch.sqrt(variance + 1e-6)], dim=1)
+        std = torch.sqrt(variance + 1e-6) * mask.any(dim=1, keepdim=True)
+        return torch.cat([mean, std], dim=1)
 
 
 class ModalityBranch(nn.Module):
@@ -79,6 +98,7 @@ class ModalityBranch(nn.Module):
         num_layers = num_hidden_states(tower_config) if config.use_weighted_layer_sum else 1
         self.mix = LayerMix(num_layers, tower_config.hidden_size)
         self.pooling = SequencePooling(pooling, tower_config.hidden_size)
+        self.standardization = Standardization(self.pooling.output_size)
         self.embedding = nn.Sequential(
             nn.Dropout(config.fusion_dropout),
             nn.Linear(self.pooling.output_size, width),
@@ -93,7 +113,7 @@ class ModalityBranch(nn.Module):
     def forward(self, hidden_states: tuple[torch.Tensor, ...], mask: torch.Tensor):
         """The sequence `(batch, positions, width)`, or `None` if nothing attends, and the vector `(batch, width)`."""
         mixed = self.mix(hidden_states)
-        embeds = self.embedding(self.pooling(mixed, mask)) * mask.any(dim=1, keepdim=True)
+        embeds = self.embedding(self.standardization(self.pooling(mixed, mask))) * mask.any(dim=1, keepdim=True)
         return (None if self.projection is None else self.projection(mixed)), embeds
 
 
@@ -200,13 +220,15 @@ class CrossModalLayer(nn.Module):
         return audio, text, text_map, audio_map
 
 
-class ModalityGate(nn.Module):
-    """Weights over voters from what was heard and read; `(batch, voters)`, sum 1, 0 for a voter who is not there."""
+class ModalityGate(nn.Linear):
+    """Weights over voters from what was heard and read; `(batch, voters)`, sum 1, 0 for a voter who is not there.
+
+    A new gate weighs all voters alike.
+    """
 
     def __init__(self, width: int, num_voters: int):
-        super().__init__()
-        self.score = nn.Linear(2 * width, num_voters)
+        super().__init__(2 * width, num_voters)
 
     def forward(self, audio: torch.Tensor, text: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
-        scores = self.score(torch.cat([audio, text], dim=1))
+        scores = super().forward(torch.cat([audio, text], dim=1))
         return scores.masked_fill(~voters, torch.finfo(scores.dtype).min).softmax(dim=1) * voters

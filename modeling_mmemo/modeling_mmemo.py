@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_mmemo import PRESENCES, MMEmoConfig
-from .fusion_mmemo import CrossModalLayer, LayerMix, ModalityBranch, ModalityGate, SequencePooling
+from .fusion_mmemo import CrossModalLayer, LayerMix, ModalityBranch, ModalityGate, SequencePooling, Standardization
 from .towers_mmemo import (
     build_tower,
     encode_audio,
@@ -102,13 +102,14 @@ class MMEmoPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LayerMix):
             init.zeros_(module.weights)
+        elif isinstance(module, Standardization):
             init.zeros_(module.mean)
             init.ones_(module.std)
         elif isinstance(module, CrossModalLayer):
             init.zeros_(module.slope)
         elif isinstance(module, ModalityGate):
-            init.zeros_(module.score.weight)
-            init.zeros_(module.score.bias)
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -243,6 +244,8 @@ class MMEmoModel(MMEmoPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
 
         audio_states, audio_mask = self._hear(input_features, input_values, audio_hidden_states, audio_attention_mask)
         text_states, text_mask = self._read(input_ids, text_hidden_states, attention_mask)
@@ -251,10 +254,12 @@ class MMEmoModel(MMEmoPreTrainedModel):
                 "Got neither audio (input_features or input_values) nor text (input_ids); give one of them."
             )
 
-        output = self._fuse(audio_states, audio_mask, text_states, text_mask, token_times, output_attentions)
-        if output_hidden_states:
-            output.audio_hidden_states, output.text_hidden_states = audio_states, text_states
-        return output if return_dict in (None, True) else output.to_tuple()
+        output = MMEmoModelOutput(
+            **self._fuse(audio_states, audio_mask, text_states, text_mask, token_times, output_attentions),
+            audio_hidden_states=audio_states if output_hidden_states else None,
+            text_hidden_states=text_states if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()
 
     def _hear(self, input_features, input_values, hidden_states, mask):
         """The audio tower's states and their mask `(batch, audio_positions)`; `None` twice without audio."""
@@ -284,7 +289,7 @@ class MMEmoModel(MMEmoPreTrainedModel):
         mask = _ones_if_none(mask, input_ids)
         return encode_text(self.text_tower, input_ids, mask), mask.bool()
 
-    def _fuse(self, audio_states, audio_mask, text_states, text_mask, token_times, output_attentions):
+    def _fuse(self, audio_states, audio_mask, text_states, text_mask, token_times, output_attentions) -> dict:
         """Pools either modality, then brings both together. A modality absent from the batch counts as masked out."""
         there = audio_mask if audio_mask is not None else text_mask
         nothing = there.new_zeros(there.shape[0], 1, dtype=torch.bool)
@@ -295,16 +300,13 @@ class MMEmoModel(MMEmoPreTrainedModel):
 
         audio, audio_embeds = self._branch(self.audio_branch, audio_states, audio_mask)
         text, text_embeds = self._branch(self.text_branch, text_states, text_mask)
-        output = MMEmoModelOutput(
-            audio_embeds=audio_embeds,
-            text_embeds=text_embeds,
-            modality_mask=torch.stack([audio_mask.any(dim=1), text_mask.any(dim=1)], dim=1),
-        )
+        modality_mask = torch.stack([audio_mask.any(dim=1), text_mask.any(dim=1)], dim=1)
+        fields = {"modality_mask": modality_mask, "audio_embeds": audio_embeds, "text_embeds": text_embeds}
         if not self.fuses:
-            return output
+            return fields
 
         audio_vector, text_vector = audio_embeds, text_embeds
-        if len(self.layers):
+        if self.config.attends_across:
             timed = token_times is not None and audio_states is not None and text_states is not None
             distance = self._distance(token_times, audio.shape[1]) if timed else None
             text_maps, audio_maps = [], []
@@ -315,15 +317,16 @@ class MMEmoModel(MMEmoPreTrainedModel):
                 text_maps.append(text_map)
                 audio_maps.append(audio_map)
             if output_attentions:
-                output.text_to_audio_attentions = tuple(text_maps)
-                output.audio_to_text_attentions = tuple(audio_maps)
+                fields |= {
+                    "text_to_audio_attentions": tuple(text_maps),
+                    "audio_to_text_attentions": tuple(audio_maps),
+                }
             audio_vector = self.sequence_pooling(audio, audio_mask)
             text_vector = self.sequence_pooling(text, text_mask)
-        weights = self.gate(audio_vector, text_vector, output.modality_mask)
+        weights = self.gate(audio_vector, text_vector, modality_mask)
         shares = 2 * weights.unsqueeze(-1)
-        output.fusion_weights = weights
-        output.fused_embeds = self.fusion(torch.cat([shares[:, 0] * audio_vector, shares[:, 1] * text_vector], dim=1))
-        return output
+        fused = self.fusion(torch.cat([shares[:, 0] * audio_vector, shares[:, 1] * text_vector], dim=1))
+        return fields | {"fusion_weights": weights, "fused_embeds": fused}
 
     def _branch(self, branch: ModalityBranch | None, states, mask: torch.Tensor):
         """The sequence `(batch, positions, width)` and vector `(batch, width)` of a modality; zeros if absent."""
@@ -425,6 +428,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             text_hidden_states=text_hidden_states,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         there = features.modality_mask
         heads = {
@@ -457,7 +461,9 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             audio_hidden_states=features.audio_hidden_states,
             text_hidden_states=features.text_hidden_states,
         )
-        return output if return_dict in (None, True) else output.to_tuple()
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
 
     def _answer(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
         """The logits `(batch, num_labels)` by the configured fusion, and the modalities' shares `(batch, 2)`."""
@@ -477,7 +483,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             # A modality of weight 0 still answers where it is the only one.
             weights = torch.tensor(self.config.late_fusion_weights).to(voters[0])
             votes = there * weights.clamp(min=torch.finfo(weights.dtype).tiny)
-            votes = votes / votes.sum(dim=1, keepdim=True)
+            votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
         else:
             votes = self.vote(features.audio_embeds, features.text_embeds, may_vote)
         if self._problem_type() == "single_label_classification":

@@ -63,6 +63,16 @@ def _states(output: BaseModelOutput) -> tuple[torch.Tensor, ...]:
     return (*output.hidden_states[:-1], output.last_hidden_state)
 
 
+def max_tokens(tower: PreTrainedModel) -> int | None:
+    """How many tokens a text tower has positions for; `None` if they are not counted out."""
+    limit = getattr(tower.config, "max_position_embeddings", None)
+    for module in tower.modules():
+        # RoBERTa and its kin count positions from behind the padding index.
+        if isinstance(module, nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
+            return limit - module.padding_idx - 1
+    return limit
+
+
 def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Hidden states of a text tower, each `(batch, tokens, hidden)`, under left or right padding.
 
@@ -73,7 +83,7 @@ def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Ten
     Raises:
         ValueError: If there are more tokens than the tower has positions for.
     """
-    limit = tower.config.to_dict().get("max_position_embeddings")
+    limit = max_tokens(tower)
     if limit is not None and input_ids.shape[1] > limit:
         raise ValueError(
             f"The text has {input_ids.shape[1]} tokens, but the {tower.config.model_type} tower has {limit} "
@@ -147,5 +157,5 @@ def position_times(config: PreTrainedConfig, num_positions: int, seconds: float)
         return (torch.arange(num_positions) + 0.5) * seconds
     # Two special tokens, then the patches, all times of the lowest band first.
     columns = (config.max_length - config.patch_size) // config.time_stride + 1
-    times = (torch.arange(num_positions - 2) % columns + 0.5) * seconds
+    times = torch.arange(num_positions - 2) % columns * seconds + config.patch_size / 2 * 0.01
     return torch.cat([times.new_full((2,), -1.0), times])

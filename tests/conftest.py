@@ -115,3 +115,12 @@ def model(session_model):
 def emotion(model, processor):
     """The pipeline, with a random model."""
     return MultimodalEmotionPipeline(model=model, processor=processor, task="multimodal-emotion", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def corpora_dir():
+    """The real corpora, which lie beside the project where there are any."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no corpora in {folder}")
+    return folder

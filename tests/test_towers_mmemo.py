@@ -128,10 +128,19 @@ def test_a_text_longer_than_the_tower_has_positions_is_refused(name, most):
 
 
 @torch.no_grad()
-def test_the_last_state_stands_behind_the_closing_norm():
-    tower, inputs = text_tower("llama"), alone(text_inputs(), 1)
-    expected = tower(inputs["input_ids"]).last_hidden_state
-    torch.testing.assert_close(read(tower, inputs)[-1], expected)
+@pytest.mark.parametrize("name", AUDIO)
+def test_the_last_state_of_a_sound_stands_behind_the_closing_norm(name):
+    tower, inputs = audio_tower(name), rows(audio_inputs(name), [1])
+    states, _ = hear(tower, inputs)
+    del inputs["audio_attention_mask"]
+    assert torch.equal(states[-1], tower(**inputs).last_hidden_state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TEXT)
+def test_the_last_state_of_a_text_stands_behind_the_closing_norm(name):
+    tower, inputs = text_tower(name), alone(text_inputs(), 1)
+    torch.testing.assert_close(read(tower, inputs)[-1], tower(inputs["input_ids"]).last_hidden_state)
 
 
 @torch.no_grad()
@@ -218,6 +227,12 @@ def test_position_times_of_spectrogram_patches():
     times = position_times(audio_config("ast"), 10, 0.08)
     band = [0.04, 0.12, 0.20, 0.28]
     torch.testing.assert_close(times, torch.tensor([-1, -1, *band, *band]))
+
+
+def test_position_times_of_overlapping_patches():
+    config = ASTConfig()  # patches of 16 frames of 10 ms, a new one every 10
+    times = position_times(config, 2 + 101, seconds_per_position(config))
+    torch.testing.assert_close(times[2:4], torch.tensor([0.08, 0.18]))
 
 
 @torch.no_grad()

@@ -110,11 +110,12 @@ def test_a_run_leaves_the_encoders_as_they_were(trained, encoders):
     assert torch.equal(kept, original.half().float())
 
 
-def test_a_run_standardises_the_features_it_trained_on(trained):
-    mix = MMEmoForEmotionRecognition.from_pretrained(trained).mmemo.audio_branch.mix
+def test_a_run_standardizes_the_features_it_trained_on(trained):
+    branch = MMEmoForEmotionRecognition.from_pretrained(trained).mmemo.audio_branch
 
-    assert mix.mean.abs().max() > 0
-    assert (mix.std != 1).any()
+    for statistics in (branch.standardization, branch.mix.standardization):
+        assert statistics.mean.abs().max() > 0
+        assert (statistics.std != 1).any()
 
 
 def test_a_run_records_its_development_scores(trained):

@@ -122,6 +122,7 @@ def spread(model):
 
 
 def make_model(audio="mmemo_audio", text="bert", **fields):
+    torch.manual_seed(0)
     return spread(MMEmoForEmotionRecognition(make_config(audio, text, **fields)))
 
 

@@ -30,6 +30,7 @@ class DataArguments:
     data_dir: str = field(default="data", metadata={"help": "Folder that holds the corpora."})
     corpora: list[str] = field(default_factory=list, metadata={"help": f"Some of {sorted(CORPORA)}."})
     cache_dir: str = field(default="runs/features", metadata={"help": "Where the frozen encoders' states are kept."})
+    audio_repeats: int = field(default=1, metadata={"help": "How often an epoch goes through the voices."})
     pair_probability: float = field(
         default=0.5,
         metadata={"help": "How often a voice is given a random text of the same label (simulated pairs)."},
@@ -38,6 +39,8 @@ class DataArguments:
     def __post_init__(self) -> None:
         if not self.corpora:
             raise ValueError(f"corpora is empty; name at least one of {sorted(CORPORA)}.")
+        if self.audio_repeats < 1:
+            raise ValueError(f"audio_repeats={self.audio_repeats} must be at least 1.")
         if not 0 <= self.pair_probability <= 1:
             raise ValueError(f"pair_probability={self.pair_probability} is a probability in [0, 1].")
 

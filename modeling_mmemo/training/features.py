@@ -7,7 +7,6 @@ the inputs.
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from modeling_mmemo.fusion_mmemo import LayerMix
+from modeling_mmemo.fusion_mmemo import ModalityBranch
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.towers_mmemo import encode_audio, encode_text, num_hidden_states
 
@@ -39,18 +38,6 @@ class TowerStates:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._states[self._offsets[index] : self._offsets[index + 1]].transpose(1, 0, 2)
-
-    def statistics(self, indices: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation over the positions of `indices`, each `(layers, hidden)`."""
-        count, total, squares = 0, 0.0, 0.0
-        for index in indices:
-            states = self[index].astype(np.float64)
-            count += states.shape[1]
-            total += states.sum(axis=1)
-            squares += (states**2).sum(axis=1)
-        mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 1e-8))
-        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
 @torch.inference_mode()
@@ -96,8 +83,28 @@ def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows:
     return digest.hexdigest()[:16]
 
 
-def standardise(mix: LayerMix, states: TowerStates, indices: Iterable[int]) -> None:
-    """Sets the mean and standard deviation of a [`LayerMix`] to those of the training features."""
-    mean, std = states.statistics(indices)
-    mix.mean.copy_(mean[-len(mix.mean) :])
-    mix.std.copy_(std[-len(mix.std) :])
+@torch.inference_mode()
+def standardize(branch: ModalityBranch, states: TowerStates, indices: list[int], most: int = 5000) -> None:
+    """Sets the statistics of a branch to those of the training features, of `most` of them drawn at random.
+
+    First those of each layer over all positions, then those of the pooled mix over the inputs.
+    """
+    drawn = np.random.default_rng(0).permutation(indices)[:most]
+    count, total, squares = 0, 0.0, 0.0
+    for index in drawn:
+        layers = torch.from_numpy(states[index].copy()).double()
+        count += layers.shape[1]
+        total += layers.sum(dim=1)
+        squares += (layers**2).sum(dim=1)
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=1e-8).sqrt()
+    num_layers = len(branch.mix.weights)
+    branch.mix.standardization.set(mean[-num_layers:], std[-num_layers:])
+
+    pooled = []
+    for index in drawn:
+        layers = torch.from_numpy(states[index].copy()).unsqueeze(1)
+        mixed = branch.mix(layers.unbind())
+        pooled.append(branch.pooling(mixed, torch.ones(mixed.shape[:2])))
+    pooled = torch.cat(pooled)
+    branch.standardization.set(pooled.mean(dim=0), pooled.std(dim=0).clamp(min=1e-4))

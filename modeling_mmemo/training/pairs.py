@@ -4,6 +4,8 @@ No corpus at hand has natural words and an emotional voice at once. Pairs are th
 random text of its own label, anew in every epoch.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -44,7 +46,7 @@ class EmotionRows(torch.utils.data.Dataset):
         self.random = np.random.default_rng(seed)
         self.audio_labels, self.text_labels = _label_ids(audio_rows), _label_ids(text_rows)
         self.label_masks = _label_masks(audio_rows, self.audio_labels)
-        self.corpora = audio_rows["corpus"]
+        self.corpora = list(audio_rows["corpus"])
         self.texts_of = [[i for i in text_indices if self.text_labels[i] == label] for label in range(len(EMOTIONS))]
 
     def __len__(self) -> int:
@@ -65,6 +67,33 @@ class EmotionRows(torch.utils.data.Dataset):
         if texts and self.random.random() < self.pair_probability:
             row["text"] = self.text_states[int(self.random.choice(texts))]
         return row
+
+
+class ModalityBatches(torch.utils.data.Sampler[int]):
+    """Shuffled rows, ordered so that a batch holds voices or texts alone, and the batches of either come mixed.
+
+    A text beside a voice would be padded with a voice's length of nothing.
+    """
+
+    def __init__(self, rows: EmotionRows, batch_size: int, seed: int):
+        self.parts = (len(rows.audio_indices), len(rows.text_indices))
+        self.batch_size = batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return sum(self.parts)
+
+    def __iter__(self) -> Iterator[int]:
+        whole, rest, start = [], [], 0
+        for size in self.parts:
+            order = (start + torch.randperm(size, generator=self.generator)).tolist()
+            cut = size - size % self.batch_size
+            whole += [order[i : i + self.batch_size] for i in range(0, cut, self.batch_size)]
+            rest += order[cut:]
+            start += size
+        for batch in torch.randperm(len(whole), generator=self.generator).tolist():
+            yield from whole[batch]
+        yield from rest
 
 
 _ALL_LABELS = torch.ones(len(EMOTIONS), dtype=torch.long)
@@ -89,11 +118,11 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor | tuple[torch.Tensor, ..
         "label_mask": torch.stack([row["label_mask"] for row in rows]),
     }
     for modality, mask_name in (("audio", "audio_attention_mask"), ("text", "attention_mask")):
-        present = [torch.from_numpy(row[modality].astype(np.float32)) for row in rows if modality in row]
+        present = [torch.from_numpy(row[modality].copy()) for row in rows if modality in row]
         if not present:
             continue
         layers, _, hidden = present[0].shape
-        nothing = torch.zeros(layers, 1, hidden)
+        nothing = present[0].new_zeros(layers, 1, hidden)
         states = iter(present)
         padded = pad_sequence(
             [(next(states) if modality in row else nothing).transpose(0, 1) for row in rows], batch_first=True

@@ -10,8 +10,8 @@ from modeling_mmemo import MMEmoAudioEncoder, MMEmoFeatureExtractor, MMEmoForEmo
 from modeling_mmemo.data.corpora import CORPORA, read_corpus
 from modeling_mmemo.evaluation.metrics import emotion_metrics
 from modeling_mmemo.training.arguments import DataArguments, ModelArguments
-from modeling_mmemo.training.features import TowerStates, standardise, tower_states
-from modeling_mmemo.training.pairs import EmotionRows, collate
+from modeling_mmemo.training.features import TowerStates, standardize, tower_states
+from modeling_mmemo.training.pairs import EmotionRows, ModalityBatches, collate
 
 
 def build_model(args: ModelArguments) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor]:
@@ -33,12 +33,12 @@ def build_model(args: ModelArguments) -> tuple[MMEmoForEmotionRecognition, MMEmo
 def build_datasets(
     args: DataArguments, model: MMEmoForEmotionRecognition, processor: MMEmoProcessor
 ) -> tuple[EmotionRows, dict[str, EmotionRows]]:
-    """The training rows, and development rows by modality; also standardises the model's features by the former."""
+    """The training rows, and development rows by modality; also standardizes the model's features by the former."""
     rows: dict[str, Dataset] = {}
     states: dict[str, TowerStates] = {}
     splits: dict[str, dict[str, list[int]]] = {}
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
-    mixes = {"audio": model.mmemo.audio_branch.mix, "text": model.mmemo.text_branch.mix}
+    branches = {"audio": model.mmemo.audio_branch, "text": model.mmemo.text_branch}
     for modality in towers:
         read = [read_corpus(name, args.data_dir) for name in args.corpora if CORPORA[name].modality == modality]
         if not read:
@@ -49,13 +49,13 @@ def build_datasets(
         splits[modality] = {
             split: [i for i, value in enumerate(by_split) if value == split] for split in ("train", "dev")
         }
-        standardise(mixes[modality], states[modality], splits[modality]["train"])
+        standardize(branches[modality], states[modality], splits[modality]["train"])
 
-    def select(split: str, pair_probability: float, voices: bool = True, texts_alone: bool = True) -> EmotionRows:
+    def select(split: str, pair_probability: float, repeats: int = 1, texts_alone: bool = True) -> EmotionRows:
         return EmotionRows(
             rows["audio"],
             states["audio"],
-            splits["audio"][split] if voices else [],
+            splits["audio"][split] * repeats,
             rows["text"],
             states["text"],
             splits["text"][split],
@@ -65,10 +65,10 @@ def build_datasets(
 
     dev = {
         "audio": select("dev", 0.0, texts_alone=False),
-        "text": select("dev", 0.0, voices=False),
+        "text": select("dev", 0.0, repeats=0),
         "pairs": select("dev", 1.0, texts_alone=False),
     }
-    return select("train", args.pair_probability), dev
+    return select("train", args.pair_probability, repeats=args.audio_repeats), dev
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -76,13 +76,21 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return emotion_metrics(prediction.label_ids.tolist(), prediction.predictions.argmax(axis=-1).tolist())
 
 
+class EmotionTrainer(Trainer):
+    """The `transformers` Trainer, with voices and texts in batches of their own."""
+
+    def _get_train_sampler(self, train_dataset: EmotionRows | None = None) -> ModalityBatches:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return ModalityBatches(rows, self.args.train_batch_size, self.args.seed)
+
+
 def build_trainer(
     model: PreTrainedModel, train: EmotionRows, dev: dict[str, EmotionRows], args: TrainingArguments
 ) -> Trainer:
-    """The `transformers` Trainer over rows of frozen features."""
+    """The Trainer over rows of frozen features."""
     args.remove_unused_columns = False
     args.label_names = ["labels"]
-    return Trainer(
+    return EmotionTrainer(
         model=model,
         args=args,
         train_dataset=train,
