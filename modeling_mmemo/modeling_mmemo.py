@@ -161,6 +161,10 @@ class MMEmoPreTrainedModel(PreTrainedModel):
                 source = strip_tower(source).to(dtype)
             towers.append(source)
         configs = [None if tower is None else tower.config.to_dict() for tower in towers]
+        for tower_config in filter(None, configs):
+            # Where a tower came from may be a folder of this machine; its data type is now the whole model's.
+            tower_config.pop("_name_or_path", None)
+            tower_config.pop("dtype", None)
         model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
         return cls(model_config, *towers).to(dtype)
 

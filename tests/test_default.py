@@ -97,7 +97,7 @@ def test_it_comes_back_bit_for_bit_in_a_fresh_process(emotion, clips, tmp_path):
     emotion.save_pretrained(tmp_path)
     item = {"audio": clips[0]["audio"], "text": "Stop it."}
     program = (
-        "import json, sys; from modeling_mmemo import pipeline; "
+        "import json, sys, torch; from modeling_mmemo import pipeline; torch.set_num_threads(1); "
         "print(json.dumps(pipeline('multimodal-emotion', model=sys.argv[1])(json.loads(sys.argv[2]))))"
     )
 

@@ -145,6 +145,11 @@ def test_an_unknown_option_is_refused(tmp_path):
         train.main([str(config)])
 
 
+def test_repeats_that_do_not_match_the_corpora_are_refused():
+    with pytest.raises(ValueError, match=r"repeats=\[2, 2\] must have a number .* corpora=\['meld'\]"):
+        train.main(["--audio_encoder", "a", "--text_encoder", "b", "--corpora", "meld", "--repeats", "2", "2"])
+
+
 def test_contradictory_data_arguments_are_refused():
     with pytest.raises(ValueError, match=r"pair_probability=2\.0 is a probability"):
         train.main(["--audio_encoder", "a", "--text_encoder", "b", "--corpora", "meld", "--pair_probability", "2"])

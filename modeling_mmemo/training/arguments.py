@@ -20,6 +20,7 @@ class ModelArguments:
     fusion: str = field(default="hybrid", metadata={"help": "early, late, cross_attention or hybrid."})
     fusion_hidden_size: int = field(default=256, metadata={"help": "Width behind the encoders."})
     fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout behind the encoders."})
+    modality_loss_weight: float = field(default=0.3, metadata={"help": "Weight of each modality's own loss."})
     loudness_dbfs: float = field(default=-23.0, metadata={"help": "RMS level that every clip is brought to."})
 
 
@@ -30,7 +31,10 @@ class DataArguments:
     data_dir: str = field(default="data", metadata={"help": "Folder that holds the corpora."})
     corpora: list[str] = field(default_factory=list, metadata={"help": f"Some of {sorted(CORPORA)}."})
     cache_dir: str = field(default="runs/features", metadata={"help": "Where the frozen encoders' states are kept."})
-    audio_repeats: int = field(default=1, metadata={"help": "How often an epoch goes through the voices."})
+    repeats: list[int] = field(
+        default_factory=list,
+        metadata={"help": "How often an epoch goes through each corpus; once by default."},
+    )
     pair_probability: float = field(
         default=0.5,
         metadata={"help": "How often a voice is given a random text of the same label (simulated pairs)."},
@@ -39,8 +43,11 @@ class DataArguments:
     def __post_init__(self) -> None:
         if not self.corpora:
             raise ValueError(f"corpora is empty; name at least one of {sorted(CORPORA)}.")
-        if self.audio_repeats < 1:
-            raise ValueError(f"audio_repeats={self.audio_repeats} must be at least 1.")
+        self.repeats = self.repeats or [1] * len(self.corpora)
+        if len(self.repeats) != len(self.corpora) or min(self.repeats) < 1:
+            raise ValueError(
+                f"repeats={self.repeats} must have a number of at least 1 for each of corpora={self.corpora}."
+            )
         if not 0 <= self.pair_probability <= 1:
             raise ValueError(f"pair_probability={self.pair_probability} is a probability in [0, 1].")
 
