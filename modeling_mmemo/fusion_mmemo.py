@@ -220,15 +220,17 @@ class CrossModalLayer(nn.Module):
         return audio, text, text_map, audio_map
 
 
-class ModalityGate(nn.Linear):
+class ModalityGate(nn.Module):
     """Weights over voters from what was heard and read; `(batch, voters)`, sum 1, 0 for a voter who is not there.
 
     A new gate weighs all voters alike.
     """
 
     def __init__(self, width: int, num_voters: int):
-        super().__init__(2 * width, num_voters)
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_voters, 2 * width))
+        self.bias = nn.Parameter(torch.zeros(num_voters))
 
     def forward(self, audio: torch.Tensor, text: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
-        scores = super().forward(torch.cat([audio, text], dim=1))
+        scores = nn.functional.linear(torch.cat([audio, text], dim=1), self.weight, self.bias)
         return scores.masked_fill(~voters, torch.finfo(scores.dtype).min).softmax(dim=1) * voters

@@ -107,8 +107,8 @@ def build_trainer(
 def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path) -> None:
     """Saves model and processor; towers that were not trained are rounded to half precision, and load in single.
 
-    That halves the folder. Scores move in their fourth decimal at most, and not at all for an encoder that came in half
-    precision.
+    That halves the folder. Scores move in their fourth decimal at most, and not at all for an encoder that came in
+    half precision.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     weights = {
