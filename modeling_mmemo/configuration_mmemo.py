@@ -6,7 +6,7 @@ Deliberate choices:
   - label names and their order are part of the contract of every released model.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -165,12 +165,12 @@ class MMEmoConfig(PreTrainedConfig):
 
     audio_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
-    fusion: Literal["early", "late", "cross_attention", "hybrid"] = "hybrid"
+    fusion: str = "hybrid"
     fusion_hidden_size: int = 256
     fusion_num_layers: int = 1
     num_attention_heads: int = 4
-    audio_pooling: Literal["mean", "mean_std", "cls", "last", "attention"] = "mean_std"
-    text_pooling: Literal["mean", "mean_std", "cls", "last", "attention"] = "mean"
+    audio_pooling: str = "mean_std"
+    text_pooling: str = "mean"
     use_weighted_layer_sum: bool = True
     segment_seconds: float | int = 0.5
     fusion_dropout: float | int = 0.1
@@ -198,6 +198,9 @@ class MMEmoConfig(PreTrainedConfig):
     def _refuse_contradictions(self) -> None:
         if self.audio_config is None and self.text_config is None:
             raise ValueError("MMEmoConfig needs an audio_config, a text_config, or both; neither was given.")
+        for name, valid in (("fusion", FUSIONS), ("audio_pooling", POOLINGS), ("text_pooling", POOLINGS)):
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {valid}.")
         if self.fusion_hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"fusion_hidden_size={self.fusion_hidden_size} must be a multiple of "

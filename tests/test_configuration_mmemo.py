@@ -62,17 +62,21 @@ def test_towers_may_be_given_as_dicts():
 
 
 @pytest.mark.parametrize(
-    "fields, named",
+    "fields, message",
     [
-        ({"fusion": "middle"}, "fusion"),
-        ({"audio_pooling": "max"}, "audio_pooling"),
-        ({"text_pooling": "first"}, "text_pooling"),
-        ({"fusion_hidden_size": "wide"}, "fusion_hidden_size"),
+        ({"fusion": "middle"}, r"fusion='middle' is unknown; choose one of \('early', 'late'"),
+        ({"audio_pooling": "max"}, r"audio_pooling='max' is unknown; choose one of \('mean', 'mean_std'"),
+        ({"text_pooling": "first"}, r"text_pooling='first' is unknown"),
     ],
 )
-def test_unknown_values_are_refused_by_name(fields, named):
-    with pytest.raises(StrictDataclassFieldValidationError, match=f"field '{named}'"):
+def test_unknown_values_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
         make_config(**fields)
+
+
+def test_a_value_of_another_type_is_refused_by_name():
+    with pytest.raises(StrictDataclassFieldValidationError, match="field 'fusion_hidden_size'"):
+        make_config(fusion_hidden_size="wide")
 
 
 @pytest.mark.parametrize(
