@@ -17,6 +17,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 MODALITIES = ("audio", "text")
 FUSIONS = ("early", "late", "cross_attention", "hybrid")
 POOLINGS = ("mean", "mean_std", "cls", "last", "attention")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # Keys of `temperature`: which modalities an answer was given from.
 PRESENCES = ("audio", "text", "both")
 
@@ -175,9 +176,9 @@ class MMEmoConfig(PreTrainedConfig):
     segment_seconds: float | int = 0.5
     fusion_dropout: float | int = 0.1
     modality_dropout: float | int = 0.0
-    late_fusion_weights: list[float] | tuple[float, ...] | None = None
+    late_fusion_weights: list[float | int] | tuple[float | int, ...] | None = None
     modality_loss_weight: float | int = 0.3
-    temperature: float | int | dict[str, float] = 1.0
+    temperature: float | int | dict[str, float | int] = 1.0
     audio_frame_seconds: float | None = None
     initializer_range: float = 0.02
     id2label: dict[int, str] | dict[str, str] | None = None
@@ -198,7 +199,13 @@ class MMEmoConfig(PreTrainedConfig):
     def _refuse_contradictions(self) -> None:
         if self.audio_config is None and self.text_config is None:
             raise ValueError("MMEmoConfig needs an audio_config, a text_config, or both; neither was given.")
-        for name, valid in (("fusion", FUSIONS), ("audio_pooling", POOLINGS), ("text_pooling", POOLINGS)):
+        choices = {
+            "fusion": FUSIONS,
+            "audio_pooling": POOLINGS,
+            "text_pooling": POOLINGS,
+            "problem_type": (None, *PROBLEM_TYPES),
+        }
+        for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {valid}.")
         if self.fusion_hidden_size % self.num_attention_heads:

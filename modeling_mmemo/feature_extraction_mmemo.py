@@ -54,6 +54,8 @@ AUDIO_INPUT_FORMS = (
 )
 PCM_DTYPES = ("uint8", "int16", "int32")
 SILENCE_PEAK = 1e-4  # -80 dBFS, about three steps of 16-bit PCM: there is no voice below it
+# Hz. Resampling a clip from a rate far below these would make it thousands of times as long.
+SAMPLING_RATES = (1_000, 1_000_000)
 DOWNLOAD_TIMEOUT_SECONDS = 30
 # Sizes from here on stand for "unknown" in a WAV that was written to a pipe (SoX 0x7FFFF000, ffmpeg 0xFFFFFFFF).
 STREAMED_WAV_SIZE = 0x7FFFF000
@@ -89,6 +91,11 @@ def load_audio(
     name, samples, rate = _read(audio, target_sampling_rate if sampling_rate is None else sampling_rate)
     if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
         raise ValueError(f"{name}: sampling_rate={rate!r} must be a positive number of Hz, such as 16000.")
+    if not SAMPLING_RATES[0] <= rate <= SAMPLING_RATES[1]:
+        raise ValueError(
+            f"{name}: sampling_rate={rate!r} is not the rate of a recording; valid are {SAMPLING_RATES[0]} to "
+            f"{SAMPLING_RATES[1]} Hz. Is it in kHz?"
+        )
     if samples.size == 0:
         raise ValueError(f"{name} has no samples; leave this clip out, or pass one of at least one sample.")
     if not np.isfinite(samples).all():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .configuration_mmemo import PRESENCES, MMEmoConfig
 from .fusion_mmemo import CrossModalLayer, LayerMix, ModalityBranch, ModalityGate, SequencePooling, Standardization
@@ -26,6 +26,11 @@ from .towers_mmemo import (
     seconds_per_position,
     strip_tower,
 )
+
+
+logger = logging.get_logger(__name__)
+
+MODALITY_INPUTS = {"audio": ("input_features", "input_values"), "text": ("input_ids",)}
 
 
 @dataclass
@@ -165,6 +170,7 @@ class MMEmoPreTrainedModel(PreTrainedModel):
             # Where a tower came from may be a folder of this machine; its data type is now the whole model's.
             tower_config.pop("_name_or_path", None)
             tower_config.pop("dtype", None)
+        logger.warning("Branches, fusion and heads are new; train the model before you use its answers.")
         model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
         return cls(model_config, *towers).to(dtype)
 
@@ -199,6 +205,11 @@ class MMEmoModel(MMEmoPreTrainedModel):
             return None, None
         if tower is None:
             tower = build_tower(tower_config)
+        if tower.main_input_name not in MODALITY_INPUTS[modality]:
+            raise ValueError(
+                f"A {tower_config.model_type} reads {tower.main_input_name}, so it is no {modality} tower; those read "
+                f"{' or '.join(MODALITY_INPUTS[modality])}. Are audio and text swapped?"
+            )
         # One object, so that a later change of the composite's configuration reaches the tower.
         tower_config._attn_implementation = tower.config._attn_implementation
         tower.config = tower_config
@@ -378,7 +389,8 @@ def _ones_if_none(mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor
 class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
     """The model with its heads: one for either modality, and the fusion's own.
 
-    A sample with one modality gets that modality's head as its answer, in late and hybrid fusion.
+    A sample with one modality gets that modality's head as its answer, in late and hybrid fusion; one with neither
+    gets an answer that says nothing, where all labels are as likely.
     """
 
     def __init__(

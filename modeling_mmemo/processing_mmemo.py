@@ -366,6 +366,8 @@ def _is_timed_word(entry: Any) -> bool:
 
 def _read_word_times(word_times: list[Any]) -> list[tuple[str, float, float]]:
     """Checks word times and returns them as `(word, start, end)`."""
+    if not isinstance(word_times, (list, tuple)):
+        raise ValueError(f"expected a list of (word, start, end), got {type(word_times).__name__}.")
     words = []
     for position, entry in enumerate(word_times):
         try:
@@ -377,6 +379,9 @@ def _read_word_times(word_times: list[Any]) -> list[tuple[str, float, float]]:
             ) from error
         if not isinstance(word, str) or not word.strip():
             raise ValueError(f"word {position} is {word!r}; expected a str that is not blank.")
+        if end is None and isinstance(entry, dict):
+            # An ASR pipeline does not always predict where its last chunk ends.
+            end = start
         numbers = isinstance(start, Real) and isinstance(end, Real)
         if not numbers or not 0 <= start <= end < math.inf:
             raise ValueError(

@@ -64,6 +64,11 @@ class MultimodalEmotionPipeline(Pipeline):
     _load_video_processor = False
 
     def __init__(self, model, processor, local_files_only: bool = False, **kwargs):
+        if model.config.model_type != "mmemo":
+            raise ValueError(
+                f"This pipeline runs models of type 'mmemo', not {model.config.model_type!r}; build one over your "
+                "encoders with MMEmoForEmotionRecognition.from_audio_text_pretrained, and train it."
+            )
         # `pipeline()` hands on `local_files_only`, which is about loading and done with.
         if missing := model.missing_keys_on_load:
             named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -82,8 +87,8 @@ class MultimodalEmotionPipeline(Pipeline):
         function, top_k = parameters.get("function_to_apply"), parameters.get("top_k")
         if function is not None and function not in FUNCTIONS:
             raise ValueError(f"function_to_apply={function!r} is unknown; choose one of {list(FUNCTIONS)}.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k} must be at least 1, or None for all labels.")
+        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+            raise ValueError(f"top_k={top_k!r} must be an integer of at least 1, or None for all labels.")
         preprocess_parameters, postprocess_parameters = (
             {name: parameters[name] for name in names if name in parameters}
             for names in (PREPROCESS_PARAMETERS, POSTPROCESS_PARAMETERS)
@@ -162,7 +167,10 @@ class MultimodalEmotionPipeline(Pipeline):
         is_audio = not isinstance(given, dict) or (given and given.keys() <= AUDIO_KEYS)
         item = {"audio": given} if is_audio else given
         if unknown := [key for key in item if key not in ITEM_KEYS]:
-            raise ValueError(f"unknown keys {unknown}; an item may have {ITEM_KEYS}.")
+            raise ValueError(
+                f"unknown keys {unknown}; an item may have {ITEM_KEYS}, or be an audio "
+                f"alone, with {sorted(AUDIO_KEYS)}. channel= and the like are arguments of the call."
+            )
         for modality, tower in (("audio", self.model.config.audio_config), ("text", self.model.config.text_config)):
             if item.get(modality) is not None and tower is None:
                 raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")

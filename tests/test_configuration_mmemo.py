@@ -67,6 +67,8 @@ def test_towers_may_be_given_as_dicts():
         ({"fusion": "middle"}, r"fusion='middle' is unknown; choose one of \('early', 'late'"),
         ({"audio_pooling": "max"}, r"audio_pooling='max' is unknown; choose one of \('mean', 'mean_std'"),
         ({"text_pooling": "first"}, r"text_pooling='first' is unknown"),
+        ({"problem_type": "ranking"}, r"problem_type='ranking' is unknown"),
+        ({"fusion": "late", "late_fusion_weights": [0, 0]}, r"late_fusion_weights=\[0, 0\] must hold two weights"),
     ],
 )
 def test_unknown_values_are_refused_by_name(fields, message):

@@ -294,6 +294,8 @@ ERRORS = {
     "infinity": (np.full(100, -np.inf), {}, "holds NaN or infinite"),
     "empty array": (np.zeros(0), {}, r"shape \(0,\) has no samples"),
     "no channels": (np.zeros((0, 100)), {}, r"shape \(0, 100\) has no samples"),
+    "rate in kHz": (SAMPLES, {"sampling_rate": 16}, "sampling_rate=16 is not the rate .* Is it in kHz"),
+    "rate beyond reason": (SAMPLES, {"sampling_rate": 10**9}, "sampling_rate=1000000000 is not the rate"),
     "rate 0": (SAMPLES, {"sampling_rate": 0}, "sampling_rate=0 must be a positive number"),
     "rate negative": ({"array": SAMPLES, "sampling_rate": -8000}, {}, "sampling_rate=-8000 must"),
     "rate no number": (SAMPLES, {"sampling_rate": "16k"}, "sampling_rate='16k' must"),

@@ -24,7 +24,7 @@ from tiny import (
 )
 from transformers import BertForMaskedLM, BertModel, Wav2Vec2ForCTC
 
-from modeling_mmemo import MMEmoAudioEncoder, MMEmoForEmotionRecognition, MMEmoModel
+from modeling_mmemo import MMEmoAudioEncoder, MMEmoConfig, MMEmoForEmotionRecognition, MMEmoModel
 from modeling_mmemo.configuration_mmemo import FUSIONS, POOLINGS
 from modeling_mmemo.towers_mmemo import encode_audio
 
@@ -579,3 +579,10 @@ def test_input_embeddings_are_the_texts():
     assert make_model().get_input_embeddings().weight.shape == (50, 16)
     model = make_model(text=None)
     assert model.get_input_embeddings() is model.mmemo.audio_tower.conv1
+
+
+def test_swapped_towers_are_refused():
+    config = MMEmoConfig(audio_config=text_config("bert"), text_config=audio_config("wav2vec2"))
+
+    with pytest.raises(ValueError, match=r"bert reads input_ids, so it is no audio tower.* swapped"):
+        MMEmoForEmotionRecognition(config)

@@ -13,6 +13,7 @@ from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     GPT2Config,
+    GPT2Model,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     WhisperConfig,
@@ -309,7 +310,7 @@ def test_a_worker_names_the_bad_item(emotion, items):
 def test_bad_parameters_are_named(emotion, items):
     with pytest.raises(ValueError, match=r"function_to_apply='tanh' is unknown; choose one of \['softmax', 'sigmoid'"):
         emotion(items[0], function_to_apply="tanh")
-    with pytest.raises(ValueError, match="top_k=0 must be at least 1"):
+    with pytest.raises(ValueError, match="top_k=0 must be an integer of at least 1"):
         emotion(items[0], top_k=0)
     with pytest.raises(TypeError, match=r"Unknown parameters \['topk'\]; valid ones are"):
         emotion(items[0], topk=1)
@@ -406,3 +407,10 @@ def test_the_embedded_model_is_the_default(emotion, items, tmp_path, monkeypatch
     assert not caplog.records
     logging.getLogger("transformers.pipelines").warning("defaulted to some other model")
     assert caplog.records
+
+
+def test_a_model_of_another_type_is_refused(processor):
+    other = GPT2Model(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
+
+    with pytest.raises(ValueError, match=r"models of type 'mmemo', not 'gpt2'; .*from_audio_text_pretrained"):
+        MultimodalEmotionPipeline(model=other, processor=processor)

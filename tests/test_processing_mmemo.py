@@ -331,3 +331,16 @@ def test_saved_and_loaded_it_is_the_same(kind, has_text, tokenizer, make_clip, t
         assert expected.keys() == actual.keys()
         for name in expected:
             torch.testing.assert_close(actual[name], expected[name], atol=0, rtol=0)
+
+
+def test_the_last_chunk_of_an_asr_pipeline_may_lack_its_end(processor):
+    chunks = [{"text": " so", "timestamp": (0.1, 0.4)}, {"text": " happy", "timestamp": (0.4, None)}]
+
+    times = processor(text="so happy", word_times=chunks, return_tensors="np")["token_times"]
+
+    np.testing.assert_allclose(times[0], [[-1, -1], [0.1, 0.4], [0.4, 0.4], [-1, -1]], atol=1e-6)
+
+
+def test_word_times_of_another_type_are_refused(processor):
+    with pytest.raises(ValueError, match=r"word_times\[0\]: expected a list of \(word, start, end\), got int"):
+        processor(text="so happy", word_times=3)
