@@ -12,6 +12,7 @@ os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmemo-modules-")
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
@@ -48,6 +49,32 @@ def make_clip():
         return sum(np.sin(2 * np.pi * tone * time) for tone in tones).astype(np.float32) / 8
 
     return make
+
+
+@pytest.fixture
+def audio_forms(make_clip, tmp_path):
+    """One clip in every form that stands for itself; a bare list of floats is a clip only where no batch may stand."""
+    clip = make_clip(0.5)
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, clip, 16_000, subtype="FLOAT")
+
+    class Decoder:
+        def get_all_samples(self):
+            return type("Samples", (), {"data": torch.tensor(clip)[None], "sample_rate": 16_000})
+
+    return {
+        "path": str(path),
+        "os.PathLike": path,
+        "bytes": path.read_bytes(),
+        "array": clip,
+        "channels": np.stack([clip, clip]),
+        "tensor": torch.tensor(clip),
+        "array dict": {"array": clip, "sampling_rate": 16_000},
+        "raw dict": {"raw": clip, "sampling_rate": 16_000},
+        "path dict": {"path": str(path)},
+        "file dict": {"path": None, "bytes": path.read_bytes()},
+        "decoder": Decoder(),
+    }
 
 
 @pytest.fixture(scope="session")

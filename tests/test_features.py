@@ -53,3 +53,12 @@ def test_standardized_features_have_mean_0_and_deviation_1(model, processor, tex
     scaled = (positions - branch.mix.standardization.mean[:, None]) / branch.mix.standardization.std[:, None]
     torch.testing.assert_close(scaled.mean(dim=1), torch.zeros(scaled.shape[0], scaled.shape[2]), atol=1e-4, rtol=0)
     torch.testing.assert_close(branch.standardization(pooled).std(dim=0), torch.ones(pooled.shape[1]))
+
+
+def test_states_are_computed_anew_for_another_tokenizer(model, processor, texts, tmp_path):
+    tower_states("text", model.mmemo.text_tower, processor, texts, tmp_path)
+    processor.tokenizer.model_max_length = 4
+
+    cut = tower_states("text", model.mmemo.text_tower, processor, texts, tmp_path)
+
+    assert [cut[index].shape[1] for index in range(3)] == [4, 4, 3]

@@ -5,7 +5,7 @@ sentences. All rows come out with the columns of `FEATURES`.
 """
 
 import csv
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Audio, Dataset, Features, List, Value
@@ -48,7 +48,7 @@ class Corpus:
     licence: str
     label_column: str = "label"
     split_column: str = "split"
-    dev_speakers: tuple[str, ...] = field(default=())
+    dev_speakers: tuple[str, ...] = ()
 
 
 CORPORA = {

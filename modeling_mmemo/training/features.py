@@ -77,7 +77,10 @@ def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows:
         digest.update(name.encode())
         digest.update(weight.contiguous().numpy().tobytes())
     if modality == "audio":
-        digest.update(json.dumps(processor.feature_extractor.to_dict(), sort_keys=True, default=str).encode())
+        settings = processor.feature_extractor.to_dict()
+    else:
+        settings = {"tokenizer": repr(processor.tokenizer), "vocabulary": processor.tokenizer.get_vocab()}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for value in rows[modality]:
         digest.update(str(value).encode())
     return digest.hexdigest()[:16]
