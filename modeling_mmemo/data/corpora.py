@@ -1,106 +1,221 @@
-"""Reading the corpora of the default model into one schema.
+"""The known corpora: where they lie, how they are read, which speakers are held out.
 
-Every corpus lies below `data_dir`, as a `datasets` audiofolder (`metadata.csv` beside the clips) or as one CSV of
-sentences. All rows come out with the columns of `FEATURES`.
+Every corpus lies below `data_dir`, in the layout in which it is published (a folder of its name, see
+`modeling_mmemo.data.layouts`) or as one table. All rows come out with the columns of `FEATURES`.
 """
 
-import csv
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Audio, Dataset, Features, List, Value
+from datasets import Dataset
 from transformers.utils import logging
 
-from modeling_mmemo.data.labels import shared_label
+from modeling_mmemo.configuration_mmemo import EMOTIONS
+from modeling_mmemo.data import layouts
+from modeling_mmemo.data.labels import single_label
+from modeling_mmemo.data.schema import as_dataset, split_of
 
 
 logger = logging.get_logger(__name__)
 
-FEATURES = Features(
-    {
-        "audio": Audio(decode=False),
-        "text": Value("string"),
-        "word_times": List({"word": Value("string"), "start": Value("float32"), "end": Value("float32")}),
-        "label": Value("string"),
-        "speaker": Value("string"),
-        "corpus": Value("string"),
-        "split": Value("string"),
-    }
-)
+# How the GoEmotions paper groups its emotions after Ekman.
+# Source: Demszky et al. 2020, https://github.com/google-research/google-research/tree/master/goemotions
+_EKMAN = {
+    "angry": "annoyance disapproval",
+    "fear": "nervousness",
+    "happy": "admiration amusement approval caring desire excitement gratitude love optimism pride relief",
+    "sad": "disappointment embarrassment grief remorse",
+    "surprise": "confusion curiosity realization",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One form in which a corpus is held.
+
+    Args:
+        path (`str`): Its table or folder, below `data_dir`.
+        read (`Callable[[Path], Iterator[dict]]`): Its reader, one of `modeling_mmemo.data.layouts`.
+        modality (`str`): `"audio"` where only the voice carries the emotion (the words are fixed sentences, said in
+            every emotion), `"text"` where there are only words, `"both"` where both speak.
+    """
+
+    path: str
+    read: Callable[[Path], Iterator[dict]]
+    modality: str
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """How one corpus is laid out.
+    """A known corpus.
 
     Args:
-        path (`str`): Its table, below `data_dir`.
-        label_column (`str`): The column that holds the label.
-        modality (`str`): `"audio"` where only the voice carries the emotion (the words are fixed sentences, said in
-            every emotion), `"text"` where there are only words.
-        split_column (`str`): The column that says `train`, `dev` or `test`; empty values are `train`.
-        dev_speakers (`tuple[str, ...]`): Training speakers that are set aside for development.
         licence (`str`): Licence of the data.
+        layouts (`tuple[Layout, ...]`): The forms in which it is read; the first that is there is taken.
+        folds (`tuple[tuple[str, ...], ...]`): The test speakers of each fold of its cross-validation.
+        test_speakers (`tuple[str, ...]`): Speakers that are the test part outside of cross-validation.
+        dev_speakers (`tuple[str, ...]`): Training speakers that are set aside for development.
+        label_map (`Mapping[str, str]`): Its own label names beyond the usual ones, and the shared label of each.
     """
 
-    path: str
-    modality: str
     licence: str
-    label_column: str = "label"
-    split_column: str = "split"
+    layouts: tuple[Layout, ...]
+    folds: tuple[tuple[str, ...], ...] = ()
+    test_speakers: tuple[str, ...] = ()
     dev_speakers: tuple[str, ...] = ()
+    label_map: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def modality(self) -> str:
+        """The modality of its first layout; [`find_layout`] tells that of the one at hand."""
+        return self.layouts[0].modality
+
+
+def _acted(name: str, read: Callable[[Path], Iterator[dict]]) -> tuple[Layout, ...]:
+    """The layouts of a corpus of fixed sentences: an audiofolder, or as it is published."""
+    return Layout(f"{name}/metadata.csv", layouts.read_metadata, "audio"), Layout(name, read, "audio")
+
+
+def _one_out(speakers: str) -> tuple[tuple[str, ...], ...]:
+    return tuple((speaker,) for speaker in speakers.split())
+
+
+# Source: EmoBox (Ma et al. 2024), https://github.com/emo-box/EmoBox
+_RAVDESS_FOLDS = (
+    ("01", "11", "20", "21"),
+    ("04", "10", "12", "14"),
+    ("08", "09", "19", "23"),
+    ("03", "05", "07", "24"),
+    ("02", "15", "16", "18"),
+    ("06", "13", "17", "22"),
+)
 
 CORPORA = {
     "ravdess": Corpus(
-        "ravdess/metadata.csv",
-        "audio",
         "CC BY-NC-SA 4.0",
-        split_column="emobox_fold_1",
+        _acted("ravdess", layouts.read_ravdess),
+        folds=_RAVDESS_FOLDS,
+        test_speakers=_RAVDESS_FOLDS[0],
         dev_speakers=("02", "03", "14", "15"),
     ),
-    "nemo": Corpus("nemo/metadata.csv", "audio", "CC BY-NC-SA 4.0", dev_speakers=("MP0",)),
-    "tess": Corpus("tess/metadata.csv", "audio", "CC BY-NC-ND 4.0"),
-    "emodb": Corpus("emodb/metadata.csv", "audio", "CC0"),
-    "meld": Corpus("text/meld_text.csv", "text", "GPL-3.0"),
-    "goemotions": Corpus("text/goemotions.csv", "text", "CC BY 4.0", label_column="ekman"),
+    "crema-d": Corpus("ODbL 1.0", _acted("crema-d", layouts.read_crema_d)),
+    "tess": Corpus("CC BY-NC-ND 4.0", _acted("tess", layouts.read_tess)),
+    "savee": Corpus("research only", _acted("savee", layouts.read_savee), folds=_one_out("DC JE JK KL")),
+    "emodb": Corpus("CC0", _acted("emodb", layouts.read_emodb), folds=_one_out("03 08 09 10 11 12 13 14 15 16")),
+    "nemo": Corpus(
+        "CC BY-NC-SA 4.0",
+        _acted("nemo", layouts.read_nemo),
+        folds=_one_out("EB0 IC0 KD0 KS0 MK0 MP0 SM0 TP0 WR0"),
+        dev_speakers=("MP0",),
+    ),
+    "iemocap": Corpus(
+        "research only",
+        (Layout("iemocap", layouts.read_iemocap, "both"),),
+        folds=tuple((f"Ses0{session}F", f"Ses0{session}M") for session in range(1, 6)),
+        test_speakers=("Ses05F", "Ses05M"),
+        dev_speakers=("Ses04F", "Ses04M"),
+    ),
+    "meld": Corpus(
+        "GPL-3.0",
+        (
+            Layout("text/meld_text.csv", layouts.read_metadata, "text"),
+            Layout("meld", layouts.read_meld, "both"),
+        ),
+    ),
+    "mosei": Corpus("research only", (Layout("mosei", layouts.read_mosei, "both"),)),
+    "goemotions": Corpus(
+        "CC BY 4.0",
+        (
+            Layout("text/goemotions.csv", layouts.read_metadata, "text"),
+            Layout("goemotions", layouts.read_goemotions, "text"),
+        ),
+        label_map={name: label for label, names in _EKMAN.items() for name in names.split()},
+    ),
 }
 
 
-def read_corpus(name: str, data_dir: str | Path) -> Dataset:
-    """Reads a corpus of `CORPORA`; rows whose label has no shared counterpart are left out, and their number logged.
+def find_layout(name: str, data_dir: str | Path) -> Layout:
+    """The layout of corpus `name` that is found below `data_dir`.
 
     Raises:
-        ValueError: If the corpus is unknown, or its table is not below `data_dir`.
+        ValueError: If the corpus is unknown, or in none of its layouts below `data_dir`.
     """
     if name not in CORPORA:
         raise ValueError(f"Unknown corpus {name!r}; the known ones are {sorted(CORPORA)}.")
-    corpus = CORPORA[name]
-    table = Path(data_dir) / corpus.path
-    if not table.is_file():
-        raise ValueError(f"{table} does not exist; put {name} there, or name its parent folder with --data_dir.")
-    with table.open(newline="", encoding="utf-8") as file:
-        records = list(csv.DictReader(file))
-    rows = [_row(name, corpus, table.parent, record) for record in records]
+    for layout in CORPORA[name].layouts:
+        if (Path(data_dir) / layout.path).exists():
+            return layout
+    paths = " nor ".join(layout.path for layout in CORPORA[name].layouts)
+    raise ValueError(f"{data_dir} has no {paths}; put {name} there, or name its parent folder with --data_dir.")
+
+
+def corpus_rows(
+    name: str,
+    data_dir: str | Path,
+    labels: Sequence[str] = EMOTIONS,
+    fold: int | None = None,
+    label_map: Mapping[str, str] | None = None,
+) -> Iterator[dict]:
+    """Yields a corpus' rows one by one, those without a label too; see [`read_corpus`]."""
+    layout, corpus = find_layout(name, data_dir), CORPORA[name]
+    if fold is not None and not 1 <= fold <= len(corpus.folds):
+        with_folds = {known: len(other.folds) for known, other in CORPORA.items() if other.folds}
+        raise ValueError(f"{name} has no fold {fold}; folds are counted from 1, and there are so many: {with_folds}.")
+    # A finer label that was asked for is not grouped.
+    wanted = {label.lower() for label in labels}
+    grouped = {theirs: ours for theirs, ours in corpus.label_map.items() if theirs not in wanted}
+    for record in layout.read(Path(data_dir) / layout.path):
+        speaker = record["speaker"]
+        yield {
+            **record,
+            "audio": None if record["audio"] is None else {"path": record["audio"], "bytes": None},
+            "label": single_label(record["label"], labels, {**grouped, **(label_map or {})}),
+            "speaker": None if speaker is None else f"{name}-{speaker}",
+            "corpus": name,
+            "split": _split(corpus, record, fold),
+        }
+
+
+def read_corpus(
+    name: str,
+    data_dir: str | Path,
+    labels: Sequence[str] = EMOTIONS,
+    fold: int | None = None,
+    label_map: Mapping[str, str] | None = None,
+) -> Dataset:
+    """Reads a corpus of `CORPORA`; rows that stand for none of `labels`, or for several, are left out and counted.
+
+    Args:
+        name (`str`): One of `CORPORA`.
+        data_dir (`str` or `Path`): The folder that holds the corpora.
+        labels (`Sequence[str]`): The labels to choose from.
+        fold (`int`, *optional*): Counted from 1: the fold's speakers are the test part, all others train. Without it,
+            rows stand where the corpus officially has them, or else where its `test_speakers` and `dev_speakers` say.
+        label_map (`Mapping[str, str]`, *optional*): The corpus' own names to ours, where they are to count for
+            something unusual: `{"excited": "happy"}`.
+
+    Raises:
+        ValueError: If the corpus or the fold is unknown, it is not below `data_dir`, or has no row of these labels.
+    """
+    rows = list(corpus_rows(name, data_dir, labels, fold, label_map))
     kept = [row for row in rows if row["label"] is not None]
+    if not kept:
+        layout = find_layout(name, data_dir)
+        raise ValueError(
+            f"None of the {len(rows)} rows found in {Path(data_dir) / layout.path} stands for one of {list(labels)}; "
+            f"its layout is described at modeling_mmemo.data.layouts.{layout.read.__name__}."
+        )
     if len(kept) < len(rows):
-        logger.warning(f"{name}: left out {len(rows) - len(kept)} of {len(rows)} rows without a single shared label.")
-    # Encoding an Audio column needs torchcodec even with decode=False; casting its stored form to it does not.
-    stored = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Value("string")}})
-    return Dataset.from_list(kept, features=stored).cast_column("audio", FEATURES["audio"])
+        logger.warning(f"{name}: left out {len(rows) - len(kept)} of {len(rows)} rows without a single known label.")
+    return as_dataset(kept)
 
 
-def _row(name: str, corpus: Corpus, folder: Path, record: dict[str, str]) -> dict:
-    split = record[corpus.split_column] or "train"
-    if split == "train" and record["speaker"] in corpus.dev_speakers:
-        split = "dev"
-    is_audio = corpus.modality == "audio"
-    return {
-        "audio": {"path": str(folder / record["file_name"]), "bytes": None} if is_audio else None,
-        "text": record["text"],
-        "word_times": None,
-        "label": shared_label(record[corpus.label_column]),
-        "speaker": f"{name}-{record['speaker']}" if record["speaker"] else None,
-        "corpus": name,
-        "split": split,
-    }
+def _split(corpus: Corpus, record: dict, fold: int | None) -> str:
+    if fold is not None:
+        return "test" if record["speaker"] in corpus.folds[fold - 1] else "train"
+    if record["split"] is not None:
+        split = split_of(record["split"])
+    else:
+        split = "test" if record["speaker"] in corpus.test_speakers else "train"
+    return "dev" if split == "train" and record["speaker"] in corpus.dev_speakers else split

@@ -1,0 +1,316 @@
+"""Readers of the folder layouts in which people hold the corpora.
+
+A reader takes the path that `CORPORA` names and yields raw records: `audio` (path of the clip, or `None`), `text`,
+`word_times`, `label` (the corpus' own name, several joined by `|`), `speaker`, and `split` where the corpus has
+official splits, else `None`. Clips may lie deeper than shown, and be WAV, FLAC or Ogg.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from modeling_mmemo.data.labels import label_of
+
+
+RAVDESS_LABELS = dict(
+    zip(
+        ("01", "02", "03", "04", "05", "06", "07", "08"),
+        ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
+    )
+)
+RAVDESS_TEXTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
+CREMA_D_LABELS = {
+    "ANG": "angry",
+    "DIS": "disgust",
+    "FEA": "fear",
+    "HAP": "happy",
+    "NEU": "neutral",
+    "SAD": "sad",
+}
+CREMA_D_TEXTS = {
+    "DFA": "Don't forget a jacket.",
+    "IEO": "It's eleven o'clock.",
+    "IOM": "I'm on my way to the meeting.",
+    "ITH": "I think I have a doctor's appointment.",
+    "ITS": "I think I've seen this before.",
+    "IWL": "I would like a new alarm clock.",
+    "IWW": "I wonder what this is about.",
+    "MTI": "Maybe tomorrow it will be cold.",
+    "TAI": "The airplane is almost full.",
+    "TIE": "That is exactly what happened.",
+    "TSI": "The surface is slick.",
+    "WSI": "We'll stop in a couple of minutes.",
+}
+SAVEE_LABELS = {
+    "a": "anger",
+    "d": "disgust",
+    "f": "fear",
+    "h": "happiness",
+    "n": "neutral",
+    "sa": "sadness",
+    "su": "surprise",
+}
+EMODB_LABELS = {
+    "W": "anger",
+    "L": "boredom",
+    "E": "disgust",
+    "A": "fear",
+    "F": "happiness",
+    "T": "sadness",
+    "N": "neutral",
+}
+EMODB_TEXTS = {
+    "a01": "Der Lappen liegt auf dem Eisschrank.",
+    "a02": "Das will sie am Mittwoch abgeben.",
+    "a04": "Heute abend könnte ich es ihm sagen.",
+    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "a07": "In sieben Stunden wird es soweit sein.",
+    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+}
+IEMOCAP_LABELS = {
+    "ang": "angry",
+    "dis": "disgust",
+    "exc": "excited",
+    "fea": "fear",
+    "fru": "frustrated",
+    "hap": "happy",
+    "neu": "neutral",
+    "oth": "other",
+    "sad": "sad",
+    "sur": "surprise",
+    "xxx": "no agreement",
+}
+
+# The MELD tables hold Windows' punctuation as control characters, or as raw bytes where a spreadsheet saved them:
+# "surrogateescape" turns byte 0x92 into 0xDC92.
+_CP1252 = {
+    code: bytes([byte]).decode("cp1252", errors="ignore")
+    for byte in range(0x80, 0x100)
+    for code in ((byte, 0xDC00 + byte) if byte < 0xA0 else (0xDC00 + byte,))
+}
+
+
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Yields the rows of a CSV or (by its name) TSV table with a header, in UTF-8 or cp1252; every cell stays text."""
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        yield from csv.DictReader((line.translate(_CP1252) for line in file), delimiter=delimiter)
+
+
+def read_metadata(table: Path) -> Iterator[dict]:
+    """A table of texts or clips (`file_name,label,text,speaker,split`), as the `metadata.csv` of an audiofolder."""
+    for row in read_csv(table):
+        clip = row.get("file_name")
+        yield _record(
+            row["label"],
+            audio=table.parent / clip if clip else None,
+            text=row.get("text"),
+            speaker=row.get("speaker"),
+            split=row.get("split"),
+        )
+
+
+def read_ravdess(folder: Path) -> Iterator[dict]:
+    """RAVDESS: `Actor_01/03-01-06-01-02-01-12.wav`; songs and videos are passed over."""
+    for clip, (emotion, statement, actor) in _clips(folder, r"03-01-(\d\d)-\d\d-(\d\d)-\d\d-(\d\d)"):
+        yield _record(RAVDESS_LABELS[emotion], audio=clip, text=RAVDESS_TEXTS[statement], speaker=actor)
+
+
+def read_crema_d(folder: Path) -> Iterator[dict]:
+    """CREMA-D: `AudioWAV/1001_DFA_ANG_XX.wav`; the label is the acted one."""
+    for clip, (actor, sentence, emotion) in _clips(folder, r"(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{1,2}"):
+        yield _record(CREMA_D_LABELS[emotion], audio=clip, text=CREMA_D_TEXTS[sentence], speaker=actor)
+
+
+def read_tess(folder: Path) -> Iterator[dict]:
+    """TESS: `OAF_angry/OAF_back_angry.wav`."""
+    # One clip is called OA_bite_neutral.
+    for clip, (actress, word, emotion) in _clips(folder, r"([OY]A)F?_([a-z]+)_([a-z]+(?:_[a-z]+)?)"):
+        yield _record(emotion, audio=clip, text=f"Say the word {word}.", speaker=f"{actress}F")
+
+
+def read_savee(folder: Path) -> Iterator[dict]:
+    """SAVEE: `DC_a01.wav` or `DC/a01.wav`."""
+    for clip, (speaker, emotion) in _clips(folder, r"(DC|JE|JK|KL)[_/](a|d|f|h|n|sa|su)\d\d"):
+        yield _record(SAVEE_LABELS[emotion], audio=clip, speaker=speaker)
+
+
+def read_emodb(folder: Path) -> Iterator[dict]:
+    """EmoDB: `wav/03a01Fa.wav`."""
+    for clip, (speaker, sentence, emotion) in _clips(folder, r"(\d\d)([ab]\d\d)([WLEAFTN])[a-z]"):
+        yield _record(EMODB_LABELS[emotion], audio=clip, text=EMODB_TEXTS[sentence], speaker=speaker)
+
+
+def read_nemo(folder: Path) -> Iterator[dict]:
+    """nEMO as its repository has it: `data.tsv` beside `samples/EB0_anger_1.wav`."""
+    for row in read_csv(folder / "data.tsv"):
+        clip = folder / "samples" / f"{row['file_id'].removesuffix('.wav')}.wav"
+        yield _record(row["emotion"], audio=clip, text=row["raw_text"], speaker=row["speaker_id"])
+
+
+def read_iemocap(folder: Path) -> Iterator[dict]:
+    """IEMOCAP: `Session1/dialog/{EmoEvaluation,transcriptions}/DIALOG.txt`, `Session1/sentences/wav/DIALOG/TURN.wav`.
+
+    The word times come from `Session1/sentences/ForcedAlignment/DIALOG/TURN.wdseg`. A speaker is named after the
+    session and the sex: `Ses01F`.
+    """
+    evaluated = re.compile(r"^\[[\d.]+ - [\d.]+\]\t(\w+)\t(\w+)\t", re.MULTILINE)
+    transcribed = re.compile(r"^(Ses\w+) \[[\d.]+-[\d.]+\]: ?(.*)$", re.MULTILINE)
+    for evaluation in sorted(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
+        session, dialog = evaluation.parents[2], evaluation.stem
+        texts = dict(transcribed.findall(_text(session / "dialog" / "transcriptions" / evaluation.name)))
+        for turn, code in evaluated.findall(_text(evaluation)):
+            text = texts.get(turn, "").strip()
+            alignment = session / "sentences" / "ForcedAlignment" / dialog / f"{turn}.wdseg"
+            yield _record(
+                IEMOCAP_LABELS[code],
+                audio=session / "sentences" / "wav" / dialog / f"{turn}.wav",
+                text=text,
+                speaker=dialog[:5] + turn.rsplit("_", 1)[1][0],
+                word_times=_aligned_words(_text(alignment), text) if alignment.is_file() else None,
+            )
+
+
+def _aligned_words(alignment: str, text: str) -> list[dict]:
+    """The words of `text` that the aligner (Sphinx, frames of 10 ms) found, with their start and end in seconds."""
+    segments = re.findall(r"^\s*(\d+)\s+(\d+)\s+-?\d+\s+([^\s<+(]+)", alignment, re.MULTILINE)
+    words = text.split()
+    # The two do not agree on fillers, and the text alone has case and punctuation.
+    matcher = SequenceMatcher(
+        a=[word.lower() for _, _, word in segments],
+        b=[re.sub(r"[^\w']", "", word).lower() for word in words],
+        autojunk=False,
+    )
+    return [
+        {
+            "word": words[block.b + offset],
+            "start": int(segments[block.a + offset][0]) / 100,
+            "end": (int(segments[block.a + offset][1]) + 1) / 100,
+        }
+        for block in matcher.get_matching_blocks()
+        for offset in range(block.size)
+    ]
+
+
+def read_meld(folder: Path) -> Iterator[dict]:
+    """MELD: `train_sent_emo.csv`, `dev_...`, `test_...`, and `dia0_utt0.mp4` in folders that name the split.
+
+    The folders are `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`, or any that have `train`,
+    `dev` or `test` in their name. libsndfile cannot read the videos: a `.wav` of the same name goes before them, to be
+    made by `for clip in */*.mp4; do ffmpeg -i "$clip" -vn -ac 1 -ar 16000 "${clip%.mp4}.wav"; done`. Rows whose clip
+    is not there have no audio.
+    """
+    name = re.compile(r"dia(\d+)_utt(\d+)\.(?:wav|flac|ogg|mp4)")
+    clips: dict[tuple[str, str, str], Path] = {}
+    for path in sorted(folder.rglob("dia*_utt*.*"), key=lambda path: (path.suffix == ".mp4", path)):
+        match = name.fullmatch(path.name)
+        splits = re.findall("train|dev|test", "/".join(path.relative_to(folder).parts[:-1]))
+        if match and splits:
+            clips.setdefault((splits[-1], *match.groups()), path)
+    for split in ("train", "dev", "test"):
+        for table in sorted(folder.rglob(f"{split}_sent_emo.csv"))[:1]:
+            for row in read_csv(table):
+                yield _record(
+                    row["Emotion"],
+                    audio=clips.get((split, row["Dialogue_ID"], row["Utterance_ID"])),
+                    text=row["Utterance"],
+                    speaker=row["Speaker"],
+                    split=split,
+                )
+
+
+def read_mosei(folder: Path) -> Iterator[dict]:
+    """CMU-MOSEI as one CSV, a segment a row: `file` (or `video`), `index`, `text`, `split`, and what was felt.
+
+    That is `label`, or one column of intensities for each emotion: the largest positive one is the label, neutral if
+    none is positive. The clip of segment 3 of video `abc` is `abc_3.wav`, in any folder below, or what `file` names
+    with its ending; rows whose clip is not there have no audio. A video is one speaker.
+    """
+    clips = {clip.stem: clip for clip, _ in _clips(folder, r"[^/]+")}
+    for table in sorted(folder.glob("*.csv")):
+        for row in read_csv(table):
+            video = row.get("file") or row.get("video")
+            if not video:
+                raise ValueError(
+                    f"{table} needs a column `file` or `video` that names each segment; it has {list(row)}."
+                )
+            named = Path(video)
+            segment = named.stem if named.suffix in (".wav", ".flac", ".ogg") else f"{video}_{row.get('index')}"
+            yield _record(
+                row["label"] if "label" in row else _strongest_emotions(row),
+                audio=clips.get(segment),
+                text=row.get("text"),
+                speaker=row.get("video") or video,
+                split=row.get("split"),
+            )
+
+
+def _strongest_emotions(row: dict[str, str]) -> str:
+    intensities = {name: float(value) for name, value in row.items() if value and label_of(name)}
+    strongest = max(intensities.values(), default=0.0)
+    return "|".join(name for name, value in intensities.items() if value == strongest) if strongest > 0 else "neutral"
+
+
+def read_goemotions(folder: Path) -> Iterator[dict]:
+    """GoEmotions: `train.tsv`, `dev.tsv`, `test.tsv` with `emotions.txt`; else the raw `goemotions_1.csv` and so on.
+
+    In the raw tables a row is one rater's opinion, and an emotion counts if two raters saw it, as in the paper.
+    """
+    if (folder / "emotions.txt").is_file():
+        names = (folder / "emotions.txt").read_text(encoding="utf-8").split()
+        for split in ("train", "dev", "test"):
+            with (folder / f"{split}.tsv").open(newline="", encoding="utf-8") as file:
+                for text, ids, _ in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+                    yield _record("|".join(names[int(index)] for index in ids.split(",")), text=text, split=split)
+        return
+    texts: dict[str, str] = {}
+    votes: dict[str, Counter[str]] = {}
+    for table in sorted(folder.glob("goemotions*.csv")):
+        for row in read_csv(table):
+            texts[row["id"]] = row["text"]
+            # The emotions stand behind the last column of the ratings' description.
+            emotions = list(row)[list(row).index("example_very_unclear") + 1 :]
+            votes.setdefault(row["id"], Counter()).update(name for name in emotions if row[name] == "1")
+    for comment, counts in votes.items():
+        yield _record("|".join(name for name, count in counts.items() if count > 1), text=texts[comment])
+
+
+def _record(
+    label: str,
+    *,
+    audio: Path | None = None,
+    text: str | None = None,
+    speaker: str | None = None,
+    split: str | None = None,
+    word_times: list[dict] | None = None,
+) -> dict:
+    return {
+        "audio": None if audio is None else str(audio),
+        "text": text,
+        "word_times": word_times,
+        "label": label,
+        "speaker": speaker or None,
+        "split": split or None,
+    }
+
+
+def _clips(folder: Path, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Clips whose name matches, with the groups of the match; a clip that lies in two folders counts once."""
+    name = re.compile(rf"(?:^|/)({pattern})\.(?:wav|flac|ogg)$")
+    seen = set()
+    for path in sorted(folder.rglob("*.*")):
+        match = name.search(path.relative_to(folder).as_posix())
+        if match and match[1] not in seen:
+            seen.add(match[1])
+            yield path, match.groups()[1:]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")

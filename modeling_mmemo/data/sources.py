@@ -1,0 +1,245 @@
+"""The one entry to rows of every source: a known corpus, a table, a folder of clips, a dataset of the Hub."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Audio, ClassLabel, Dataset, IterableDataset, List, concatenate_datasets, load_dataset
+from transformers.utils import logging
+
+from modeling_mmemo.configuration_mmemo import EMOTIONS
+from modeling_mmemo.data.corpora import CORPORA, corpus_rows, read_corpus
+from modeling_mmemo.data.labels import single_label
+from modeling_mmemo.data.layouts import read_csv
+from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, split_of
+
+
+logger = logging.get_logger(__name__)
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+CLIPS = (".wav", ".flac", ".ogg", ".mp3")
+# What their columns are called where `columns` does not say.
+_AUDIO_COLUMNS = ("audio", "file_name", "path", "file")
+
+Rows = Dataset | IterableDataset
+
+
+def read_source(
+    source: str,
+    data_dir: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    labels: Sequence[str] = EMOTIONS,
+    label_map: Mapping[str, str] | None = None,
+    streaming: bool = False,
+    fold: int | None = None,
+) -> Rows:
+    """Reads labelled rows of any source into the columns of `FEATURES`.
+
+    Rows that stand for none of `labels`, or for several, are left out (and counted, unless streamed); rows without a
+    split are training rows.
+
+    Args:
+        source (`str`): What comes first of: the name of one of `CORPORA`; the path of a CSV, TSV, JSON Lines or
+            Parquet table, or of a `datasets` audiofolder (with `metadata.csv` or a table of another of these kinds, or
+            one folder a label, inside one a split or not); a dataset of the Hub, as `owner/name` or
+            `owner/name:config`.
+        data_dir (`str` or `Path`): The folder that holds the corpora.
+        columns (`Mapping[str, str]`, *optional*): The source's column for each of ours, where the names differ:
+            `{"label": "emotion"}`. Audio is found as `audio`, `file_name`, `path` or `file`, too; its paths are
+            relative to the table.
+        labels (`Sequence[str]`): The labels to choose from.
+        label_map (`Mapping[str, str]`, *optional*): The source's own label names to ours: `{"excited": "happy"}`.
+        streaming (`bool`): Whether to give an `IterableDataset` that never holds the whole source.
+        fold (`int`, *optional*): Of a corpus with folds, see [`read_corpus`].
+
+    Raises:
+        ValueError: If there is no such source, column, split or fold, or if no row stands for one of `labels`.
+    """
+    if source in CORPORA:
+        if columns:
+            raise ValueError(f"columns={dict(columns)} cannot be given for {source!r}, whose columns are known.")
+        if not streaming:
+            return read_corpus(source, data_dir, labels, fold, label_map)
+        # A list among the arguments would be taken for shards.
+        arguments = {"name": source, "data_dir": str(data_dir), "labels": tuple(labels), "fold": fold}
+        arguments["label_map"] = label_map
+        stream = IterableDataset.from_generator(corpus_rows, features=STORED_FEATURES, gen_kwargs=arguments)
+        return _labelled(stream, source, labels)
+    if fold is not None:
+        raise ValueError(f"fold={fold} needs a corpus with folds; {source!r} is none of {sorted(CORPORA)}.")
+    tables = [_described(*table, source, columns or {}) for table in _open(source, streaming)]
+    rows = concatenate_datasets([_in_schema(*table, labels, label_map or {}) for table in tables])
+    kept = _labelled(rows, source, labels, tables)
+    if streaming:
+        return kept
+    if len(kept) < len(rows):
+        logger.warning(f"{source}: left out {len(rows) - len(kept)} of {len(rows)} rows without a single known label.")
+    return kept.cast_column("audio", FEATURES["audio"])
+
+
+def _labelled(rows: Rows, source: str, labels: Sequence[str], tables: Sequence[tuple[Rows, "_Form"]] = ()) -> Rows:
+    """The rows that have a label, of which there must be one; the source's own labels are in `tables`."""
+    kept = rows.filter(_has_label)
+    if next(iter(kept), None) is None:
+        found = sorted({_raw_label(record, form) for part, form in tables for record in part.take(1000)})
+        raise ValueError(
+            f"No row of {source} has a label that stands for one of {list(labels)}; among its first are {found[:30]}. "
+            "Map them with label_map, as in excited=happy."
+        )
+    return kept
+
+
+def _has_label(row: dict) -> bool:
+    return row["label"] is not None
+
+
+def _open(source: str, streaming: bool) -> Iterator[tuple[Rows, Path | None, str]]:
+    """Yields the tables of a source, each with the folder that its audio paths start from, and the split it is."""
+    path = Path(source)
+    if path.suffix in TABLES:
+        if not path.is_file():
+            raise ValueError(f"{source} does not exist; paths are relative to {Path.cwd()}.")
+        yield _load(path, streaming), path.parent, "train"
+        return
+    # An audiofolder may have a table in each split's folder.
+    tables = [table for table in sorted(path.rglob("metadata.*")) if table.suffix in TABLES] if path.is_dir() else []
+    for table in tables:
+        split = "train" if table.parent == path else split_of(table.parent.name)
+        yield _load(table, streaming), table.parent, split
+    if tables:
+        return
+    if path.is_dir() and any(_labelled_clips(path)):
+        yield _rows_of(_labelled_clips, path, streaming), path, "train"
+        return
+    repository, _, config = source.partition(":")
+    try:
+        splits = load_dataset(repository, config or None, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"{source!r} is neither a corpus of {sorted(CORPORA)}, nor a folder or a table ({', '.join(TABLES)}) that "
+            f"is there, nor a dataset of the Hub that can be had: {error}"
+        ) from error
+    for split, rows in splits.items():
+        yield rows, None, split_of(split)
+
+
+def _load(path: Path, streaming: bool) -> Rows:
+    if path.suffix in (".csv", ".tsv"):
+        return _rows_of(read_csv, path, streaming)
+    builder = {".jsonl": "json", ".parquet": "parquet"}[path.suffix]
+    return load_dataset(builder, data_files=str(path), split="train", streaming=streaming)
+
+
+def _rows_of(read: Callable[[Path], Iterator[dict]], path: Path, streaming: bool) -> Rows:
+    if streaming:
+        return IterableDataset.from_generator(read, gen_kwargs={"path": path})
+    return Dataset.from_list(list(read(path)))
+
+
+def _labelled_clips(path: Path) -> Iterator[dict[str, str]]:
+    """The clips of `LABEL/clip.wav` or `SPLIT/LABEL/clip.wav`."""
+    for clip in sorted(path.rglob("*.*")):
+        *split, label, name = ("", *clip.relative_to(path).parts)
+        if label and clip.suffix.lower() in CLIPS:
+            yield {"file_name": str(Path(*split, label, name)), "label": label, "split": split[-1]}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the rows of one table mean.
+
+    Args:
+        columns (`dict[str, str]`): Its column for each of ours that it has.
+        label_names (`tuple[str, ...]`, *optional*): What its labels mean where they are numbers.
+        folder (`Path`, *optional*): What its audio paths are relative to.
+        corpus, split (`str`): Those of rows that do not name one.
+    """
+
+    columns: dict[str, str]
+    label_names: tuple[str, ...] | None
+    folder: Path | None
+    corpus: str
+    split: str
+
+
+def _described(
+    rows: Rows, folder: Path | None, split: str, source: str, columns: Mapping[str, str]
+) -> tuple[Rows, _Form]:
+    """The columns of a table that are needed, audio undecoded, and what they mean."""
+    features = rows.features or {}
+    theirs = _columns(list(features) or list(next(iter(rows), {})), source, columns)
+    rows = rows.select_columns(sorted(set(theirs.values())))
+    if isinstance(features.get(theirs.get("audio")), Audio):
+        rows = rows.cast_column(theirs["audio"], Audio(decode=False))
+    label = features.get(theirs["label"])
+    label = label.feature if isinstance(label, List) else label
+    names = tuple(label.names) if isinstance(label, ClassLabel) else None
+    return rows, _Form(theirs, names, folder, source if folder is None else Path(source).stem, split)
+
+
+def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """The source's column for each of ours that it has."""
+    unknown = sorted(set(columns) - set(FEATURES))
+    if unknown:
+        raise ValueError(f"columns names {unknown}, but the columns of a row are {list(FEATURES)}.")
+    theirs = {ours: ours for ours in FEATURES if ours in present}
+    for name in _AUDIO_COLUMNS:
+        if name in present:
+            theirs.setdefault("audio", name)
+    theirs |= columns
+    absent = [column for column in theirs.values() if column not in present]
+    if absent or "label" not in theirs:
+        raise ValueError(
+            f"{source} has no column {absent or ['label']}; it has {present}. Name its own with columns, as in "
+            "label=emotion."
+        )
+    return theirs
+
+
+def _in_schema(rows: Rows, form: _Form, labels: Sequence[str], label_map: Mapping[str, str]) -> Rows:
+    """The rows with the columns of `FEATURES`; `label` is `None` where it stands for none of `labels`."""
+    # The cache of `datasets` would not notice a newer version of this package.
+    options = {} if isinstance(rows, IterableDataset) else {"load_from_cache_file": False}
+    return rows.map(
+        _row,
+        fn_kwargs={"form": form, "labels": labels, "label_map": label_map},
+        remove_columns=sorted(set(form.columns.values())),
+        features=STORED_FEATURES,
+        **options,
+    )
+
+
+def _row(record: dict, form: _Form, labels: Sequence[str], label_map: Mapping[str, str]) -> dict:
+    row: dict = dict.fromkeys(FEATURES)
+    row |= {ours: None if record[theirs] == "" else record[theirs] for ours, theirs in form.columns.items()}
+    corpus = row["corpus"] or form.corpus
+    return row | {
+        "audio": _audio(row["audio"], form.folder),
+        # A cell of a CSV holds them as JSON.
+        "word_times": json.loads(row["word_times"]) if isinstance(row["word_times"], str) else row["word_times"],
+        "label": single_label(_raw_label(record, form), labels, label_map),
+        "speaker": None if row["speaker"] is None else f"{corpus}-{row['speaker']}",
+        "corpus": corpus,
+        "split": split_of(row["split"] or form.split),
+    }
+
+
+def _audio(audio: str | dict | None, folder: Path | None) -> dict | None:
+    if audio is None:
+        return None
+    stored = {"bytes": None, "path": audio} if isinstance(audio, str) else audio
+    if folder is not None and stored["bytes"] is None:
+        return {"bytes": None, "path": str(folder / stored["path"])}
+    return stored
+
+
+def _raw_label(record: dict, form: _Form) -> str:
+    """The source's own name of a row's label, several joined by `|`."""
+    value = record[form.columns["label"]]
+    values = value if isinstance(value, list) else [value]
+    if form.label_names is not None:
+        # The Hub's rows without a label have -1.
+        values = [form.label_names[value] for value in values if value is not None and value >= 0]
+    return "|".join(map(str, values))

@@ -1,0 +1,265 @@
+import numpy as np
+import pytest
+import torch
+from transformers import HfArgumentParser
+
+from modeling_mmemo.data.augmentation import Augmentation, add_noise, change_speed, gain, spec_augment, telephone
+
+
+RATE = 16_000
+EVERYTHING = Augmentation(
+    speed_probability=1, noise_probability=1, gain_probability=1, telephone_probability=1, spec_augment_probability=1
+)
+
+
+@pytest.fixture
+def clip(make_clip):
+    """Half a second that refuses to be written to."""
+    samples = make_clip(0.5)
+    samples.flags.writeable = False
+    return samples
+
+
+@pytest.fixture
+def batch():
+    """Log-mel frames of 40, 25 and 0 real frames and their mask; the padding is NaN."""
+    mask = (torch.arange(40) < torch.tensor([[40], [25], [0]])).long()
+    features = torch.randn(3, 10, 40, generator=torch.Generator().manual_seed(0))
+    return features.masked_fill(mask[:, None] == 0, torch.nan), mask
+
+
+def tone(hertz, seconds=1.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)).astype(np.float32)
+
+
+def power(samples):
+    return np.mean(np.square(samples, dtype=np.float64))
+
+
+def level_db(samples):
+    return 10 * np.log10(power(samples))
+
+
+def band_power(samples, lowest, highest):
+    spectrum = np.abs(np.fft.rfft(samples)) ** 2
+    hertz = np.fft.rfftfreq(len(samples), 1 / RATE)
+    return spectrum[(lowest <= hertz) & (hertz < highest)].sum()
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("color", ["white", "pink"])
+@pytest.mark.parametrize("snr_db", [-10.0, 0.0, 5.0, 30.0])
+def test_noise_has_the_ratio_asked_for(clip, snr_db, color):
+    noisy = add_noise(clip, snr_db, rng(), color)
+    assert noisy.dtype == np.float32
+    assert level_db(clip) - level_db(noisy.astype(np.float64) - clip) == pytest.approx(snr_db, abs=1e-3)
+
+
+@pytest.mark.parametrize("color", ["white", "pink"])
+@pytest.mark.parametrize("num_samples", [1, 2, 4801])
+def test_silence_stays_silent_under_noise(num_samples, color):
+    assert not add_noise(np.zeros(num_samples, np.float32), 5.0, rng(), color).any()
+
+
+@pytest.mark.parametrize(("color", "octaves"), [("white", 2.0), ("pink", 1.0)])
+def test_noise_has_its_color(color, octaves):
+    quiet = tone(100, seconds=20)
+    noise = add_noise(quiet, 0.0, rng(), color) - quiet
+    for hertz in (500, 1000, 2000):
+        ratio = band_power(noise, 2 * hertz, 4 * hertz) / band_power(noise, hertz, 2 * hertz)
+        assert ratio == pytest.approx(octaves, rel=0.1)
+
+
+def test_gain_is_in_decibels(clip):
+    louder = gain(clip, 6.0)
+    assert louder.dtype == np.float32
+    assert level_db(louder) - level_db(clip) == pytest.approx(6.0, abs=1e-4)
+    np.testing.assert_allclose(gain(np.array([0.5, -1.0], np.float32), -20.0), [0.05, -0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.1, 1.25])
+def test_speed_changes_length_and_pitch_together(factor):
+    faster = change_speed(tone(440), RATE, factor)
+    assert faster.dtype == np.float32
+    assert len(faster) == pytest.approx(RATE / factor, abs=1)
+    peak = np.abs(np.fft.rfft(faster * np.hanning(len(faster)), n=8 * RATE)).argmax() / 8
+    assert peak == pytest.approx(440 * factor, abs=0.5)
+
+
+def test_telephone_keeps_its_band_and_no_more():
+    kept = telephone(tone(1000), RATE)
+    assert kept.dtype == np.float32
+    assert level_db(kept) == pytest.approx(level_db(tone(1000)), abs=0.2)
+    assert band_power(kept, 990, 1010) > 0.99 * band_power(kept, 0, RATE)
+    for hertz in (50, 6000):
+        assert power(telephone(tone(hertz), RATE)) < 1e-4 * power(tone(hertz))
+
+
+def test_telephone_has_the_levels_of_mu_law():
+    fading = (np.geomspace(3, 1e-4, 40_000) * rng().standard_normal(40_000)).astype(np.float32)
+    levels = np.unique(telephone(fading, sampling_rate=8000))  # at its own rate nothing comes after the quantization
+    expected = np.sign(np.arange(-127, 128)) * (256 ** (np.abs(np.arange(-127, 128)) / 127) - 1) / 255
+    np.testing.assert_allclose(levels, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling_rate", [6000, 8000, 16_000, 22_050, 44_100])
+@pytest.mark.parametrize("num_samples", [1, 4799, 4801])
+def test_telephone_keeps_the_number_of_samples(num_samples, sampling_rate):
+    assert telephone(np.ones(num_samples, np.float32), sampling_rate).shape == (num_samples,)
+
+
+def test_telephone_clips_at_full_scale():
+    assert level_db(telephone(gain(tone(1000), 40.0), RATE)) == pytest.approx(0, abs=1.0)
+
+
+def test_spec_augment_hides_real_frames_behind_their_mean(batch):
+    features, mask = batch
+    augmented = spec_augment(features, mask, rng())
+    real = (mask == 1)[:, None].expand_as(features)
+    assert augmented[~real].isnan().all()
+    for row in (0, 1):
+        before, after = features[row][real[row]], augmented[row][real[row]]
+        changed = before != after
+        assert 0 < changed.sum() < changed.numel()
+        torch.testing.assert_close(after[changed], before.mean().expand_as(after[changed]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_spec_augment_spans_are_no_wider_than_their_share(batch, share):
+    features, mask = batch
+    widest = torch.zeros(2, 2, dtype=torch.long)
+    for seed in range(200):
+        in_time = spec_augment(features, mask, rng(seed), 1, share, 0)[:2] != features[:2]
+        in_frequency = spec_augment(features, mask, rng(seed), 0, 1.0, 1, share)[:2] != features[:2]
+        real = mask[:2, None] == 1
+        times, bands = (in_time & real).any(dim=1), (in_frequency & real).any(dim=2)
+        assert torch.equal(in_time & real, (times[:, None] & real).expand_as(in_time))
+        assert torch.equal(in_frequency & real, bands[:, :, None] & real)
+        for spans in (times, bands):
+            assert (spans.int().diff(dim=1) == 1).sum(dim=1).max() <= 1  # one span, in one piece
+        widest = torch.maximum(widest, torch.stack([times.sum(dim=1), bands.sum(dim=1)]))
+    assert widest.tolist() == [[int(40 * share), int(25 * share)], [int(10 * share)] * 2]
+
+
+def test_nothing_changes_when_all_is_off(clip, batch):
+    off = Augmentation()
+    assert off.augment_audio(clip, RATE, rng()) is clip
+    torch.testing.assert_close(off.augment_features(*batch, rng()), batch[0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_seed_repeats_everything(clip, batch):
+    audio = [EVERYTHING.augment_audio(clip, RATE, rng(seed)) for seed in (0, 0, 1)]
+    assert audio[0].dtype == np.float32
+    assert np.array_equal(audio[0], audio[1])
+    assert not np.array_equal(audio[0], audio[2])
+    features = [EVERYTHING.augment_features(*batch, rng(seed)).nan_to_num() for seed in (0, 0, 1)]
+    assert torch.equal(features[0], features[1])
+    assert not torch.equal(features[0], features[2])
+
+
+@pytest.mark.parametrize("name", ["speed", "noise", "gain", "telephone"])
+def test_probabilities_are_those_of_clips(make_clip, name):
+    augmentation = Augmentation(**{f"{name}_probability": 0.3})
+    clip, random = make_clip(0.01), rng()
+    changed = [augmentation.augment_audio(clip, RATE, random) is not clip for _ in range(300)]
+    assert np.mean(changed) == pytest.approx(0.3, abs=0.08)
+
+
+def test_spec_augment_is_drawn_clip_by_clip():
+    features, mask = torch.randn(400, 10, 20), torch.ones(400, 20)
+    augmentation = Augmentation(spec_augment_probability=0.3, time_share=1.0, time_masks=5)
+    changed = (augmentation.augment_features(features, mask, rng()) != features).any(dim=2).any(dim=1)
+    assert changed.float().mean() == pytest.approx(0.3, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"time_masks": 0, "frequency_masks": 0},
+        {"time_masks": 0, "frequency_share": 0.0},
+        {"time_share": 0.0, "frequency_masks": 0},
+    ],
+)
+def test_spec_augment_has_the_spans_asked_for(batch, options):
+    augmented = Augmentation(spec_augment_probability=1, **options).augment_features(*batch, rng())
+    torch.testing.assert_close(augmented, batch[0], rtol=0, atol=0, equal_nan=True)
+
+
+def test_noise_comes_in_both_colors():
+    quiet, random = tone(100), rng()
+    noisy = Augmentation(noise_probability=1)
+    noises = [noisy.augment_audio(quiet, RATE, random) - quiet for _ in range(10)]
+    ratios = [band_power(noise, 2000, 4000) / band_power(noise, 1000, 2000) for noise in noises]
+    assert min(ratios) == pytest.approx(1, abs=0.3) and max(ratios) == pytest.approx(2, abs=0.3)
+
+
+def test_ranges_are_kept_and_reached(clip):
+    noisy, random = Augmentation(noise_probability=1, snr_db=[10, 20]), rng()
+    ratios = [level_db(clip) - level_db(noisy.augment_audio(clip, RATE, random) - clip) for _ in range(100)]
+    assert 10 - 1e-3 < min(ratios) < 11 and 19 < max(ratios) < 20 + 1e-3
+    louder = Augmentation(gain_probability=1, gain_db=(-3, 6))
+    gains = [level_db(louder.augment_audio(clip, RATE, random)) - level_db(clip) for _ in range(100)]
+    assert -3 - 1e-3 < min(gains) < -2.5 and 5.5 < max(gains) < 6 + 1e-3
+    faster = Augmentation(speed_probability=1, speed=(0.8, 1.25))
+    lengths = [len(faster.augment_audio(clip, RATE, random)) / len(clip) for _ in range(100)]
+    assert 0.8 <= min(lengths) < 0.83 and 1.2 < max(lengths) <= 1.25 + 1e-3
+
+
+def test_the_line_comes_last(clip):
+    """A gain before the line changes what the line clips; after it, it would only scale."""
+    both = Augmentation(gain_probability=1, gain_db=(20, 20), telephone_probability=1).augment_audio(clip, RATE, rng())
+    np.testing.assert_array_equal(both, telephone(gain(clip, 20.0), RATE))
+
+
+def test_flags_make_an_augmentation():
+    flags = ["--noise_probability", "0.5", "--snr_db", "0", "20", "--gain_db", "-3", "3", "--time_masks", "1"]
+    (augmentation,) = HfArgumentParser(Augmentation).parse_args_into_dataclasses(flags)
+    assert augmentation == Augmentation(noise_probability=0.5, snr_db=[0, 20], gain_db=[-3, 3], time_masks=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise_probability": 1.5}, r"noise_probability=1.5 must be between 0 and 1\."),
+        ({"telephone_probability": float("nan")}, "telephone_probability=nan"),
+        ({"snr_db": [30, 5]}, r"snr_db=\[30, 5\] must be two numbers, .*between -100.0 and 100.0 dB"),
+        ({"snr_db": 20.0}, "snr_db=20.0 must be two numbers"),
+        ({"gain_db": [0, float("inf")]}, r"gain_db=\[0, inf\]"),
+        ({"speed": [0, 1]}, r"speed=\[0, 1\] .*between 0.5 and 2.0"),
+        ({"time_share": -0.1}, "time_share=-0.1 must be between 0 and 1"),
+        ({"frequency_masks": -1}, "frequency_masks=-1 must be at least 0"),
+    ],
+)
+def test_impossible_augmentations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda clip: add_noise(clip, float("inf"), rng()), "snr_db=inf must be between"),
+        (lambda clip: add_noise(clip, 5.0, rng(), "brown"), r"'brown' is unknown; choose one of \('white', 'pink'\)"),
+        (lambda clip: add_noise((clip * 32767).astype(np.int16), 5.0, rng()), r"int16 of shape \(8000,\).*float32"),
+        (lambda clip: gain(clip[None], 3.0), r"float32 of shape \(1, 8000\)"),
+        (lambda clip: gain(clip, float("nan")), "db=nan"),
+        (lambda clip: gain([0.5, 0.5], 3.0), "audio is list"),
+        (lambda clip: telephone(clip[:0], RATE), r"shape \(0,\); .*at least one sample"),
+        (lambda clip: telephone(clip, 16), r"sampling_rate=16 must be .* Hz \(not kHz\)"),
+        (lambda clip: change_speed(clip, RATE, 0.0), "factor=0.0 must be between 0.5 and 2.0"),
+    ],
+)
+def test_impossible_calls_are_refused(clip, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(clip)
+
+
+def test_spec_augment_refuses_what_does_not_match(batch):
+    features, mask = batch
+    with pytest.raises(ValueError, match=r"\(3, 10, 40\) and mask of shape \(3, 10\) do not match"):
+        spec_augment(features, mask[:, :10], rng())
+    with pytest.raises(ValueError, match=r"frequency_share=2\.0"):
+        spec_augment(features, mask, rng(), frequency_share=2.0)

@@ -1,0 +1,237 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value
+
+from modeling_mmemo.data import sources
+from modeling_mmemo.data.schema import FEATURES
+from modeling_mmemo.data.sources import read_source
+
+
+ROWS = [
+    {"clip": "clips/a.wav", "words": "Yes!", "emotion": "joy", "actor": "01", "part": "train"},
+    {"clip": "clips/b.wav", "words": "No.", "emotion": "gloom", "actor": "02", "part": "validation"},
+    {"clip": "", "words": "NA", "emotion": "boredom", "actor": "", "part": ""},
+    {"clip": "clips/d.wav", "words": "", "emotion": "anger", "actor": "", "part": ""},
+]
+COLUMNS = {"audio": "clip", "text": "words", "label": "emotion", "speaker": "actor", "split": "part"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """`datasets` keeps what it reads here."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write_table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def write_clips(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, np.zeros(160, np.float32), 16_000)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_table_comes_out_in_the_schema(tmp_path, suffix, streaming):
+    table = write_table(tmp_path / f"calls{suffix}", ROWS)
+
+    rows = read_source(str(table), "data", columns=COLUMNS, label_map={"gloom": "sad"}, streaming=streaming)
+
+    assert isinstance(rows, IterableDataset if streaming else Dataset)
+    assert list(rows) == [
+        {
+            "audio": {"bytes": None, "path": str(tmp_path / path)},
+            "text": text,
+            "word_times": None,
+            "label": label,
+            "speaker": speaker,
+            "corpus": "calls",
+            "split": split,
+        }
+        for path, text, label, speaker, split in (
+            ("clips/a.wav", "Yes!", "happy", "calls-01", "train"),
+            ("clips/b.wav", "No.", "sad", "calls-02", "dev"),
+            ("clips/d.wav", None, "angry", None, "train"),
+        )
+    ]
+    assert list(rows.features) == list(FEATURES)
+    if not streaming:
+        assert rows.features == FEATURES
+
+
+def test_usual_column_names_need_no_mapping(tmp_path):
+    times = [{"word": "Hi", "start": 0.0, "end": 0.5}]
+    row = {"path": "a.wav", "text": "Hi", "label": "Joy", "word_times": json.dumps(times), "take": "3"}
+    table = write_table(tmp_path / "calls.csv", [row, row | {"word_times": ""}])
+
+    rows = read_source(str(table), "data")
+
+    assert rows[0]["audio"]["path"] == str(tmp_path / "a.wav")
+    assert list(rows["word_times"]) == [times, None]
+
+
+def test_a_stream_reads_no_more_than_is_asked_for(tmp_path, monkeypatch):
+    def endless(path):
+        while True:
+            yield {"text": "Hi", "label": "joy"}
+
+    monkeypatch.setattr(sources, "read_csv", endless)
+    (tmp_path / "endless.csv").touch()
+
+    rows = read_source(str(tmp_path / "endless.csv"), "data", streaming=True)
+
+    assert [row["label"] for row in rows.take(3)] == ["happy"] * 3
+
+
+def test_text_that_looks_like_nothing_stays_text(tmp_path):
+    table = write_table(tmp_path / "calls.csv", ROWS)
+
+    rows = read_source(str(table), "data", columns=COLUMNS, labels=("boredom",))
+
+    assert rows["text"] == ["NA"]
+    assert rows["audio"] == [None]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_an_audiofolder_is_read_by_its_tables(tmp_path, suffix):
+    for split in ("train", "test"):
+        write_table(tmp_path / "calls" / split / f"metadata{suffix}", [{"file_name": "a.wav", "label": "joy"}])
+
+    rows = read_source(str(tmp_path / "calls"), "data")
+
+    assert [row["audio"]["path"] for row in rows] == [
+        str(tmp_path / "calls" / split / "a.wav") for split in ("test", "train")
+    ]
+    assert rows["split"] == ["test", "train"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_audiofolder_without_tables_has_a_folder_for_each_label(tmp_path, streaming):
+    write_clips(tmp_path / "calls", "test/angry/a.wav", "train/happy/b.wav", "sad/c.wav")
+
+    rows = read_source(str(tmp_path / "calls"), "data", streaming=streaming)
+
+    assert [(row["label"], row["split"]) for row in rows] == [("sad", "train"), ("angry", "test"), ("happy", "train")]
+    assert soundfile.info(next(iter(rows))["audio"]["path"]).frames == 160
+
+
+def clip_bytes():
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(160, np.float32), 16_000, format="WAV")
+    return buffer.getvalue()
+
+
+def hub_split(**features):
+    features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, **features})
+    rows = [
+        {"audio": {"bytes": clip_bytes(), "path": "a.wav"}, "emotion": 1},
+        {"audio": {"bytes": clip_bytes(), "path": "b.wav"}, "emotion": 0},
+        {"audio": {"bytes": clip_bytes(), "path": "c.wav"}, "emotion": -1},
+    ]
+    return Dataset.from_list(rows, features=features).cast_column("audio", Audio())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_as_the_hub_has_it(tmp_path, streaming):
+    part = hub_split(emotion=ClassLabel(names=["boredom", "joy"]))
+    for split in ("train", "validation"):
+        (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        part.to_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+
+    rows = list(read_source(str(tmp_path / "hub"), "data", columns={"label": "emotion"}, streaming=streaming))
+
+    assert [(row["label"], row["split"]) for row in rows] == [("happy", "train"), ("happy", "dev")]
+    assert rows[0]["audio"] == {"bytes": clip_bytes(), "path": "a.wav"}
+
+
+def test_a_configuration_of_the_hub_and_rows_of_several_labels(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, streaming):
+        asked.append((name, config, streaming))
+        features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["joy", "anger", "happiness"]))})
+        rows = [{"text": "a", "labels": [0, 2]}, {"text": "b", "labels": [0, 1]}, {"text": "c", "labels": []}]
+        return DatasetDict({"test": Dataset.from_list(rows, features=features)})
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+
+    rows = read_source("someone/comments:raw", "data", columns={"label": "labels"})
+
+    assert asked == [("someone/comments", "raw", False)]
+    assert [(row["text"], row["label"], row["split"], row["corpus"]) for row in rows] == [
+        ("a", "happy", "test", "someone/comments:raw")
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_known_corpus_is_read_by_its_name(tmp_path, streaming):
+    write_clips(tmp_path / "savee", "DC_a01.wav", "KL_n01.wav")
+
+    rows = read_source("savee", tmp_path, labels=("angry", "neutral"), fold=4, streaming=streaming)
+
+    assert [(row["label"], row["speaker"], row["split"]) for row in rows] == [
+        ("angry", "savee-DC", "train"),
+        ("neutral", "savee-KL", "test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": {"label": "mood"}}, r"has no column \['mood'\]; it has \['clip', 'words', .*label=emotion"),
+        ({}, r"has no column \['label'\]; it has \['clip', 'words', 'emotion', 'actor', 'part'\]"),
+        (
+            {"columns": {"mood": "emotion"}},
+            r"columns names \['mood'\], but the columns of a row are \['audio', 'text'",
+        ),
+        (
+            {"columns": COLUMNS, "labels": ("proud",)},
+            r"stands for one of \['proud'\]; .* \['anger', 'boredom', 'gloom'",
+        ),
+        ({"columns": {"label": "emotion", "split": "words"}}, r"Unknown split 'Yes!'"),
+        ({"columns": COLUMNS, "fold": 1}, r"fold=1 needs a corpus with folds"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_that_does_not_fit_is_refused(tmp_path, options, message, streaming):
+    table = write_table(tmp_path / "calls.csv", ROWS)
+
+    with pytest.raises(ValueError, match=message):
+        read_source(str(table), "data", streaming=streaming, **options)
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"calls\.csv does not exist"):
+        read_source(str(tmp_path / "calls.csv"), "data")
+    with pytest.raises(ValueError, match=r"'ravdes' is neither a corpus of .*'ravdess'.* nor a dataset of the Hub"):
+        read_source("ravdes", "data")
+    with pytest.raises(ValueError, match=r"columns=.* cannot be given for 'savee'"):
+        read_source("savee", "data", columns={"label": "emotion"})
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"data has no savee/metadata\.csv nor savee"):
+            read_source("savee", "data", streaming=streaming)
+
+
+@pytest.mark.corpora
+def test_a_real_corpus_is_also_an_audiofolder(corpora_dir):
+    rows = read_source(str(corpora_dir / "emodb"), "data", labels=("boredom", "angry"))
+
+    assert len(rows) == 81 + 127
+    assert rows[0]["speaker"] == "emodb-03"
