@@ -128,6 +128,10 @@ class MMEmoConfig(PreTrainedConfig):
         late_fusion_weights (`list[float]`, *optional*): Fixed weights of the audio and the text head in `"late"`
             fusion; learned from the sample where absent.
         modality_loss_weight (`float`, defaults to 0.3): Weight of each single head's loss beside the answer's own.
+        class_weights (`list[float]`, *optional*): Weight of each label in the loss of a single label.
+        label_smoothing (`float`, defaults to 0): Share of the target that is spread over all labels.
+        focal_gamma (`float`, defaults to 0): Exponent of the focal loss, which turns from samples that are answered
+            well; 0 is cross-entropy.
         temperature (`float` or `dict`, defaults to 1): What the logits are divided by, fitted on development data; a
             dict has it by the modalities present: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
         audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio tower. Known for the
@@ -178,6 +182,9 @@ class MMEmoConfig(PreTrainedConfig):
     modality_dropout: float | int = 0.0
     late_fusion_weights: list[float | int] | tuple[float | int, ...] | None = None
     modality_loss_weight: float | int = 0.3
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    label_smoothing: float | int = 0.0
+    focal_gamma: float | int = 0.0
     temperature: float | int | dict[str, float | int] = 1.0
     audio_frame_seconds: float | None = None
     initializer_range: float = 0.02
@@ -220,12 +227,14 @@ class MMEmoConfig(PreTrainedConfig):
             )
         if self.segment_seconds <= 0:
             raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}.")
-        for name in ("fusion_dropout", "modality_dropout"):
+        for name in ("fusion_dropout", "modality_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a probability in [0, 1), got {getattr(self, name)}.")
-        if self.modality_loss_weight < 0:
-            raise ValueError(f"modality_loss_weight must not be negative, got {self.modality_loss_weight}.")
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        for name in ("modality_loss_weight", "focal_gamma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         self._refuse_bad_late_weights()
+        self._refuse_bad_class_weights()
         self._refuse_bad_labels()
         for presence in PRESENCES:
             if not self.temperature_of(presence) > 0:
@@ -240,6 +249,14 @@ class MMEmoConfig(PreTrainedConfig):
         if len(weights) != len(MODALITIES) or min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(
                 f"late_fusion_weights={weights} must hold two weights, audio and text, none negative and not both 0."
+            )
+
+    def _refuse_bad_class_weights(self) -> None:
+        weights = self.class_weights
+        if weights is not None and (len(weights) != self.num_labels or min(weights) < 0 or sum(weights) <= 0):
+            raise ValueError(
+                f"class_weights={weights} must hold one weight for each of the {self.num_labels} labels, none "
+                "negative and not all 0."
             )
 
     def _refuse_bad_labels(self) -> None:

@@ -521,12 +521,15 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
     def _loss(
         self, logits: torch.Tensor, labels: torch.Tensor, label_mask: torch.Tensor | None, rows: torch.Tensor
     ) -> torch.Tensor:
-        """The mean loss of those `rows`, `(batch,)`, that have a label; 0 if there is none."""
+        """The loss of those `rows`, `(batch,)`, that have a label, summed and divided by the size of the batch.
+
+        So every sample weighs the same, whichever modalities the others have: batches on several processes, or
+        accumulated ones, add up to the loss of one batch of them all.
+        """
         known = torch.ones_like(logits, dtype=torch.bool) if label_mask is None else label_mask.bool()
         if self._problem_type() == "single_label_classification":
             rows = rows & (labels != -100)
-            logits = logits.masked_fill(~known, torch.finfo(logits.dtype).min)
-            losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+            losses = self._cross_entropy(logits, labels.clamp(min=0), known)
         else:
             labels = labels.to(logits.dtype).view_as(logits)
             if self._problem_type() == "regression":
@@ -534,4 +537,21 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             else:
                 losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
             losses = (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
-        return (losses * rows).sum() / rows.sum().clamp(min=1)
+        return (losses * rows).sum() / len(rows)
+
+    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """The loss `(batch,)` of class indices, over the `known` labels `(batch, num_labels)` of each sample.
+
+        Source: Lin et al., "Focal Loss for Dense Object Detection", 2017; Szegedy et al., "Rethinking the Inception
+        Architecture for Computer Vision", 2016 (label smoothing).
+        """
+        log_probs = logits.masked_fill(~known, torch.finfo(logits.dtype).min).log_softmax(dim=1)
+        answered = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
+        others = log_probs.masked_fill(~known, 0).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+        smoothing = self.config.label_smoothing
+        losses = -((1 - smoothing) * answered + smoothing * others)
+        if self.config.focal_gamma > 0:
+            losses = losses * (1 - answered.exp()) ** self.config.focal_gamma
+        if self.config.class_weights is not None:
+            losses = losses * torch.tensor(self.config.class_weights).to(losses)[labels]
+        return losses

@@ -318,8 +318,8 @@ def test_loss_of_the_answer_and_of_every_head_by_hand():
     own = log(2) + log(4 / 3) + log(4)
     assert loss_of(model, [BOTH, WHOLE], [0, 0]) == pytest.approx(log(4) + 0.3 * own)
     # Each head learns from the samples that have what it reads: audio from 0 and 2, text from 0 and 1, fused from 0.
-    # Labels 0, 1, 1: text's mean is of 3/4 and 1/4.
-    own = log(2) + (log(4 / 3) + log(4)) / 2 + log(4)
+    # Labels 0, 1, 1: text has 3/4 and 1/4. All are divided by the three samples.
+    own = (2 * log(2) + log(4 / 3) + log(4) + log(4)) / 3
     answer = (log(4) + log(4 / 3) + log(4 / 3)) / 3
     assert loss_of(model, [BOTH, TEXT_ONLY, AUDIO_ONLY], [0, 1, 1]) == pytest.approx(answer + 0.3 * own)
 
@@ -347,8 +347,37 @@ def test_one_label_is_a_regression():
 @pytest.mark.parametrize("labels, loss", [([0, -100], log(4)), ([-100, 1], log(4 / 3)), ([-100, -100], 0.0)])
 def test_a_label_of_minus_100_is_ignored(labels, loss):
     model = constant_model([0.0, log(3)], modality_loss_weight=1.0)
-    # The answer and three heads that say the same.
-    assert loss_of(model, [BOTH, WHOLE], labels) == pytest.approx(4 * loss)
+    # The answer and three heads that say the same, over two samples.
+    assert loss_of(model, [BOTH, WHOLE], labels) == pytest.approx(4 * loss / 2)
+
+
+def test_losses_of_parts_of_a_batch_add_up():
+    model = make_model(modality_loss_weight=0.3).double()
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in make_inputs().items()}
+    labels = torch.tensor([0, 3, 5, 6])
+    parts = [model(**rows(inputs, part), labels=labels[part]).loss for part in ([0, 1], [2, 3])]
+    torch.testing.assert_close(sum(parts) / 2, model(**inputs, labels=labels).loss)
+
+
+@torch.no_grad()
+def test_label_smoothing_by_hand():
+    mask = torch.tensor([[1, 0, 1]])
+    model = constant_model([0.0, log(96), log(3)], modality_loss_weight=0, label_smoothing=0.2)
+    # 1/4 and 3/4 of the two labels that are known; a tenth of the target goes to either.
+    expected = 0.9 * log(4) + 0.1 * log(4 / 3)
+    assert loss_of(model, [BOTH], [0], label_mask=mask) == pytest.approx(expected)
+
+
+@torch.no_grad()
+def test_focal_loss_by_hand():
+    model = constant_model([0.0, log(3)], modality_loss_weight=0, focal_gamma=2.0)
+    assert loss_of(model, [BOTH, WHOLE], [0, 1]) == pytest.approx((0.75**2 * log(4) + 0.25**2 * log(4 / 3)) / 2)
+
+
+@torch.no_grad()
+def test_class_weights_by_hand():
+    model = constant_model([0.0, log(3)], modality_loss_weight=0, class_weights=[1.5, 0.5])
+    assert loss_of(model, [BOTH, WHOLE], [0, 1]) == pytest.approx((1.5 * log(4) + 0.5 * log(4 / 3)) / 2)
 
 
 @torch.no_grad()
