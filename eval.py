@@ -1,27 +1,52 @@
-"""Scores a model on the test part of corpora with labels.
+"""Scores a model on the held-out parts of corpora and on simulated pairs of them, or cross-validates a training run.
 
-python eval.py --model modeling_mmemo/default --data_dir data --corpora ravdess meld emodb
+python eval.py --data_dir data --corpora ravdess meld emodb goemotions --pairs ravdess+meld
+python eval.py --model me/my-model --data_dir data --corpora ravdess --conditions audio --limit 100
+python eval.py --folds configs/ravdess_folds.yaml --data_dir data
 """
 
 import argparse
-import json
 import sys
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="Folder or Hub name; the embedded model by default.")
-    parser.add_argument("--data_dir", default="data", help="Folder that holds the corpora.")
-    parser.add_argument("--corpora", nargs="+", default=["ravdess", "meld"], help="Names of known corpora.")
-    parser.add_argument("--batch_size", type=int, default=16)
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--folds"]:
+        cross_validate(argv[1:])
+    else:
+        score(argv)
 
-    from modeling_mmemo.evaluation.scoring import score_corpus
+
+def score(argv: list[str]) -> None:
+    from transformers import HfArgumentParser
+
+    from modeling_mmemo.evaluation.arguments import EvaluationArguments
+    from modeling_mmemo.evaluation.card import update_card
+    from modeling_mmemo.evaluation.report import summary, write_results
+    from modeling_mmemo.evaluation.run import evaluate
     from modeling_mmemo.pipelines import load_pipeline
 
-    emotion = load_pipeline(args.model)
-    for name in args.corpora:
-        print(json.dumps(score_corpus(emotion, name, args.data_dir, args.batch_size)))
+    parser = HfArgumentParser(
+        EvaluationArguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    results = evaluate(load_pipeline(args.model), args)
+    write_results(results, args.output_dir)
+    for card in args.cards:
+        update_card(card, results)
+    print(summary(results))
+
+
+def cross_validate(argv: list[str]) -> None:
+    """`argv` is a training configuration and flags of train.py; the results go to its output_dir."""
+    from modeling_mmemo.evaluation.report import summary, write_results
+    from modeling_mmemo.training.arguments import parse_arguments
+    from modeling_mmemo.training.folds import cross_validate
+
+    arguments = parse_arguments(argv)
+    results = cross_validate(arguments, name=argv[0])
+    write_results(results, arguments[-1].output_dir)
+    print(summary(results))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""What is done to a row before it is scored: a modality left out, blanked, taken from another row, or spoilt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from modeling_mmemo.data.augmentation import add_noise, telephone
+from modeling_mmemo.evaluation.scoring import score_items
+from modeling_mmemo.feature_extraction_mmemo import SILENCE_PEAK
+from modeling_mmemo.pipelines import MultimodalEmotionPipeline
+
+
+MODALITIES = ("audio", "text")
+AudioChange = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to give rows to the model.
+
+    Args:
+        description (`str`): What is done, for the report.
+        given (`tuple[str, ...]`): The modalities that a row must have.
+        change_audio (`Callable`, *optional*):
+            Gives other samples for `(samples, sampling_rate, rng)`, all float32 mono.
+        blank_text (`bool`): Whether the text is replaced by the empty one.
+        shuffled (`str`, *optional*): The modality that is another row's.
+    """
+
+    description: str
+    given: tuple[str, ...]
+    change_audio: AudioChange | None = None
+    blank_text: bool = False
+    shuffled: str | None = None
+
+
+def _hush(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+    # Digital silence itself is refused by the processor.
+    return rng.uniform(-2 * SILENCE_PEAK, 2 * SILENCE_PEAK, len(audio)).astype(np.float32)
+
+
+def _white_noise(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+    return (rng.standard_normal(len(audio)) * np.sqrt(np.mean(audio**2))).astype(np.float32)
+
+
+def _noisy(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator, snr_db: float) -> np.ndarray:
+    return add_noise(audio, snr_db, rng)
+
+
+def _telephone(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+    return telephone(audio, sampling_rate)
+
+
+ABLATION = {
+    "audio": Condition("The audio alone; the text is missing.", ("audio",)),
+    "text": Condition("The text alone; the audio is missing.", ("text",)),
+    "both": Condition("Audio and text.", MODALITIES),
+}
+BLANK = {
+    "blank audio": Condition("As good as silence (-74 dBFS) of the clip's length, and the text.", MODALITIES, _hush),
+    "noise audio": Condition("White noise of the clip's level and length, and the text.", MODALITIES, _white_noise),
+    "blank text": Condition("The audio, and an empty text.", MODALITIES, blank_text=True),
+}
+CONDITIONS = {
+    **ABLATION,
+    **BLANK,
+    "shuffled audio": Condition("The text, and the audio of another row.", MODALITIES, shuffled="audio"),
+    "shuffled text": Condition("The audio, and the text of another row.", MODALITIES, shuffled="text"),
+    **{
+        f"snr {snr} dB": Condition(
+            f"Noise in the audio at a signal-to-noise ratio of {snr} dB.", ("audio",), partial(_noisy, snr_db=snr)
+        )
+        for snr in (20, 10, 0)
+    },
+    "telephone": Condition("The audio through a telephone band.", ("audio",), _telephone),
+}
+
+
+def applicable_conditions(names: list[str], available: set[str], carriers: set[str]) -> list[str]:
+    """The conditions among `names` that mean something for a corpus.
+
+    Args:
+        names (`list[str]`): Names in `CONDITIONS`.
+        available (`set[str]`): The modalities that the rows have and the model takes: these can be ablated.
+        carriers (`set[str]`): Those that carry the emotion: only these are spoilt.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if unknown := [name for name in names if name not in CONDITIONS]:
+        raise ValueError(f"Unknown conditions {unknown}; the known ones are {list(CONDITIONS)}.")
+    return [name for name in names if set(CONDITIONS[name].given) <= (available if name in ABLATION else carriers)]
+
+
+def score_condition(
+    emotion: MultimodalEmotionPipeline,
+    name: str,
+    rows: Dataset,
+    lengths: np.ndarray,
+    carriers: set[str],
+    batch_size: int = 16,
+    seed: int = 0,
+) -> np.ndarray:
+    """Scores rows under the condition `name`, the same for the same seed.
+
+    Args:
+        emotion (`MultimodalEmotionPipeline`): The pipeline.
+        name (`str`): A name in `CONDITIONS`.
+        rows (`datasets.Dataset`): With `audio` and `text`.
+        lengths (`np.ndarray` of shape `(rows,)`): See [`row_lengths`].
+        carriers (`set[str]`): The modalities that are given beside a spoilt one.
+        batch_size (`int`, *optional*, defaults to 16): Items that the model sees at once.
+        seed (`int`, *optional*, defaults to 0): Of noise and shuffling.
+
+    Returns:
+        `np.ndarray` of shape `(rows, labels)`.
+
+    Raises:
+        ValueError: If one row is to be shuffled.
+    """
+    condition = CONDITIONS[name]
+    given = condition.given if name in ABLATION else carriers
+    partners = _other_rows(len(rows), seed) if condition.shuffled else np.arange(len(rows))
+    sampling_rate = emotion.processor.feature_extractor.sampling_rate if "audio" in given else None
+
+    def make_item(row: int) -> dict[str, Any]:
+        item = {modality: rows[row][modality] for modality in MODALITIES if modality in given}
+        if condition.shuffled:
+            item[condition.shuffled] = rows[int(partners[row])][condition.shuffled]
+        if condition.change_audio is not None:
+            audio = emotion.processor.load_audio(item["audio"])
+            # A generator for each row: its noise does not depend on the order in which rows are scored.
+            item["audio"] = condition.change_audio(audio, sampling_rate, np.random.default_rng([seed, row]))
+        if condition.blank_text:
+            item["text"] = ""
+        return item
+
+    return score_items(emotion, make_item, lengths, batch_size, name)
+
+
+def _other_rows(count: int, seed: int) -> np.ndarray:
+    """For each row another one, every row taken once: the next on a random tour of all."""
+    if count < 2:
+        raise ValueError(f"There must be at least 2 rows to shuffle, not {count}; leave the shuffled conditions out.")
+    tour = np.random.default_rng(seed).permutation(count)
+    partners = np.empty(count, int)
+    partners[tour] = np.roll(tour, -1)
+    return partners

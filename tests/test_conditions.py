@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import soundfile
+from datasets import Dataset
+
+from modeling_mmemo.evaluation.conditions import CONDITIONS, applicable_conditions, score_condition
+
+
+TEXTS = ["wait !", "i am so happy .", "you are sad"]
+LENGTHS = np.array([3, 2, 1])
+BOTH = {"audio", "text"}
+SPOILT = [name for name, condition in CONDITIONS.items() if condition.change_audio is not None]
+
+
+@pytest.fixture
+def rows(make_clip, tmp_path):
+    clips = []
+    for seed in range(3):
+        path = tmp_path / f"{seed}.wav"
+        soundfile.write(path, make_clip(0.3 + 0.1 * seed, seed=seed), 16_000)
+        clips.append({"path": str(path), "bytes": None})
+    return Dataset.from_dict({"audio": clips, "text": TEXTS})
+
+
+@pytest.fixture
+def given(emotion, monkeypatch):
+    """Scores a condition with a pipeline that only looks: returns the items by row."""
+
+    def give(name, rows, carriers=BOTH, seed=0):
+        items = {}
+
+        def look(emotion, make_item, lengths, batch_size, description):
+            items.update({row: make_item(row) for row in np.argsort(lengths).tolist()})
+
+        monkeypatch.setattr("modeling_mmemo.evaluation.conditions.score_items", look)
+        score_condition(emotion, name, rows, LENGTHS, carriers, seed=seed)
+        return [items[row] for row in range(len(rows))]
+
+    return give
+
+
+def test_an_ablation_leaves_a_modality_out(given, rows):
+    assert given("text", rows)[1] == {"text": TEXTS[1]}
+    assert given("audio", rows)[1] == {"audio": rows[1]["audio"]}
+    assert given("both", rows)[1] == {"audio": rows[1]["audio"], "text": TEXTS[1]}
+
+
+def test_a_text_is_blanked(given, rows):
+    assert given("blank text", rows)[0] == {"audio": rows[0]["audio"], "text": ""}
+
+
+def test_a_spoilt_clip_keeps_its_length_and_its_text(given, rows, make_clip):
+    for name in SPOILT:
+        for row, item in enumerate(given(name, rows)):
+            assert item["audio"].shape == make_clip(0.3 + 0.1 * row).shape
+            assert item["audio"].dtype == np.float32
+            assert item["text"] == TEXTS[row]
+
+
+def test_blank_audio_is_as_good_as_silent_and_not_refused(emotion, given, rows):
+    item = given("blank audio", rows)[0]
+
+    assert np.abs(item["audio"]).max() <= 2e-4
+    assert emotion.processor.load_audio(item["audio"]) is not None
+
+
+def test_noise_has_the_level_of_the_clip(given, rows, make_clip):
+    noise = given("noise audio", rows)[0]["audio"]
+
+    assert np.std(noise) == pytest.approx(np.std(make_clip(0.3, seed=0)), rel=0.05)
+    assert abs(np.corrcoef(noise, make_clip(0.3, seed=0))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("snr", [20, 10, 0])
+def test_noise_has_the_ratio_that_its_name_says(given, rows, make_clip, snr):
+    clip = make_clip(0.3, seed=0)
+
+    noise = given(f"snr {snr} dB", rows)[0]["audio"] - clip
+
+    assert 10 * np.log10(np.mean(clip**2) / np.mean(noise**2)) == pytest.approx(snr, abs=0.3)
+
+
+def test_a_corpus_without_emotion_in_its_words_is_spoilt_without_them(given, rows):
+    assert given("telephone", rows, carriers={"audio"})[0].keys() == {"audio"}
+
+
+def test_noise_repeats_with_its_seed(given, rows):
+    first, again, other = (given("snr 0 dB", rows, seed=seed)[1]["audio"] for seed in (0, 0, 1))
+
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_shuffling_gives_every_row_that_of_another(given, rows):
+    texts = [item["text"] for item in given("shuffled text", rows)]
+    clips = [item["audio"]["path"] for item in given("shuffled audio", rows)]
+
+    assert sorted(texts) == sorted(TEXTS)
+    assert all(text != own for text, own in zip(texts, TEXTS))
+    assert all(clip != row["audio"]["path"] for clip, row in zip(clips, rows))
+
+
+def test_one_row_cannot_be_shuffled(given, rows):
+    with pytest.raises(ValueError, match="at least 2 rows to shuffle, not 1"):
+        given("shuffled text", rows.select([0]))
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_every_condition_gives_probabilities(emotion, rows, name):
+    scores = score_condition(emotion, name, rows, LENGTHS, BOTH, batch_size=2)
+
+    assert scores.shape == (3, 4)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_conditions_apply_where_they_mean_something():
+    names = list(CONDITIONS)
+
+    assert applicable_conditions(names, {"text"}, {"text"}) == ["text"]
+    assert applicable_conditions(names, BOTH, {"audio"}) == [
+        "audio", "text", "both", "snr 20 dB", "snr 10 dB", "snr 0 dB", "telephone",
+    ]  # fmt: skip
+    assert applicable_conditions(names, BOTH, BOTH) == names

@@ -1,0 +1,101 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import eval as evaluation
+from modeling_mmemo.evaluation.conditions import CONDITIONS
+from modeling_mmemo.evaluation.metrics import MEASURES
+
+
+CLIPS = Path(__file__).parents[1] / "examples" / "audio"
+# Labels of the tiny model.
+WORDS = {"angry": "wait !", "happy": "i am happy", "sad": "i am sad", "neutral": "i wait ."}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """The example clips in the layout of RAVDESS, and a few sentences in that of MELD."""
+    folder = tmp_path_factory.mktemp("data")
+    shutil.copytree(CLIPS, folder / "ravdess")
+    with (CLIPS / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        clips = [{**clip, "speaker": speaker} for clip in csv.DictReader(file) for speaker in ("01", "11", "02", "05")]
+    sentences = [
+        {"text": f"{text} {split}", "label": label, "speaker": "", "split": split}
+        for label, text in WORDS.items()
+        for split in ("train", "dev", "test", "test")
+    ]
+    (folder / "text").mkdir()
+    for table, rows in (("ravdess/metadata.csv", clips), ("text/meld_text.csv", sentences)):
+        with (folder / table).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def saved(emotion, tmp_path):
+    emotion.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_eval_scores_corpora_and_pairs(saved, data_dir, tmp_path, capsys):
+    folder = tmp_path / "results"
+    options = ["--model", saved, "--data_dir", str(data_dir), "--output_dir", str(folder), "--batch_size", "4"]
+
+    evaluation.main([*options, "--corpora", "ravdess", "meld", "--pairs", "ravdess+meld"])
+
+    results = json.loads((folder / "results.json").read_text())
+    ravdess, meld = results["corpora"]
+    assert (ravdess["headline"], ravdess["groups"], ravdess["resampled"]) == ("audio", 2, "speakers")
+    assert set(ravdess["conditions"]) == {name for name in CONDITIONS if not name.startswith(("b", "noise", "sh"))} | {
+        "both"
+    }
+    assert (meld["headline"], meld["rows"], meld["resampled"]) == ("text", 8, "rows")
+    assert list(meld["conditions"]) == ["text"]
+    assert meld["protocol"] == "meld, test part"
+    (pairs,) = results["pairs"]
+    assert set(pairs["conditions"]) == set(CONDITIONS)
+    assert pairs["conflicting"]["rows"] == pairs["rows"] == ravdess["rows"]
+    for table in (ravdess, meld, pairs):
+        assert table["conditions"][table["headline"]].keys() == set(MEASURES)
+        assert sum(map(sum, table["confusion"]["counts"])) == table["rows"]
+        assert sum(entry["rows"] for entry in table["reliability"]) == table["rows"]
+    printed = capsys.readouterr().out
+    assert "| ravdess + meld | blank audio" in printed
+    assert printed in (folder / "report.md").read_text()
+
+
+def test_the_same_evaluation_gives_the_same_file(saved, data_dir, tmp_path):
+    options = ["--model", saved, "--data_dir", str(data_dir), "--pairs", "ravdess+meld", "--limit", "4"]
+
+    for folder in ("one", "two"):
+        evaluation.main([*options, "--output_dir", str(tmp_path / folder), "--conditions", "snr 0 dB"])
+
+    first, second = ((tmp_path / folder / "results.json").read_bytes() for folder in ("one", "two"))
+    assert first == second
+    assert json.loads(first)["pairs"][0]["protocol"].endswith("at most 4 rows drawn at random")
+
+
+def test_pairs_the_wrong_way_round_are_refused(saved, data_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"meld\+ravdess need emotion in the audio of meld, but it is in \('text',\)"):
+        evaluation.main(["--model", saved, "--data_dir", str(data_dir), "--pairs", "meld+ravdess"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing to score; name --corpora, --pairs"),
+        (["--corpora", "ravdes"], r"Unknown corpora \['ravdes'\]; the known ones"),
+        (["--pairs", "ravdess"], r"'ravdess' must be AUDIO\+TEXT"),
+        (["--corpora", "meld", "--conditions", "loud"], r"Unknown conditions \['loud'\]"),
+        (["--corpora", "meld", "--limit", "1"], "limit=1 must be at least 2"),
+        (["--corpora", "meld", "--batch_size", "0"], "batch_size=0 must be at least 1"),
+    ],
+)
+def test_impossible_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.main(options)
