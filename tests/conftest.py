@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, WhisperConfig, WhisperModel
 
 from modeling_mmemo import (
     MMEmoAudioConfig,
@@ -105,6 +105,38 @@ def byte_tokenizer():
 @pytest.fixture
 def processor(tokenizer):
     return MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory, session_tokenizer):
+    """Folders of a tiny Whisper and a tiny BERT, as a user would pass Hub names."""
+    audio, text = tmp_path_factory.mktemp("audio"), tmp_path_factory.mktemp("text")
+    torch.manual_seed(0)
+    whisper = WhisperConfig(
+        d_model=16,
+        encoder_layers=3,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=16,
+        vocab_size=60,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=3,
+    )
+    WhisperModel(whisper).save_pretrained(audio)
+    bert = BertConfig(
+        vocab_size=len(session_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    BertModel(bert).save_pretrained(text)
+    session_tokenizer.save_pretrained(text)
+    return audio, text
 
 
 @pytest.fixture(scope="session")

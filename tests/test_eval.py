@@ -99,3 +99,18 @@ def test_pairs_the_wrong_way_round_are_refused(saved, data_dir, tmp_path):
 def test_impossible_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         evaluation.main(options)
+
+
+def test_rows_without_what_carries_the_emotion_are_left_out_and_counted(saved, data_dir, tmp_path):
+    table = tmp_path / "data" / "text" / "meld_text.csv"
+    table.parent.mkdir(parents=True)
+    lines = (data_dir / "text" / "meld_text.csv").read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([*lines, " ,sad,,test"]) + "\n", encoding="utf-8")
+    folder = tmp_path / "results"
+
+    options = ["--model", saved, "--data_dir", str(tmp_path / "data"), "--output_dir", str(folder)]
+    evaluation.main([*options, "--corpora", "meld"])
+
+    (meld,) = json.loads((folder / "results.json").read_text())["corpora"]
+    assert meld["rows"] == 8
+    assert meld["protocol"] == "meld, test part, 1 incomplete rows left out"

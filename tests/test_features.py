@@ -1,8 +1,12 @@
+import copy
+
 import pytest
+import soundfile
 import torch
 from datasets import Dataset
 
-from modeling_mmemo.training.features import standardize, tower_states
+from modeling_mmemo.training.collator import EmotionCollator
+from modeling_mmemo.training.features import run_tower, standardize, tower_states
 
 
 @pytest.fixture
@@ -39,20 +43,72 @@ def test_states_are_computed_once_and_anew_for_other_weights(model, processor, t
     assert (first != other).any()
 
 
-def test_standardized_features_have_mean_0_and_deviation_1(model, processor, texts, tmp_path):
+@pytest.fixture
+def inputs():
+    """Training rows as the collator takes them."""
+    target = {"labels": 0, "label_mask": torch.ones(4, dtype=torch.long)}
+    return [{**target, "text": text} for text in ("i am happy", "you are not so sad !", "wait", "so sad .")]
+
+
+def pooled(model, texts, processor):
+    """What the text branch pools, and all positions of its layers, `(layers, positions, hidden)`."""
     branch = model.mmemo.text_branch
-    kept = tower_states("text", model.mmemo.text_tower, processor, texts, tmp_path)
+    states = [model(**processor(text=text, return_tensors="pt"), output_hidden_states=True) for text in texts]
+    layers = [torch.stack(output.text_hidden_states) for output in states]
+    mixed = [branch.mix(layer.unbind()) for layer in layers]
+    vectors = torch.cat([branch.pooling(states, torch.ones(states.shape[:2])) for states in mixed])
+    return vectors, torch.cat([layer[:, 0] for layer in layers], dim=1)
 
-    standardize(branch, kept, [0, 1, 2])
 
-    with torch.no_grad():
-        layers = [torch.from_numpy(kept[index].copy()).float().unsqueeze(1) for index in range(3)]
-        mixed = [branch.mix(states.unbind()) for states in layers]
-        pooled = torch.cat([branch.pooling(states, torch.ones(states.shape[:2])) for states in mixed])
-        positions = torch.cat([states[:, 0] for states in layers], dim=1)
+@torch.no_grad()
+def test_standardized_features_have_mean_0_and_deviation_1(model, processor, inputs):
+    audio = copy.deepcopy(model.mmemo.audio_branch.state_dict())
+
+    standardize(model, ["audio", "text"], inputs, EmotionCollator(processor))
+
+    branch = model.mmemo.text_branch
+    vectors, positions = pooled(model, [row["text"] for row in inputs], processor)
     scaled = (positions - branch.mix.standardization.mean[:, None]) / branch.mix.standardization.std[:, None]
-    torch.testing.assert_close(scaled.mean(dim=1), torch.zeros(scaled.shape[0], scaled.shape[2]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(branch.standardization(pooled).std(dim=0), torch.ones(pooled.shape[1]))
+    torch.testing.assert_close(scaled.mean(dim=1), torch.zeros_like(scaled[:, 0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=1, correction=0), torch.ones_like(scaled[:, 0]), atol=1e-3, rtol=0)
+    vectors = branch.standardization(vectors)
+    torch.testing.assert_close(vectors.mean(dim=0), torch.zeros_like(vectors[0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(vectors.std(dim=0, correction=0), torch.ones_like(vectors[0]))
+    # There was no voice to learn from.
+    assert all(torch.equal(value, audio[name]) for name, value in model.mmemo.audio_branch.state_dict().items())
+
+
+def test_only_the_branches_asked_for_are_standardized(model, processor, inputs):
+    before = copy.deepcopy(model.state_dict())
+
+    standardize(model, ["audio"], inputs, EmotionCollator(processor))
+
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_one_input_alone_gives_no_nan(model, processor, inputs):
+    standardize(model, ["text"], inputs[:1], EmotionCollator(processor))
+
+    assert model(**processor(text="i am happy", return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+@torch.no_grad()
+def test_kept_states_of_rows_stand_at_their_numbers(model, processor, make_clip, tmp_path, modality):
+    soundfile.write(tmp_path / "clip.wav", make_clip(0.5), 16_000)
+    audio = [None, {"bytes": None, "path": str(tmp_path / "clip.wav")}, None]
+    rows = Dataset.from_dict({"audio": audio, "text": ["i am", None, "wait ! so sad"]})
+    tower = model.mmemo.audio_tower if modality == "audio" else model.mmemo.text_tower
+
+    kept = tower_states(modality, tower, processor, rows, tmp_path / "kept")
+
+    assert len(kept) == 3
+    for index, value in enumerate(rows[modality]):
+        assert (kept.length(index) == 0) == (value is None)
+        if value is not None:
+            inputs = processor(**{modality: value}, return_tensors="pt")
+            expected = torch.stack(run_tower(modality, tower.eval(), inputs)[0])[:, 0]
+            torch.testing.assert_close(torch.from_numpy(kept[index].copy()).float(), expected, atol=2e-3, rtol=2e-3)
 
 
 def test_states_are_computed_anew_for_another_tokenizer(model, processor, texts, tmp_path):

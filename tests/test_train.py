@@ -4,152 +4,412 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
-from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import audio_config
+from transformers import ASTFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor, WhisperModel
 
 import eval as evaluation
 import train
-from modeling_mmemo import MMEmoForEmotionRecognition, pipeline
+from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, pipeline
+from modeling_mmemo.training.arguments import parse_arguments
+from modeling_mmemo.training.build import build_model
 
 
 CLIPS = Path(__file__).parents[1] / "examples" / "audio"
+WORDS = {"angry": "wait !", "happy": "i am happy", "sad": "i am sad", "neutral": "i wait .", "fear": "not you"}
+WORDS |= {"disgust": "you are not happy", "surprise": "so !"}
+LABELS = ("angry", "happy", "neutral", "sad")
+OPTIONS = {
+    "audio_layers": 2,
+    "fusion_hidden_size": 16,
+    "fusion_dropout": 0.0,
+    "learning_rate": 0.01,
+    "head_learning_rate": 0.01,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": "true",
+    "disable_tqdm": "true",
+}
+
+
+def write_table(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory, session_tokenizer):
-    """Folders of a tiny Whisper and a tiny BERT, as a user would pass Hub names."""
-    audio, text = tmp_path_factory.mktemp("audio"), tmp_path_factory.mktemp("text")
-    whisper = WhisperConfig(
-        d_model=16,
-        encoder_layers=3,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=16,
-        vocab_size=60,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=3,
-    )
-    WhisperModel(whisper).save_pretrained(audio)
-    bert = BertConfig(
-        vocab_size=len(session_tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    BertModel(bert).save_pretrained(text)
-    session_tokenizer.save_pretrained(text)
-    return audio, text
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """The example clips in the layout of RAVDESS, and a few sentences in that of MELD."""
+def data_dir(tmp_path_factory, make_clip):
+    """8 clips in the layout of RAVDESS, said by a speaker of each of its parts, and sentences in that of MELD."""
     folder = tmp_path_factory.mktemp("data")
     shutil.copytree(CLIPS, folder / "ravdess")
     with (CLIPS / "metadata.csv").open(newline="", encoding="utf-8") as file:
-        clips = [clip | {"emobox_fold_1": "train"} for clip in csv.DictReader(file)]
-    clips += [clip | {"emobox_fold_1": "test"} for clip in clips[:2]] + [clip | {"speaker": "02"} for clip in clips]
-    (folder / "text").mkdir()
-    words = {"angry": "wait !", "happy": "i am happy", "sad": "i am sad", "neutral": "i wait .", "fear": "not you"}
-    words["disgust"] = "you are not happy"
+        clips = list(csv.DictReader(file))
+    for seed, label in enumerate(("surprise", "surprise")):
+        clips.append({"file_name": f"{seed}.wav", "label": label, "text": "so"})
+        soundfile.write(folder / "ravdess" / f"{seed}.wav", make_clip(0.5, seed), 16_000)
+    write_table(
+        folder / "ravdess" / "metadata.csv", [{**clip, "speaker": who} for clip in clips for who in ("05", "02", "01")]
+    )
     sentences = [
         {"text": text, "label": label, "speaker": "Ross", "split": split}
-        for label, text in words.items()
+        for label, text in WORDS.items()
         for split in ("train", "train", "dev", "test")
     ]
-    for table, rows in (("ravdess/metadata.csv", clips), ("text/meld_text.csv", sentences)):
-        with (folder / table).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    write_table(folder / "text" / "meld_text.csv", sentences)
     return folder
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, encoders, data_dir):
-    """The folder that one short run of `train.py` wrote."""
-    folder = tmp_path_factory.mktemp("run")
+def tables(tmp_path_factory, make_clip):
+    """Tables of 8 voices, of 16 texts, and of 8 voices with their words and the times of these; as many for `dev`."""
+    folder = tmp_path_factory.mktemp("tables")
+    voices, words, both = [], [], []
+    for index in range(16):
+        label = LABELS[index % 4]
+        row = {"label": label, "speaker": index, "split": "train" if index < 8 else "dev"}
+        soundfile.write(folder / f"{index}.wav", make_clip(0.25 + 0.01 * index, seed=index % 4), 16_000)
+        spoken = enumerate(WORDS[label].split())
+        times = [{"word": word, "start": 0.05 * place, "end": 0.05 * place + 0.04} for place, word in spoken]
+        voices.append({**row, "file_name": f"{index}.wav"})
+        words += [{**row, "text": WORDS[label]}, {**row, "text": WORDS[label] + " ."}]
+        both.append({**row, "file_name": f"{index}.wav", "text": WORDS[label], "word_times": json.dumps(times)})
+    rows = {"voices": voices, "words": words, "both": both}
+    return {name: write_table(folder / f"{name}.csv", table) for name, table in rows.items()}
+
+
+def as_flags(options):
+    options = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in options.items()}
+    return [str(part) for name, values in options.items() for part in (f"--{name}", *values)]
+
+
+@pytest.fixture(scope="module")
+def run(encoders, tables, tmp_path_factory):
+    """Trains on `corpora`, of `tables` or paths, over tiny encoders or what `options` name; gives the run's folder."""
+    paths = {"cache_dir": tmp_path_factory.mktemp("features"), "labels": LABELS}
+
+    def make(folder, corpora=("voices", "words"), **options):
+        if not {"audio_encoder", "text_encoder", "model_name_or_path"} & options.keys():
+            options |= dict(zip(("audio_encoder", "text_encoder"), encoders))
+        if "audio_encoder" not in options:
+            options["audio_layers"] = None
+        sources = [tables.get(name, name) for name in corpora]
+        options = {**OPTIONS, **paths, "corpora": sources, "output_dir": folder, **options}
+        train.main(as_flags({name: value for name, value in options.items() if value is not None}))
+        return folder
+
+    return make
+
+
+def losses(checkpoint):
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry]
+
+
+def step_of(checkpoint):
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def scores(folder):
+    return json.loads((folder / "eval_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory, encoders, data_dir):
+    """The folder that one run of `train.py` wrote: a file of options, and heads over frozen encoders."""
+    folder = tmp_path_factory.mktemp("frozen")
     config = folder / "config.yaml"
     config.write_text(
-        "corpora: [ravdess, meld]\naudio_layers: 2\nfusion_hidden_size: 16\nnum_train_epochs: 1\n"
-        "learning_rate: 0.01\nper_device_train_batch_size: 8\nreport_to: none\nuse_cpu: true\nsave_strategy: 'no'\n"
-        "fusion_dropout: 0.0\n"
+        "corpora: [ravdess, meld]\naudio_mode: frozen\ntext_mode: frozen\npair_probability: 0.5\n"
+        "num_train_epochs: 1\nclass_weights: balanced\n"
     )
-    options = {
-        "--audio_encoder": encoders[0],
-        "--text_encoder": encoders[1],
-        "--data_dir": data_dir,
-        "--cache_dir": folder / "features",
-        "--output_dir": folder / "model",
-        "--num_train_epochs": 60,
-    }
-    train.main([str(config), *(str(part) for option in options.items() for part in option)])
+    paths = {"audio_encoder": encoders[0], "text_encoder": encoders[1], "data_dir": data_dir}
+    paths |= {"cache_dir": folder / "features", "output_dir": folder / "model"}
+    train.main([str(config), *as_flags({**OPTIONS, **paths, "num_train_epochs": 40})])
     return folder / "model"
 
 
-def test_a_run_learns_its_sentences(trained):
-    emotion = pipeline("multimodal-emotion", model=str(trained))
+def test_a_run_learns_its_sentences(frozen):
+    emotion = pipeline("multimodal-emotion", model=str(frozen))
 
     answers = emotion([{"text": "i am happy"}, {"text": "i am sad"}, {"text": "wait !"}], top_k=1)
 
     assert [answer[0]["label"] for answer in answers] == ["happy", "sad", "angry"]
 
 
-def test_a_run_leaves_the_encoders_as_they_were(trained, encoders):
-    model = MMEmoForEmotionRecognition.from_pretrained(trained)
-    whisper = WhisperModel.from_pretrained(encoders[0])
+def test_a_run_leaves_frozen_encoders_as_they_were(frozen, encoders):
+    tower = MMEmoForEmotionRecognition.from_pretrained(frozen).mmemo.audio_tower
+    whisper = WhisperModel.from_pretrained(encoders[0]).encoder.state_dict()
 
-    assert model.dtype == torch.float32
-    assert model.config.audio_config.encoder_layers == 2
-    kept, original = model.mmemo.audio_tower.layers[1].fc1.weight, whisper.encoder.layers[1].fc1.weight
-    assert torch.equal(kept, original.half().float())
+    assert tower.config.encoder_layers == 2
+    for name, weight in tower.state_dict().items():
+        assert torch.equal(weight, whisper[name]), name
 
 
-def test_a_run_standardizes_the_features_it_trained_on(trained):
-    branch = MMEmoForEmotionRecognition.from_pretrained(trained).mmemo.audio_branch
+def test_a_run_standardizes_the_features_it_trained_on(frozen):
+    branch = MMEmoForEmotionRecognition.from_pretrained(frozen).mmemo.audio_branch
 
     for statistics in (branch.standardization, branch.mix.standardization):
         assert statistics.mean.abs().max() > 0
         assert (statistics.std != 1).any()
 
 
-def test_a_run_records_its_development_scores(trained):
-    recorded = json.loads((trained / "eval_results.json").read_text())
+def test_a_run_records_its_development_scores_and_temperatures(frozen):
+    found = {f"eval_{name}_{measure}" for name in ("audio", "text", "pairs") for measure in ("wa", "uar")}
 
-    assert {f"eval_{name}_{measure}" for name in ("audio", "text", "pairs") for measure in ("wa", "uar")} <= set(
-        recorded
+    assert found <= scores(frozen).keys()
+    temperature = MMEmoForEmotionRecognition.from_pretrained(frozen).config.temperature
+    assert temperature.keys() == {"audio", "text", "both"}
+    assert 1.0 not in temperature.values()
+
+
+def test_a_rare_label_weighs_more(frozen):
+    config = MMEmoForEmotionRecognition.from_pretrained(frozen).config
+
+    weights = dict(zip(config.label2id, config.class_weights))
+    # Each label has 2 sentences and 1 clip, surprise 2 clips: 22 rows.
+    assert weights == {label: pytest.approx(22 / 7 / (4 if label == "surprise" else 3)) for label in WORDS}
+
+
+def test_a_model_learns_eight_clips_by_heart(encoders, data_dir, tmp_path):
+    options = {"audio_encoder": encoders[0], "text_encoder": encoders[1], "data_dir": data_dir, "text_mode": "full"}
+    options |= {"corpora": ["ravdess", "meld"], "num_train_epochs": 40, "output_dir": tmp_path / "model"}
+
+    train.main(as_flags({**OPTIONS, **options, "per_device_train_batch_size": 8, "lora_dropout": 0.0}))
+
+    measured = {"model": tmp_path / "model", "data_dir": data_dir, "output_dir": tmp_path / "results"}
+    evaluation.main(as_flags({**measured, "corpora": ["ravdess", "meld"], "conditions": ["audio", "text"]}))
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    for corpus, rows, modality in zip(results["corpora"], (8, 7), ("audio", "text")):
+        assert corpus["rows"] == rows
+        assert corpus["conditions"][modality]["wa"]["value"] == 1.0
+    assert scores(tmp_path / "model")["eval_mean_uar"] == 1.0
+
+
+RESUMED = {
+    "lora": {},
+    "lora beside full": {"audio_mode": "full", "text_mode": "lora", "train_sampling_strategy": "random"},
+    "frozen": {"audio_mode": "frozen", "text_mode": "frozen", "gradient_accumulation_steps": 2, "save_steps": 4},
+}
+DRAWN = {
+    "corpus_weights": [0.6, 1.2],
+    "pair_probability": 0.5,
+    "modality_dropout": 0.3,
+    "fusion_dropout": 0.2,
+    # Of 6 batches each.
+    "num_train_epochs": 2,
+    "save_strategy": "steps",
+    "save_steps": 8,
+    "max_grad_norm": 1.0,
+}
+# What learns the sentences with certainty.
+SENTENCES = {
+    "corpora": ("words",),
+    "text_mode": "full",
+    "head_learning_rate": 0.03,
+    "lr_scheduler_type": "constant",
+}
+AUGMENTED = {"speed_probability": 0.5, "noise_probability": 0.5, "spec_augment_probability": 0.5}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(run, tmp_path, name):
+    options = {**DRAWN, **RESUMED[name], **(AUGMENTED if name != "frozen" else {})}
+    run(tmp_path / "whole", **options)
+    middle, last = sorted((tmp_path / "whole").glob("checkpoint-*"), key=step_of)
+    assert 1 < json.loads((middle / "trainer_state.json").read_text())["epoch"] < 2
+
+    run(tmp_path / "resumed", **options, resume_from_checkpoint=middle)
+
+    expected = losses(last)
+    assert len({loss for _, loss, _ in expected}) == len(expected) == step_of(last)
+    assert losses(tmp_path / "resumed" / last.name) == expected
+    for file in ("model.safetensors", *(f"{last.name}/{path.name}" for path in last.glob("*.safetensors"))):
+        whole, resumed = (load_file(tmp_path / part / file) for part in ("whole", "resumed"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(weight, resumed[weight_name]) for weight_name, weight in whole.items())
+
+
+def test_kept_states_teach_what_the_towers_themselves_do(run, tmp_path):
+    options = {"audio_mode": "frozen", "text_mode": "frozen", "max_steps": 6, "save_strategy": "steps"}
+    # Their lengths are told by other measures, which would make other batches.
+    options["train_sampling_strategy"] = "random"
+
+    folders = [run(tmp_path / cached, cache_states=cached, save_steps=6, **options) for cached in ("true", "false")]
+
+    kept, computed = (losses(folder / "checkpoint-6") for folder in folders)
+
+    # They are kept in half precision.
+    for one, other in zip(kept, computed):
+        assert one == pytest.approx(other, abs=2e-2)
+    assert kept[-1][1] < kept[0][1]
+
+
+def test_an_adapter_over_new_encoders_is_the_model_before_it_was_merged(run, encoders, tables, tmp_path):
+    options = {"corpora": ("both",), "max_steps": 4, "fusion": "late"}
+    folder = run(tmp_path / "model", **options)
+    model = MMEmoForEmotionRecognition.from_pretrained(folder)
+    inputs = MMEmoProcessor.from_pretrained(folder)(
+        audio=str(tables["both"].parent / "0.wav"), text="i am sad", return_tensors="pt"
+    )
+    flags = as_flags({"audio_encoder": encoders[0], "text_encoder": encoders[1], "corpora": "x", "audio_layers": 2})
+    args = parse_arguments([*flags, "--fusion_hidden_size", "16", "--fusion", "late"])[0]
+
+    base, _, _ = build_model(args, LABELS)
+    base.config.temperature = model.config.temperature
+    adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()
+
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=0)
+        merged = adapted.merge_and_unload()
+        assert torch.equal(merged(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_model_stored_in_half_precision_is_the_one_that_was_evaluated(run, encoders, tmp_path):
+    folder = run(tmp_path / "model", max_steps=4, stored_dtype="float16")
+
+    weights = load_file(folder / "model.safetensors")
+    assert {weight.dtype for name, weight in weights.items() if "_tower." in name} == {torch.float16}
+    assert {weight.dtype for name, weight in weights.items() if "_tower." not in name} == {torch.float32}
+    unchanged = {"learning_rate": 0, "head_learning_rate": 0, "audio_mode": "full", "text_mode": "full"}
+    again = run(tmp_path / "again", model_name_or_path=folder, max_steps=1, stored_dtype="float16", **unchanged)
+    reloaded = load_file(again / "model.safetensors")
+    assert all(torch.equal(weight, reloaded[name]) for name, weight in weights.items())
+    for name in ("audio", "text"):
+        # The temperature is fitted anew, to the same answers.
+        assert scores(again)[f"eval_{name}_loss"] == scores(folder)[f"eval_{name}_loss"]
+
+
+def test_training_goes_on_from_a_model(run, tmp_path):
+    options = {"num_train_epochs": 15, **SENTENCES}
+    first = run(tmp_path / "first", **options, class_weights="balanced")
+    assert scores(first)["eval_text_wa"] == 1.0
+
+    little = {"num_train_epochs": 1, "learning_rate": 1e-4, "head_learning_rate": 1e-4}
+    more = run(tmp_path / "more", model_name_or_path=first, **{**options, **little})
+    other = run(tmp_path / "other", model_name_or_path=first, **options, labels=("sad", "angry"))
+
+    assert scores(more)["eval_text_wa"] == 1.0
+    assert scores(other)["eval_text_wa"] == 1.0
+    config = MMEmoForEmotionRecognition.from_pretrained(other).config
+    assert config.label2id == {"sad": 0, "angry": 1}
+    assert config.class_weights is None
+
+
+def test_words_with_times_are_trained_on_beside_their_voice(run, tmp_path):
+    folder = run(
+        tmp_path,
+        corpora=("both",),
+        num_train_epochs=1,
+        modality_dropout=0.5,
+        speed_probability=1.0,
+        activation_checkpointing="true",
+        lr_scheduler_type="cosine",
+        focal_gamma=1.0,
+        label_smoothing=0.1,
     )
 
-
-def test_eval_scores_the_test_parts(trained, data_dir, capsys):
-    evaluation.main(["--model", str(trained), "--data_dir", str(data_dir), "--corpora", "ravdess", "meld"])
-
-    scores = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(score["corpus"], score["modality"], score["samples"]) for score in scores] == [
-        ("ravdess", "audio", 2),
-        ("meld", "text", 6),
-    ]
-    assert scores[1]["wa"] == 1.0  # the sentences that it was trained on
+    model = MMEmoForEmotionRecognition.from_pretrained(folder)
+    assert (model.config.modality_dropout, model.config.focal_gamma, model.config.label_smoothing) == (0.5, 1.0, 0.1)
+    assert "eval_both_wa" in scores(folder)
+    # They are only learned where times are known.
+    assert model.mmemo.layers[0].slope.abs().min() > 0
 
 
-def test_an_unknown_option_is_refused(tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text("audio_encoder: a\ntext_encoder: b\ncorpora: [meld]\nlearning_rat: 0.1\n")
+def test_streamed_rows_are_learned(run, tmp_path):
+    folder = run(tmp_path, **SENTENCES, max_steps=60, streaming="true")
 
-    with pytest.raises(ValueError, match="learning_rat"):
-        train.main([str(config)])
-
-
-def test_repeats_that_do_not_match_the_corpora_are_refused():
-    with pytest.raises(ValueError, match=r"repeats=\[2, 2\] must have a number .* corpora=\['meld'\]"):
-        train.main(["--audio_encoder", "a", "--text_encoder", "b", "--corpora", "meld", "--repeats", "2", "2"])
+    emotion = pipeline("multimodal-emotion", model=str(folder))
+    answers = emotion([{"text": WORDS[label]} for label in LABELS], top_k=1)
+    assert [answer[0]["label"] for answer in answers] == list(LABELS)
+    assert not (folder / "eval_results.json").exists()
 
 
-def test_contradictory_data_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"pair_probability=2\.0 is a probability"):
-        train.main(["--audio_encoder", "a", "--text_encoder", "b", "--corpora", "meld", "--pair_probability", "2"])
+def test_streams_are_mixed(run, tmp_path):
+    folder = run(tmp_path, max_steps=6, streaming="true", corpus_weights=[1, 2], noise_probability=0.5)
+
+    assert MMEmoForEmotionRecognition.from_pretrained(folder).missing_keys_on_load == ()
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_one_modality_is_enough(run, encoders, tmp_path, modality):
+    encoder = {f"{modality}_encoder": encoders[modality == "text"]}
+
+    folder = run(tmp_path, corpora=("both",), max_steps=2, **encoder)
+
+    assert scores(folder).keys() >= {f"eval_{modality}_wa", "eval_mean_uar"}
+    assert MMEmoForEmotionRecognition.from_pretrained(folder).config.temperature.keys() == {modality}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("wav2vec2", "lora"), ("wav2vec2_layer_norm", "full"), ("hubert", "lora"), ("wavlm", "lora"), ("ast", "lora")],
+)
+def test_other_audio_encoders_are_trained(run, tmp_path, name, mode):
+    torch.manual_seed(0)
+    config = audio_config(name)
+    if name == "ast":
+        config.max_length = 64
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    if name == "ast":
+        extractor = ASTFeatureExtractor(num_mel_bins=16, max_length=64)
+    extractor.save_pretrained(tmp_path / "encoder")
+
+    folder = run(
+        tmp_path / "model",
+        corpora=("voices",),
+        audio_encoder=tmp_path / "encoder",
+        max_steps=2,
+        audio_mode=mode,
+        audio_layers=None,
+    )
+
+    trained = MMEmoForEmotionRecognition.from_pretrained(folder)
+    before = AutoModel.from_pretrained(tmp_path / "encoder").state_dict()
+    after = trained.mmemo.audio_tower.state_dict()
+    assert trained.missing_keys_on_load == ()
+    assert any(not torch.equal(weight, before[name]) for name, weight in after.items())
+
+
+@pytest.mark.parametrize(
+    ("split", "options", "message"),
+    [
+        (
+            "train",
+            {"eval_strategy": "epoch"},
+            "eval_strategy=epoch contradicts .* no development part. Set dev_share",
+        ),
+        ("dev", {}, r"have no training rows; their splits are \['dev'\]"),
+        ("test", {}, "has no row for a model of audio and text; leave it out"),
+    ],
+)
+def test_rows_that_nothing_can_be_learned_from_are_refused(run, tmp_path, split, options, message):
+    table = write_table(tmp_path / "table.csv", [{"text": "i am sad", "label": "sad", "split": split}])
+
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "model", corpora=(table,), **options)
+
+
+def test_voices_teach_nothing_to_a_model_of_text(run, encoders, tmp_path):
+    with pytest.raises(ValueError, match=r"voices\.csv has no row for a model of text; leave it out of corpora"):
+        run(tmp_path, corpora=("words", "voices"), text_encoder=encoders[1])
+
+
+def test_a_speaker_on_two_sides_is_refused(run, make_clip, tmp_path):
+    soundfile.write(tmp_path / "clip.wav", make_clip(0.3), 16_000)
+    row = {"file_name": "clip.wav", "label": "sad", "speaker": "Ann"}
+    table = write_table(tmp_path / "table.csv", [{**row, "split": split} for split in ("train", "dev")])
+
+    with pytest.raises(ValueError, match=r"1 speaker value\(s\) stand in both train and dev"):
+        run(tmp_path / "model", corpora=(table,))
+    run(tmp_path / "model", corpora=(table,), allow_leaks="true", max_steps=1)

@@ -45,7 +45,7 @@ def results_section(results: dict[str, Any]) -> str:
         gain = table["gain"]
         losses = [f"{percent(loss['uar'])} given {condition}" for condition, loss in table["losses"].items()]
         parts.append(
-            f"On the simulated pairs {table['name']}, both together are {percent(gain['uar'])} points of UAR above the "
-            f"better of the two alone ({gain['over']}). What the other modality loses: {', '.join(losses)}."
+            f"On the simulated pairs {table['name']}, both have {percent(gain['uar'])} points of UAR more than "
+            f"the better of the two alone ({gain['over']}). What the other modality loses: {', '.join(losses)}."
         )
     return "\n\n".join(parts)

@@ -56,10 +56,15 @@ def evaluate_corpus(emotion: MultimodalEmotionPipeline, name: str, args: Evaluat
     """The table of one corpus; see [`corpus_table`].
 
     Raises:
-        ValueError: If the model does not take the modality that carries the emotion of the corpus.
+        ValueError: If the model does not take the modality that carries the emotion of the corpus, or no row has it.
     """
-    rows, part = _read(emotion, name, args)
-    available = {modality for modality in _taken(emotion) if rows[0][modality] is not None}
+    everything, part = _read(emotion, name, args)
+    rows = everything.filter(lambda row: all(_is_given(row[modality]) for modality in _carriers(name, args)))
+    if not len(rows):
+        raise ValueError(f"No row of {name} ({part}) has {' and '.join(_carriers(name, args))}; leave it out.")
+    if len(rows) < len(everything):
+        part += f", {len(everything) - len(rows)} incomplete rows left out"
+    available = {modality for modality in _taken(emotion) if all(map(_is_given, rows[modality]))}
     carriers = available & set(_carriers(name, args))
     if not carriers:
         raise ValueError(
@@ -189,6 +194,11 @@ def _read(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArgumen
     if args.limit is not None and args.limit < len(rows):
         rows = rows.shuffle(args.seed, keep_in_memory=True).select(range(args.limit))
     return rows, part
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a row has this modality; a blank text is none."""
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def _limited(args: EvaluationArguments) -> str:

@@ -6,7 +6,9 @@ the inputs.
 """
 
 import hashlib
+import itertools
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from modeling_mmemo.fusion_mmemo import ModalityBranch
+from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.towers_mmemo import encode_audio, encode_text, num_hidden_states
+from modeling_mmemo.training.collator import EmotionCollator
 
 
 class TowerStates:
@@ -36,6 +40,10 @@ class TowerStates:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def length(self, index: int) -> int:
+        """Number of positions of one input; 0 where it was missing."""
+        return int(self._offsets[index + 1] - self._offsets[index])
+
     def __getitem__(self, index: int) -> np.ndarray:
         return self._states[self._offsets[index] : self._offsets[index + 1]].transpose(1, 0, 2)
 
@@ -44,7 +52,10 @@ class TowerStates:
 def tower_states(
     modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset, cache_dir: str | Path
 ) -> TowerStates:
-    """The states of a frozen `tower` over the `"audio"` or `"text"` of all `rows`, from the cache if it has them."""
+    """The states of a frozen `tower` over the `"audio"` or `"text"` of all `rows`, from the cache if it has them.
+
+    A row that lacks the modality has none.
+    """
     key = _key(modality, tower, processor, rows)
     folder = Path(cache_dir) / f"{modality}-{key}"
     if not (folder / "offsets.npy").is_file():
@@ -56,19 +67,27 @@ def tower_states(
 def _compute(
     modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset, folder: Path, batch_size: int = 32
 ) -> None:
-    lengths: list[int] = []
+    values = list(rows[modality])
+    present = [index for index, value in enumerate(values) if value]
+    lengths = np.zeros(len(rows), dtype=np.int64)
     with (folder / "states.bin").open("wb") as file:
-        for start in tqdm(range(0, len(rows), batch_size), desc=f"{modality} states"):
-            inputs = processor(**{modality: rows[start : start + batch_size][modality]}, return_tensors="pt")
-            if modality == "audio":
-                states, mask = encode_audio(tower, inputs[tower.main_input_name], inputs["audio_attention_mask"])
-            else:
-                mask = inputs["attention_mask"].bool()
-                states = encode_text(tower, inputs["input_ids"], inputs["attention_mask"])
+        for start in tqdm(range(0, len(present), batch_size), desc=f"{modality} states"):
+            indices = present[start : start + batch_size]
+            inputs = processor(**{modality: [values[index] for index in indices]}, return_tensors="pt")
+            states, mask = run_tower(modality, tower, inputs)
             file.write(torch.stack(states, dim=2)[mask].half().numpy().tobytes())
-            lengths.extend(mask.sum(dim=1).tolist())
+            lengths[indices] = mask.sum(dim=1).numpy()
     # Written last: a cache without it is computed anew.
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def run_tower(
+    modality: str, tower: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """The tower's states, each `(batch, positions, hidden)`, over a batch, and their mask `(batch, positions)`."""
+    if modality == "audio":
+        return encode_audio(tower, inputs[tower.main_input_name], inputs["audio_attention_mask"])
+    return encode_text(tower, inputs["input_ids"], inputs["attention_mask"]), inputs["attention_mask"].bool()
 
 
 def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset) -> str:
@@ -87,27 +106,53 @@ def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows:
 
 
 @torch.inference_mode()
-def standardize(branch: ModalityBranch, states: TowerStates, indices: list[int], most: int = 5000) -> None:
-    """Sets the statistics of a branch to those of the training features, of `most` of them drawn at random.
+def standardize(
+    model: MMEmoForEmotionRecognition,
+    modalities: Collection[str],
+    rows: torch.utils.data.Dataset,
+    collator: EmotionCollator,
+    most: int = 1000,
+) -> None:
+    """Sets the statistics of the branches of `modalities` to those of `most` training inputs, drawn at random.
 
     First those of each layer over all positions, then those of the pooled mix over the inputs.
     """
-    drawn = np.random.default_rng(0).permutation(indices)[:most]
-    count, total, squares = 0, 0.0, 0.0
-    for index in drawn:
-        layers = torch.from_numpy(states[index].copy()).double()
-        count += layers.shape[1]
-        total += layers.sum(dim=1)
-        squares += (layers**2).sum(dim=1)
-    mean = total / count
-    std = (squares / count - mean**2).clamp(min=1e-8).sqrt()
+    drawn = _draw(rows, most) if modalities else []
+    model.eval()
+    for modality, tower, branch in (
+        ("audio", model.mmemo.audio_tower, model.mmemo.audio_branch),
+        ("text", model.mmemo.text_tower, model.mmemo.text_branch),
+    ):
+        present = [row for row in drawn if modality in row]
+        if modality not in modalities or not present:
+            continue
+        states = []
+        for row in tqdm(present, desc=f"{modality} statistics"):
+            inputs = collator([row])
+            kept = inputs.get(f"{modality}_hidden_states")
+            layers = run_tower(modality, tower, inputs)[0] if kept is None else kept
+            states.append(torch.stack(layers).float())
+        _set_statistics(branch, states)
+
+
+def _draw(rows: torch.utils.data.Dataset, most: int) -> list[dict]:
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        return list(itertools.islice(rows, most))
+    return [rows[int(position)] for position in np.random.default_rng(0).permutation(len(rows))[:most]]
+
+
+def _set_statistics(branch: ModalityBranch, states: list[torch.Tensor]) -> None:
+    """`states` are the tower's over each input alone, `(layers, 1, positions, hidden)`."""
+    count = sum(layers.shape[2] for layers in states)
+    mean = sum(layers.double().sum(dim=(1, 2)) for layers in states) / count
+    squares = sum((layers.double() ** 2).sum(dim=(1, 2)) for layers in states) / count
+    std = (squares - mean**2).clamp(min=1e-8).sqrt()
     num_layers = len(branch.mix.weights)
     branch.mix.standardization.set(mean[-num_layers:], std[-num_layers:])
 
     pooled = []
-    for index in drawn:
-        layers = torch.from_numpy(states[index].copy()).unsqueeze(1)
+    for layers in states:
         mixed = branch.mix(layers.unbind())
         pooled.append(branch.pooling(mixed, torch.ones(mixed.shape[:2])))
     pooled = torch.cat(pooled)
-    branch.standardization.set(pooled.mean(dim=0), pooled.std(dim=0).clamp(min=1e-4))
+    branch.standardization.set(pooled.mean(dim=0), pooled.std(dim=0, correction=0).clamp(min=1e-4))

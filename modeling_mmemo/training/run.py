@@ -1,119 +1,215 @@
-"""One training run: encoders, frozen features, heads and fusion on top, a folder that `from_pretrained` loads."""
+"""One training run: encoders, rows, Trainer, and a folder that `from_pretrained` loads."""
 
+from collections.abc import Container
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
+from peft import PeftModel
 
-from modeling_mmemo import MMEmoAudioEncoder, MMEmoFeatureExtractor, MMEmoForEmotionRecognition, MMEmoProcessor
-from modeling_mmemo.data.corpora import CORPORA, read_corpus
-from modeling_mmemo.evaluation.metrics import emotion_metrics
-from modeling_mmemo.training.arguments import DataArguments, ModelArguments
-from modeling_mmemo.training.features import TowerStates, standardize, tower_states
-from modeling_mmemo.training.pairs import EmotionRows, ModalityBatches, collate
-
-
-def build_model(args: ModelArguments) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor]:
-    """The model over frozen pretrained encoders, and its processor."""
-    layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
-    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
-        MMEmoAudioEncoder.from_pretrained(args.audio_encoder, **layers),
-        args.text_encoder,
-        fusion=args.fusion,
-        fusion_hidden_size=args.fusion_hidden_size,
-        fusion_dropout=args.fusion_dropout,
-        modality_loss_weight=args.modality_loss_weight,
-    )
-    model.mmemo.audio_tower.requires_grad_(False)
-    model.mmemo.text_tower.requires_grad_(False)
-    extractor = MMEmoFeatureExtractor(
-        preset="whisper", n_mels=model.config.audio_config.num_mel_bins, loudness_dbfs=args.loudness_dbfs
-    )
-    return model, MMEmoProcessor(extractor, AutoTokenizer.from_pretrained(args.text_encoder))
+from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor
+from modeling_mmemo.data.augmentation import Augmentation
+from modeling_mmemo.data.corpora import CORPORA, find_layout
+from modeling_mmemo.data.schema import STORED_FEATURES
+from modeling_mmemo.data.sources import read_source
+from modeling_mmemo.data.splits import leak_check, split_by_speaker
+from modeling_mmemo.training.adapters import log_trainable, set_trainable
+from modeling_mmemo.training.arguments import Arguments, DataArguments, EmotionTrainingArguments, ModelArguments
+from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.calibration import fit_temperature
+from modeling_mmemo.training.collator import EmotionCollator
+from modeling_mmemo.training.features import standardize, tower_states
+from modeling_mmemo.training.rows import EmotionRows, EmotionStream
+from modeling_mmemo.training.trainer import EmotionTrainer, build_trainer
 
 
-def build_datasets(
-    args: DataArguments, model: MMEmoForEmotionRecognition, processor: MMEmoProcessor
-) -> tuple[EmotionRows, dict[str, EmotionRows]]:
-    """The training rows, and development rows by modality; also standardizes the model's features by the former."""
-    rows: dict[str, Dataset] = {}
-    states: dict[str, TowerStates] = {}
-    splits: dict[str, dict[str, list[int]]] = {}
+# Which development set tells the temperature of which presence.
+CALIBRATED_ON = {"audio": ("audio",), "text": ("text",), "both": ("both", "pairs")}
+
+
+def train(arguments: Arguments) -> EmotionTrainer:
+    """Trains, calibrates, evaluates and saves a model; returns the Trainer of the finished one."""
+    model_args, data_args, augmentation, training_args = arguments
+    model, processor, new_branches = build_model(model_args, data_args.labels)
+    train_rows, dev = build_rows(data_args, model_args, augmentation, model, processor, training_args)
+    collator = EmotionCollator(processor, augmentation)
+    standardize(model, new_branches, train_rows, collator)
+    if model_args.class_weights == "balanced":
+        model.config.class_weights = balanced_weights(train_rows, len(data_args.labels))
+    trained = set_trainable(model, model_args, new_branches)
+    log_trainable(trained)
+
+    trainer = build_trainer(trained, train_rows, dev, collator, training_args)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    model = trained = trainer.model
+    output_dir = Path(training_args.output_dir)
+    if isinstance(trained, PeftModel):
+        if trainer.is_world_process_zero():
+            trained.save_pretrained(output_dir / "adapter", save_embedding_layers=False)
+        model = trained.merge_and_unload()
+
+    if model_args.stored_dtype == "float16":
+        round_towers(model)
+    finished = build_trainer(model, None, dev, collator, training_args)
+    if dev:
+        calibrate(finished)
+        finished.save_metrics("eval", finished.evaluate())
+    if finished.is_world_process_zero():
+        save(model, processor, output_dir, model_args.stored_dtype)
+    return finished
+
+
+def build_rows(
+    args: DataArguments,
+    model_args: ModelArguments,
+    augmentation: Augmentation,
+    model: MMEmoForEmotionRecognition,
+    processor: MMEmoProcessor,
+    training_args: EmotionTrainingArguments,
+) -> tuple[EmotionRows | EmotionStream, dict[str, EmotionRows]]:
+    """The training rows, and development rows by what they have: `audio`, `text`, `both`, simulated `pairs`."""
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
-    repeats = dict(zip(args.corpora, args.repeats))
-    branches = {"audio": model.mmemo.audio_branch, "text": model.mmemo.text_branch}
-    for modality in towers:
-        read = [read_corpus(name, args.data_dir) for name in args.corpora if CORPORA[name].modality == modality]
-        if not read:
-            raise ValueError(f"corpora={args.corpora} has none for {modality}; add one.")
-        rows[modality] = concatenate_datasets(read).filter(lambda row: row["split"] != "test")
-        states[modality] = tower_states(modality, towers[modality], processor, rows[modality], args.cache_dir)
-        of_split: dict[str, list[int]] = {"train": [], "dev": []}
-        for index, (split, corpus) in enumerate(zip(rows[modality]["split"], rows[modality]["corpus"])):
-            of_split[split] += [index] * (repeats[corpus] if split == "train" else 1)
-        splits[modality] = of_split
-        standardize(branches[modality], states[modality], of_split["train"])
+    towers = {modality: tower for modality, tower in towers.items() if tower is not None}
+    if args.streaming:
+        stream = read_streams(args, towers)
+        return EmotionStream(stream, args.labels, processor, augmentation, training_args.seed), {}
 
-    def select(split: str, pair_probability: float, voices: bool = True, texts_alone: bool = True) -> EmotionRows:
-        return EmotionRows(
-            rows["audio"],
-            states["audio"],
-            splits["audio"][split] if voices else [],
-            rows["text"],
-            states["text"],
-            splits["text"][split],
-            pair_probability,
-            texts_alone,
+    rows, weights = read_rows(args, towers)
+    states = {}
+    if args.cache_states:
+        # One process computes what all of them read.
+        with training_args.main_process_first(desc="states of frozen towers"):
+            states = {
+                modality: tower_states(modality, tower, processor, rows, args.cache_dir)
+                for modality, tower in towers.items()
+                if model_args.mode_of(modality) == "frozen"
+            }
+    splits = list(rows["split"])
+    train_indices = [i for i, split in enumerate(splits) if split == "train"]
+    dev_indices = [i for i, split in enumerate(splits) if split == "dev"]
+    if not train_indices:
+        raise ValueError(f"corpora={args.corpora} have no training rows; their splits are {sorted(set(splits))}.")
+    if not dev_indices and training_args.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy={training_args.eval_strategy.value} contradicts corpora={args.corpora} with dev_share="
+            f"{args.dev_share}: there is no development part. Set dev_share, or eval_strategy to no."
         )
-
-    dev = {
-        "audio": select("dev", 0.0, texts_alone=False),
-        "text": select("dev", 0.0, voices=False),
-        "pairs": select("dev", 1.0, texts_alone=False),
-    }
-    return select("train", args.pair_probability), dev
-
-
-def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """The measures of [`emotion_metrics`] for the Trainer."""
-    return emotion_metrics(prediction.label_ids.tolist(), prediction.predictions.argmax(axis=-1).tolist())
-
-
-class EmotionTrainer(Trainer):
-    """The `transformers` Trainer, with voices and texts in batches of their own."""
-
-    def _get_train_sampler(self, train_dataset: EmotionRows | None = None) -> ModalityBatches:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        return ModalityBatches(rows, self.args.train_batch_size, self.args.seed)
+    select = partial(
+        EmotionRows, rows, labels=args.labels, states=states, processor=processor, seed=training_args.seed
+    )
+    train_rows = select(
+        train_indices,
+        augmentation=augmentation,
+        pair_probability=args.pair_probability,
+        blank_probability=args.blank_probability,
+        pair_texts=train_indices,
+        weights=[weights[i] for i in train_indices],
+    )
+    dev = {}
+    for name, kind in (("audio", (True, False)), ("text", (False, True)), ("both", (True, True))):
+        if chosen := [i for i in dev_indices if train_rows.kind_of(i) == kind]:
+            dev[name] = select(chosen, by_length=True)
+    if args.pair_probability > 0 and {"audio", "text"} <= set(dev):
+        dev["pairs"] = select(dev["audio"].indices, pair_probability=1.0, pair_texts=dev_indices, by_length=True)
+    return train_rows, dev
 
 
-def build_trainer(
-    model: PreTrainedModel, train: EmotionRows, dev: dict[str, EmotionRows], args: TrainingArguments
-) -> Trainer:
-    """The Trainer over rows of frozen features."""
-    args.remove_unused_columns = False
-    args.label_names = ["labels"]
-    return EmotionTrainer(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=dev,
-        data_collator=collate,
-        compute_metrics=compute_metrics,
+def read_rows(args: DataArguments, modalities: Container[str]) -> tuple[Dataset, list[float]]:
+    """All rows of `args.corpora` that are not test rows, and each one's weight; checked for leaks.
+
+    Raises:
+        ValueError: If a corpus has nothing for the model's modalities, or a split leaks.
+    """
+    parts, weights = [], []
+    for source, weight in zip(args.corpora, args.corpus_weights):
+        rows = _read(source, args, streaming=False)
+        if args.dev_share > 0 and "dev" not in set(rows["split"]):
+            rows = split_by_speaker(rows, args.dev_share, seed=0)
+        if not args.allow_leaks:
+            leak_check(rows, by=args.leak_columns)
+        rows = _keep_modalities(rows, source, args, modalities).filter(
+            lambda row: row["split"] != "test" and (row["audio"] is not None or row["text"] is not None)
+        )
+        if not len(rows):
+            raise ValueError(
+                f"{source} has no row for a model of {' and '.join(modalities)}; leave it out of corpora."
+            )
+        parts.append(rows)
+        weights += [weight] * len(rows)
+    return concatenate_datasets(parts), weights
+
+
+def read_streams(args: DataArguments, modalities: Container[str]) -> IterableDataset:
+    """The training rows of all `args.corpora`, mixed by their weights as they come."""
+    streams = [
+        _keep_modalities(_read(source, args, streaming=True), source, args, modalities).filter(
+            lambda row: row["split"] == "train" and (row["audio"] is not None or row["text"] is not None)
+        )
+        for source in args.corpora
+    ]
+    shares = np.array(args.corpus_weights) / sum(args.corpus_weights)
+    return interleave_datasets(streams, shares.tolist(), seed=0, stopping_strategy="all_exhausted")
+
+
+def _read(source: str, args: DataArguments, streaming: bool) -> Dataset | IterableDataset:
+    known = source in CORPORA
+    return read_source(
+        source,
+        args.data_dir,
+        columns={} if known else dict(pair.split("=") for pair in args.columns),
+        labels=args.labels,
+        label_map=dict(pair.split("=") for pair in args.label_map),
+        streaming=streaming,
+        fold=args.fold if known and CORPORA[source].folds else None,
     )
 
 
-def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path) -> None:
-    """Saves model and processor; towers that were not trained are rounded to half precision, and load in single.
+def _keep_modalities(rows, source: str, args: DataArguments, modalities: Container[str]):
+    """Takes away what the model has no tower for, and what carries no emotion in a known corpus."""
+    carries = find_layout(source, args.data_dir).modality if source in CORPORA else "both"
+    kept = [name for name in ("audio", "text") if name in modalities and carries in (name, "both")]
+    # A bare struct: encoding an Audio column anew would need torchcodec.
+    return rows.cast(STORED_FEATURES).map(
+        lambda row: {
+            "audio": row["audio"] if "audio" in kept else None,
+            "text": row["text"] if "text" in kept and row["text"] and row["text"].strip() else None,
+        },
+        features=STORED_FEATURES,
+    )
 
-    That halves the folder. Scores move in their fourth decimal at most, and not at all for an encoder that came in
-    half precision.
-    """
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    weights = {
-        name: weight.half().contiguous() if name in frozen and weight.dtype == torch.float32 else weight.contiguous()
-        for name, weight in model.state_dict().items()
-    }
-    model.save_pretrained(folder, state_dict=weights)
+
+def balanced_weights(rows: EmotionRows, num_labels: int) -> list[float]:
+    """For each label, how much rarer it is in an epoch than if all were as frequent."""
+    counts = np.zeros(num_labels)
+    for weight, group in rows.groups.items():
+        counts += weight * np.bincount([rows.label_ids[i] for i in group], minlength=num_labels)
+    return (counts.sum() / (num_labels * np.maximum(counts, 1))).tolist()
+
+
+@torch.no_grad()
+def round_towers(model: MMEmoForEmotionRecognition) -> None:
+    """Rounds the towers to what half precision can hold, so that what is saved so is what is evaluated."""
+    for tower in (model.mmemo.audio_tower, model.mmemo.text_tower):
+        for parameter in [] if tower is None else tower.parameters():
+            parameter.copy_(parameter.half())
+
+
+def calibrate(trainer: EmotionTrainer) -> None:
+    """Sets the model's temperatures by its answers on the development sets."""
+    temperatures = {}
+    for presence, names in CALIBRATED_ON.items():
+        for name in [name for name in names if name in trainer.eval_dataset][:1]:
+            answers = trainer.predict(trainer.eval_dataset[name])
+            temperatures[presence] = round(fit_temperature(answers.predictions, answers.label_ids), 4)
+    trainer.model.config.temperature = temperatures
+
+
+def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path, stored_dtype: str) -> None:
+    """Saves model and processor, the towers in `stored_dtype`; they load in single precision."""
+    weights = model.state_dict()
+    if stored_dtype == "float16":
+        weights = {name: weight.half() if "_tower." in name else weight for name, weight in weights.items()}
+    model.save_pretrained(folder, state_dict={name: weight.contiguous() for name, weight in weights.items()})
     processor.save_pretrained(folder)

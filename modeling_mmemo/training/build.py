@@ -1,0 +1,121 @@
+"""The model that a run starts from: on an mmemo model, over two encoders, or joined from two halves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PreTrainedModel
+
+from modeling_mmemo import (
+    MMEmoAudioEncoder,
+    MMEmoConfig,
+    MMEmoFeatureExtractor,
+    MMEmoForEmotionRecognition,
+    MMEmoProcessor,
+)
+from modeling_mmemo.training.arguments import ModelArguments
+
+
+WHISPER_LIKE = ("whisper", "mmemo_audio")
+
+
+@dataclass
+class Half:
+    """What a model has for one modality.
+
+    Args:
+        tower (`PreTrainedModel` or `str`): The encoder, or where it is loaded from.
+        preprocessor: Feature extractor or tokenizer.
+        branch, classifier (`nn.Module`, *optional*): Trained ones, of an mmemo model.
+    """
+
+    tower: PreTrainedModel | str | None = None
+    preprocessor: Any = None
+    branch: nn.Module | None = None
+    classifier: nn.Module | None = None
+
+
+def build_model(
+    args: ModelArguments, labels: Sequence[str]
+) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor, list[str]]:
+    """The model, its processor, and the modalities whose branches are new."""
+    settings: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "fusion_dropout": args.fusion_dropout,
+        "modality_dropout": args.modality_dropout,
+        "modality_loss_weight": args.modality_loss_weight,
+        "label_smoothing": args.label_smoothing,
+        "focal_gamma": args.focal_gamma,
+        # Those of a model that is trained on were for other rows.
+        "class_weights": None,
+    }
+    if args.model_name_or_path is not None:
+        model = MMEmoForEmotionRecognition.from_pretrained(
+            args.model_name_or_path, ignore_mismatched_sizes=True, temperature=1.0, **settings
+        )
+        return model, MMEmoProcessor.from_pretrained(args.model_name_or_path), []
+
+    halves = {"audio": _audio_half(args, labels), "text": _text_half(args, labels)}
+    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
+        halves["audio"].tower,
+        halves["text"].tower,
+        audio_kwargs={} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers},
+        fusion=args.fusion,
+        fusion_hidden_size=args.fusion_hidden_size,
+        **settings,
+    )
+    parts = {
+        "audio": (model.mmemo.audio_branch, model.audio_classifier),
+        "text": (model.mmemo.text_branch, model.text_classifier),
+    }
+    for modality, half in halves.items():
+        if half.branch is not None:
+            branch, classifier = parts[modality]
+            # Only a model of both modalities has a projection to attend with.
+            branch.load_state_dict({**branch.state_dict(), **half.branch.state_dict()})
+            classifier.load_state_dict(half.classifier.state_dict())
+    new = [modality for modality, half in halves.items() if half.tower is not None and half.branch is None]
+    return model, MMEmoProcessor(halves["audio"].preprocessor, halves["text"].preprocessor), new
+
+
+def _audio_half(args: ModelArguments, labels: Sequence[str]) -> Half:
+    name = args.audio_encoder
+    if name is None:
+        return Half()
+    model_type = AutoConfig.from_pretrained(name).model_type
+    if model_type == MMEmoConfig.model_type:
+        model, processor = _load_half(name, "audio", labels)
+        return Half(
+            model.mmemo.audio_tower, processor.feature_extractor, model.mmemo.audio_branch, model.audio_classifier
+        )
+    if model_type not in WHISPER_LIKE:
+        return Half(name, AutoFeatureExtractor.from_pretrained(name))
+    layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
+    tower = MMEmoAudioEncoder.from_pretrained(name, **layers)
+    extractor = MMEmoFeatureExtractor(
+        preset="whisper", n_mels=tower.config.num_mel_bins, loudness_dbfs=args.loudness_dbfs
+    )
+    return Half(tower, extractor)
+
+
+def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
+    name = args.text_encoder
+    if name is None:
+        return Half()
+    if AutoConfig.from_pretrained(name).model_type == MMEmoConfig.model_type:
+        model, processor = _load_half(name, "text", labels)
+        return Half(model.mmemo.text_tower, processor.tokenizer, model.mmemo.text_branch, model.text_classifier)
+    return Half(name, AutoTokenizer.from_pretrained(name))
+
+
+def _load_half(name: str, modality: str, labels: Sequence[str]) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor]:
+    model = MMEmoForEmotionRecognition.from_pretrained(name)
+    has = [found for found in ("audio", "text") if getattr(model.config, f"{found}_config") is not None]
+    if modality not in has:
+        raise ValueError(f"{modality}_encoder={name} is an mmemo model of {' and '.join(has)} alone.")
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if known != list(labels):
+        raise ValueError(f"{modality}_encoder={name} tells {known} apart, in this order, but labels={list(labels)}.")
+    return model, MMEmoProcessor.from_pretrained(name)

@@ -1,0 +1,142 @@
+"""The `transformers` Trainer with batches of like rows, a learning rate for the heads, and DDP without a modality.
+
+Deliberate choices:
+  - several processes: every trained parameter takes part in every step, with a zero gradient where its modality is
+    missing from the batch, or the other processes would wait for it for ever; under FSDP they wait in every layer, so
+    a missing modality is brought along, masked out;
+  - what is only evaluated is whole: FSDP and DeepSpeed shard what they train;
+  - a development set for each of voices, words and pairs; `eval_mean_uar` is what their UARs come to.
+"""
+
+import copy
+import statistics
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
+
+from modeling_mmemo.evaluation.metrics import emotion_metrics
+from modeling_mmemo.towers_mmemo import num_hidden_states
+from modeling_mmemo.training.adapters import frozen_towers
+from modeling_mmemo.training.arguments import EmotionTrainingArguments
+from modeling_mmemo.training.collator import MASKS, EmotionCollator
+from modeling_mmemo.training.rows import EmotionRows, LikeBatches
+
+
+# Long enough for every encoder: 0.1 s at 16 kHz.
+BLANKS = {"audio": np.ones(1600, dtype=np.float32), "text": "."}
+
+
+class EmotionTrainer(Trainer):
+    """Trains [`MMEmoForEmotionRecognition`]; see [`Trainer`]."""
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        trained = self.model if model is None else model
+        towers = {id(parameter) for name, parameter in trained.named_parameters() if "_tower." in name}
+        for group in list(optimizer.param_groups):
+            behind = [parameter for parameter in group["params"] if id(parameter) not in towers]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) in towers]
+            optimizer.add_param_group(group | {"params": behind, "lr": self.args.head_learning_rate})
+        return optimizer
+
+    def train(self, *args, **kwargs):
+        """Trains as [`Trainer.train`] does; afterwards `model` is whole on every process, whatever FSDP sharded."""
+        whole = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
+        result = super().train(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            state = broadcast_object_list([self.accelerator.get_state_dict(self.model)])
+            whole.load_state_dict(state[0])
+            self.model = whole
+        return result
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        # Without dropout a frozen tower gives in training what it gives later, and what is kept of it on disk.
+        for tower in frozen_towers(model):
+            tower.eval()
+        if self.accelerator.num_processes == 1 or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        if self.is_fsdp_enabled:
+            return super().compute_loss(model, self._with_blanks(inputs), return_outputs, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss = loss + 0.0 * sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad)
+        return (loss, outputs) if return_outputs else loss
+
+    def _with_blanks(self, inputs: dict) -> dict:
+        """Adds clips or texts that are masked out where the batch has none, for all processes to run all layers."""
+        states = self.train_dataset.states if isinstance(self.train_dataset, EmotionRows) else {}
+        for modality, mask in MASKS.items():
+            tower = {"audio": self.model.config.audio_config, "text": self.model.config.text_config}[modality]
+            if tower is None or mask in inputs:
+                continue
+            blank = BLANKS[modality]
+            if modality in states:
+                blank = np.zeros((num_hidden_states(tower), 1, tower.hidden_size), dtype=np.float16)
+            row = {"labels": 0, "label_mask": inputs["label_mask"][0], modality: blank}
+            blanks = self.data_collator([row] * len(inputs["labels"]))
+            blanks[mask] = torch.zeros_like(blanks[mask])
+            inputs = {**self._prepare_inputs(blanks), **inputs}
+        return inputs
+
+    def _get_train_sampler(self, train_dataset=None):
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "sequential" or not isinstance(rows, EmotionRows):
+            return super()._get_train_sampler(train_dataset)
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        return LikeBatches(rows, self.args.train_batch_size, self.args.seed, by_length)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(sets, dict):
+            uars = [metrics[f"{metric_key_prefix}_{name}_uar"] for name in sets]
+            mean = {f"{metric_key_prefix}_mean_uar": statistics.mean(uars)}
+            self.log(dict(mean))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
+            metrics |= mean
+        return metrics
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Listens, of all development sets, to that whose measure is `metric_for_best_model`."""
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """The measures of [`emotion_metrics`] for the Trainer."""
+    return emotion_metrics(prediction.label_ids.tolist(), prediction.predictions.argmax(axis=-1).tolist())
+
+
+def build_trainer(
+    model: torch.nn.Module,
+    train: torch.utils.data.Dataset | None,
+    dev: dict[str, EmotionRows],
+    collator: EmotionCollator,
+    args: EmotionTrainingArguments,
+) -> EmotionTrainer:
+    """The Trainer, with early stopping where it is asked for."""
+    patience = args.early_stopping_patience
+    # Every process reads its own rows of a stream: one cannot deal out batches of different keys and lengths.
+    args.accelerator_config.dispatch_batches = False
+    trainer = EmotionTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=dev or None,
+        data_collator=collator,
+        compute_metrics=compute_metrics,
+        callbacks=[EarlyStopping(patience)] if patience is not None else None,
+    )
+    if train is None:
+        trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False
+        model.to(args.device)
+    return trainer

@@ -1,0 +1,201 @@
+import copy
+import re
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import AUDIO, PAIRS, TEXT, audio_config, make_inputs, make_model, text_config
+
+from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition
+from modeling_mmemo.training.adapters import frozen_towers, log_trainable, set_trainable
+from modeling_mmemo.training.arguments import ModelArguments
+
+
+FAMILIES = [*(("audio", name) for name in AUDIO), *(("text", name) for name in TEXT)]
+
+
+def adapt(model, **options):
+    args = ModelArguments(**{"audio_encoder": "a", "text_encoder": "b", "lora_dropout": 0.0, **options})
+    return set_trainable(model, args, new_branches=("audio", "text"))
+
+
+def steady(model):
+    """Without what differs from call to call in training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for tower in (model.mmemo.audio_tower, model.mmemo.text_tower):
+        tower.config.update({"layerdrop": 0.0, "apply_spec_augment": False})
+    return model
+
+
+def trained_names(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def disturb(model):
+    """As training would, changes all that is trained, and the statistics that travel with it."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if "standardization" in name and "original_module" not in name:
+                buffer.add_(0.1)
+    return model.eval()
+
+
+@torch.no_grad()
+def answers(model, inputs):
+    return model.eval()(**inputs).logits
+
+
+@pytest.mark.parametrize(("audio", "text"), PAIRS)
+def test_every_adapter_of_every_family_gets_a_gradient(audio, text):
+    model = adapt(steady(make_model(audio, text)))
+
+    model.train()(**make_inputs(audio), labels=torch.arange(4)).loss.backward()
+
+    adapters = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    for tower in (".audio_tower.", ".text_tower."):
+        assert any(tower in name for name in adapters)
+    for name, parameter in adapters.items():
+        assert parameter.grad is not None, name
+        # The first matrix waits for the second, which starts at zero.
+        assert parameter.grad.any() or "lora_A" in name, name
+
+
+def test_only_adapters_and_heads_are_trained():
+    model = adapt(make_model())
+
+    names = trained_names(model)
+    assert all(".lora_" in name or ".modules_to_save." in name for name in names)
+    assert all(".lora_" in name for name in names if "_tower." in name)
+    heads = {name for name, _ in make_model().named_parameters() if "_tower." not in name}
+    saved = {name.replace("modules_to_save.default.", "").removeprefix("base_model.model.") for name in names}
+    assert heads <= saved
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [("lora", "lora"), ("lora", "frozen"), ("frozen", "lora"), ("full", "lora"), ("lora", "full")],
+)
+def test_an_adapter_folder_gives_the_model_back(modes, tmp_path):
+    inputs = make_inputs()
+    model = disturb(adapt(make_model(), audio_mode=modes[0], text_mode=modes[1]))
+    expected = answers(model, inputs)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+
+    fresh = make_model()
+    with torch.no_grad():
+        for name, parameter in fresh.named_parameters():
+            if "_tower." not in name:
+                parameter.normal_()
+    loaded = PeftModel.from_pretrained(fresh, tmp_path)
+
+    assert torch.equal(answers(loaded, inputs), expected)
+    merged = loaded.merge_and_unload()
+    assert type(merged) is MMEmoForEmotionRecognition
+    assert not any("lora" in name for name in merged.state_dict())
+    torch.testing.assert_close(answers(merged, inputs), expected, atol=1e-5, rtol=0)
+
+
+def test_many_adapted_layers_stay_in_their_tower():
+    """Peft shortens long lists of names, which must not reach the layers of the fusion that are called alike."""
+    config = audio_config("mmemo_audio")
+    config.encoder_layers = 6
+    torch.manual_seed(0)
+    model = MMEmoForEmotionRecognition(
+        MMEmoConfig(
+            audio_config=config, text_config=text_config("llama"), fusion_hidden_size=16, num_attention_heads=2
+        )
+    )
+
+    names = trained_names(adapt(model, text_mode="frozen"))
+
+    adapters = {name for name in names if ".lora_" in name}
+    assert len(adapters) == 6 * 4 * 2
+    assert all(".audio_tower.layers." in name for name in adapters)
+
+
+def test_named_layers_are_adapted_in_place_of_the_usual_ones():
+    model = adapt(make_model(), text_mode="frozen", lora_target_modules=["fc1"])
+
+    assert {name.split(".")[6] for name in trained_names(model) if ".lora_" in name} == {"fc1"}
+
+
+def test_layers_that_a_tower_lacks_are_refused():
+    with pytest.raises(ValueError, match=r"mmemo_audio has no layers called \['wq'\] for LoRA; it has .*'q_proj'"):
+        adapt(make_model(), lora_target_modules=["wq"])
+
+
+def test_a_tower_whose_layers_are_unknown_asks_for_them():
+    model = make_model()
+    model.mmemo.text_tower.config.model_type = "novel"
+
+    with pytest.raises(ValueError, match="not known which layers of a novel get LoRA; name some with lora_target_mod"):
+        adapt(model)
+
+
+@pytest.mark.parametrize(("modality", "family"), FAMILIES)
+def test_first_layers_stay_frozen(modality, family):
+    other = {"audio": "text", "text": "audio"}[modality]
+    model = make_model(**{modality: family, other: None})
+
+    adapt(model, **{f"{modality}_mode": "full", f"{modality}_freeze_layers": 1})
+
+    names = [name for name in trained_names(model) if "_tower." in name]
+    layers = {int(re.search(r"\.(?:layers?|h)\.(\d+)\.", name)[1]) for name in names}
+    tower = model.mmemo.audio_tower if modality == "audio" else model.mmemo.text_tower
+    assert layers == set(range(1, tower.config.num_hidden_layers))
+
+
+def test_full_and_frozen_towers():
+    model = make_model()
+    before = trained_names(model)
+
+    assert trained_names(adapt(make_model(), audio_mode="full", text_mode="full")) == before
+    frozen = adapt(model, audio_mode="frozen", text_mode="frozen")
+    assert trained_names(frozen) == {name for name in before if "_tower." not in name}
+    assert frozen_towers(frozen) == [frozen.mmemo.audio_tower, frozen.mmemo.text_tower]
+    assert frozen_towers(make_model()) == []
+
+
+def test_positions_stay_fixed_in_a_tower_trained_whole_beside_an_adapted_one():
+    model = adapt(make_model(), audio_mode="full", text_mode="lora")
+
+    names = {name for name in trained_names(model) if ".audio_tower." in name}
+    assert any("fc1" in name for name in names)
+    assert not any("embed_positions" in name for name in names)
+    assert frozen_towers(model) == []
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_activation_checkpointing_gives_the_same_gradients(mode):
+    model = adapt(steady(make_model()), audio_mode=mode, text_mode=mode)
+    checkpointed = copy.deepcopy(model)
+    checkpointed.activation_checkpointing_enable()
+    calls = []
+    attentions = [layer.self_attn for layer in checkpointed.mmemo.audio_tower.layers]
+    attentions += [layer.attention for layer in checkpointed.mmemo.text_tower.encoder.layer]
+    for attention in attentions:
+        attention.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    for each in (model, checkpointed):
+        each.train()(**make_inputs(), labels=torch.arange(4)).loss.backward()
+
+    assert len(calls) == 8  # every layer ran again on the way back
+    for (name, one), (_, other) in zip(model.named_parameters(), checkpointed.named_parameters()):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, msg=name, rtol=1e-5, atol=1e-7)
+
+
+def test_the_log_says_how_much_is_trained(caplog):
+    model = make_model()
+    whole = sum(p.numel() for p in model.mmemo.audio_tower.parameters())
+    fixed = model.mmemo.audio_tower.embed_positions.weight.numel()
+
+    log_trainable(adapt(model, audio_mode="full", text_mode="lora"))
+
+    assert f"audio_tower: {whole - fixed:,} of {whole:,} parameters trained" in caplog.text

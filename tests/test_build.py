@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from modeling_mmemo.configuration_mmemo import EMOTIONS
+from modeling_mmemo.training.adapters import set_trainable
+from modeling_mmemo.training.arguments import ModelArguments
+from modeling_mmemo.training.build import build_model
+
+
+LABELS = ("angry", "happy", "sad")
+
+
+def arguments(**options):
+    return ModelArguments(**{"audio_mode": "frozen", "text_mode": "frozen", "fusion_hidden_size": 16, **options})
+
+
+@pytest.fixture
+def halves(encoders, tmp_path):
+    """Folders of a model that only hears and of one that only reads, with heads that say something."""
+    torch.manual_seed(1)
+    folders = []
+    for name, encoder in zip(("audio", "text"), encoders):
+        model, processor, _ = build_model(arguments(**{f"{name}_encoder": str(encoder)}), LABELS)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        branch = model.mmemo.audio_branch if name == "audio" else model.mmemo.text_branch
+        branch.standardization.mean += 1.0
+        folders.append(tmp_path / name)
+        model.save_pretrained(folders[-1])
+        processor.save_pretrained(folders[-1])
+    return folders
+
+
+@torch.no_grad()
+def answers(folder_or_model, processor, modality, inputs):
+    batch = processor(**{modality: inputs}, return_tensors="pt")
+    return folder_or_model.eval()(**batch).logits
+
+
+def test_two_encoders_make_a_new_model(encoders):
+    audio, text = map(str, encoders)
+    model, processor, new = build_model(arguments(audio_encoder=audio, audio_layers=2, text_encoder=text), LABELS)
+
+    assert new == ["audio", "text"]
+    assert model.config.audio_config.encoder_layers == 2
+    assert list(model.config.id2label.values()) == list(LABELS)
+    assert processor.feature_extractor.loudness_dbfs == -23.0
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_one_encoder_makes_a_model_of_one_modality(encoders, modality):
+    encoder = str(encoders[modality == "text"])
+    model, processor, new = build_model(arguments(**{f"{modality}_encoder": encoder}), LABELS)
+
+    assert new == [modality]
+    assert not model.config.is_bimodal
+    assert (processor.tokenizer is None) == (modality == "audio")
+
+
+def test_joined_halves_answer_as_they_did_alone(halves, make_clip):
+    audio, text = map(str, halves)
+    args = arguments(audio_encoder=audio, text_encoder=text)
+    joined, processor, new = build_model(args, LABELS)
+
+    assert new == []
+    for modality, folder, inputs in (
+        ("audio", audio, [make_clip(0.5), make_clip(0.3, seed=1)]),
+        ("text", text, ["i am happy", "wait !"]),
+    ):
+        half, half_processor, _ = build_model(arguments(model_name_or_path=folder), LABELS)
+        expected = answers(half, half_processor, modality, inputs)
+        torch.testing.assert_close(answers(joined, processor, modality, inputs).softmax(1), expected.softmax(1))
+        assert expected.std() > 0.01
+
+
+def test_frozen_halves_keep_their_branches_and_heads(halves):
+    audio, text = map(str, halves)
+    args = arguments(audio_encoder=audio, text_encoder=text)
+    model, _, new = build_model(args, LABELS)
+    trained = {name for name, p in set_trainable(model, args, new).named_parameters() if p.requires_grad}
+
+    assert not any("_tower" in name or "audio_classifier" in name or "text_classifier" in name for name in trained)
+    assert {name for name in trained if "_branch" in name} == {
+        f"mmemo.{modality}_branch.projection.{part}"
+        for modality in ("audio", "text")
+        for part in ("0.weight", "0.bias", "1.weight", "1.bias")
+    }
+    assert any("fused_classifier" in name for name in trained)
+
+
+def test_training_on_keeps_the_weights_and_takes_other_labels(halves):
+    model, _, new = build_model(arguments(model_name_or_path=str(halves[0])), EMOTIONS)
+    before, _, _ = build_model(arguments(model_name_or_path=str(halves[0])), LABELS)
+
+    assert new == []
+    assert model.audio_classifier.out_features == len(EMOTIONS)
+    assert torch.equal(model.mmemo.audio_branch.embedding[1].weight, before.mmemo.audio_branch.embedding[1].weight)
+
+
+def test_a_half_of_the_other_modality_is_refused(halves):
+    audio = str(halves[0])
+    with pytest.raises(ValueError, match=r"text_encoder=.* is an mmemo model of audio alone"):
+        build_model(arguments(text_encoder=audio), LABELS)
+
+
+def test_a_half_with_other_labels_is_refused(halves):
+    with pytest.raises(ValueError, match=r"tells \['angry', 'happy', 'sad'\] apart, in this order, but labels="):
+        build_model(arguments(audio_encoder=str(halves[0])), EMOTIONS)

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+import torch
+from transformers import Wav2Vec2FeatureExtractor
+
+from modeling_mmemo import MMEmoProcessor
+from modeling_mmemo.data.augmentation import Augmentation
+from modeling_mmemo.training.collator import EmotionCollator
+
+
+TARGET = {"labels": 1, "label_mask": torch.tensor([1, 1, 0, 1])}
+
+
+def states(positions):
+    """States of 2 layers and width 3, all of the number of positions."""
+    return np.full((2, positions, 3), positions, np.float16)
+
+
+@pytest.fixture
+def collator(processor):
+    return EmotionCollator(processor)
+
+
+def test_states_are_padded_and_what_is_missing_is_masked(collator):
+    batch = collator([{**TARGET, "audio": states(3)}, {**TARGET, "audio": states(1), "text": states(2)}])
+
+    assert batch["labels"].tolist() == [1, 1]
+    assert batch["label_mask"].tolist() == [[1, 1, 0, 1]] * 2
+    assert batch["audio_attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[0, 0], [1, 1]]
+    assert [layer.shape for layer in batch["audio_hidden_states"]] == [(2, 3, 3)] * 2
+    assert batch["audio_hidden_states"][0][:, :, 0].tolist() == [[3, 3, 3], [1, 0, 0]]
+
+
+def test_a_modality_that_no_row_has_is_left_out(collator):
+    assert set(collator([{**TARGET, "text": "i am sad"}])) == {"labels", "label_mask", "input_ids", "attention_mask"}
+
+
+def test_rows_give_in_a_batch_what_they_give_alone(collator, model, make_clip):
+    rows = [
+        {**TARGET, "audio": make_clip(0.5, 1)},
+        {**TARGET, "text": "i am so happy"},
+        {**TARGET, "audio": make_clip(0.3, 2), "text": "wait !"},
+    ]
+
+    with torch.no_grad():
+        together = model(**collator(rows)).logits
+        alone = torch.cat([model(**collator([row])).logits for row in rows])
+
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_word_times_stand_beside_their_tokens(collator, make_clip):
+    timed = {**TARGET, "audio": make_clip(0.5), "text": "i am", "word_times": [("i", 0.1, 0.2), ("am", 0.2, 0.4)]}
+
+    times = collator([timed, {**TARGET, "audio": make_clip(0.5), "text": "so sad ."}])["token_times"]
+
+    assert times[0, 1:3].tolist() == [pytest.approx([0.1, 0.2]), pytest.approx([0.2, 0.4])]
+    assert (times[1] == -1).all()
+
+
+def test_frames_are_hidden_by_the_seed_of_the_rows_and_without_it_not_at_all(processor, make_clip):
+    collator = EmotionCollator(processor, Augmentation(spec_augment_probability=1.0))
+
+    def features(**extra):
+        return collator([{**TARGET, "audio": make_clip(0.5), **extra}])["input_features"]
+
+    plain = EmotionCollator(processor)([{**TARGET, "audio": make_clip(0.5)}])["input_features"]
+    assert torch.equal(features(), plain)
+    assert torch.equal(features(seed=1), features(seed=1))
+    assert not torch.equal(features(seed=1), features(seed=2))
+    assert not torch.equal(features(seed=1), plain)
+
+
+def test_hiding_frames_of_a_waveform_is_refused(tokenizer, make_clip):
+    processor = MMEmoProcessor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer)
+    collator = EmotionCollator(processor, Augmentation(spec_augment_probability=0.5))
+
+    with pytest.raises(ValueError, match=r"spec_augment_probability=0.5 needs .* input_features; .*'input_values'"):
+        collator([{**TARGET, "audio": make_clip(0.5), "seed": 1}])

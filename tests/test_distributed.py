@@ -1,0 +1,181 @@
+"""Two processes, started as a user starts them, learn what one process does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from tiny import SIZES, TOKENS, WHISPER
+from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
+
+import train
+from modeling_mmemo import MMEmoForEmotionRecognition
+from modeling_mmemo.configuration_mmemo import EMOTIONS
+from modeling_mmemo.data.sources import read_source
+from modeling_mmemo.training.rows import EmotionRows, LikeBatches
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+LAUNCH += ["--config_file", "configs/accelerate/ddp_cpu.yaml"]
+# All runs in one launch: to import everything takes longer than to train.
+SCRIPT = "import json, sys, train\nfor argv in json.loads(sys.argv[1]):\n    train.main(argv)\n"
+BATCH_SIZE = 2
+# A letter a row (voice, text, both) and a word a batch: the first goes to one process, the second to the other.
+STEPS = [("vv", "tt"), ("tt", "vv"), ("bb", "vv"), ("vt", "bt")]
+DEV = "vvvtttbb"
+WORDS = {"angry": "wait !", "happy": "i am happy", "sad": "i am sad"}
+
+RUNS = {
+    "full": {"audio_mode": "full", "text_mode": "full", "train_sampling_strategy": "sequential"},
+    "adapted": {"audio_mode": "lora", "text_mode": "lora", "lora_dropout": 0, "activation_checkpointing": "true"},
+    "streamed": {"audio_mode": "full", "text_mode": "full", "streaming": "true", "max_steps": 2 * len(STEPS)},
+}
+# Batches of like rows have an order that depends on their size; the processes take them in turn, as accumulation does.
+SAME_ROWS = {
+    "full": {"per_device_train_batch_size": 2 * BATCH_SIZE},
+    "adapted": {"gradient_accumulation_steps": 2},
+    "streamed": {"per_device_train_batch_size": 2 * BATCH_SIZE},
+}
+OPTIONS = {
+    "per_device_train_batch_size": BATCH_SIZE,
+    "fusion_hidden_size": 16,
+    "fusion_dropout": 0,
+    # Adam would blow gradients that are nothing but rounding up to whole steps.
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "head_learning_rate": 0.1,
+    "warmup_steps": 0,
+    "num_train_epochs": 2,
+    "logging_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 2 * len(STEPS),
+    "report_to": "none",
+    "use_cpu": "true",
+    # So many seconds may one process wait for the other.
+    "ddp_timeout": 60,
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, session_tokenizer, make_clip):
+    """Options that name two tiny encoders and a table whose rows stand in the order of `STEPS`."""
+    folder = tmp_path_factory.mktemp("sources")
+    whisper = {**WHISPER, **TOKENS, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    WhisperModel(WhisperConfig(**whisper, pad_token_id=0, decoder_start_token_id=3)).save_pretrained(folder / "audio")
+    bert = {**SIZES, "vocab_size": len(session_tokenizer), "hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    BertModel(BertConfig(**bert)).save_pretrained(folder / "text")
+    session_tokenizer.save_pretrained(folder / "text")
+
+    train_kinds = "".join(kinds for step in STEPS for kinds in step)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as table:
+        splits = ["train"] * len(train_kinds) + ["dev"] * len(DEV)
+        for index, (kind, split) in enumerate(zip(train_kinds + DEV, splits)):
+            soundfile.write(folder / f"{index}.wav", make_clip(0.3 + 0.02 * index, seed=index), 16_000)
+            label, text = list(WORDS.items())[index % len(WORDS)]
+            row = {
+                "audio": None if kind == "t" else f"{index}.wav",
+                "text": None if kind == "v" else text,
+                "label": label,
+                "speaker": f"{split} {index}",
+                "split": split,
+            }
+            table.write(json.dumps(row) + "\n")
+    return {"audio_encoder": folder / "audio", "text_encoder": folder / "text", "corpora": folder / "rows.jsonl"}
+
+
+def arguments(sources, folder, **options):
+    options = {**sources, **OPTIONS, "output_dir": folder / "model", **options}
+    return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def launched(sources, tmp_path_factory):
+    """The folder of all `RUNS`, each of two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    runs = [arguments(sources, folder / name, **options) for name, options in RUNS.items()]
+    process = subprocess.Popen(
+        [*LAUNCH, str(script), json.dumps(runs)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends its two processes in turn
+        output, _ = process.communicate()
+    assert process.returncode == 0, output[-5000:]
+    return folder
+
+
+def run_alone(name, sources, folder):
+    train.main(arguments(sources, folder, **{**RUNS[name], **SAME_ROWS[name]}))
+    return folder / "model"
+
+
+@pytest.fixture(scope="module", params=["full", "adapted"])
+def runs(request, sources, launched, tmp_path_factory):
+    """The folders of a run of two processes, and of one process that sees the same rows at a step."""
+    alone = run_alone(request.param, sources, tmp_path_factory.mktemp("alone"))
+    return launched / request.param / "model", alone
+
+
+def losses(folder):
+    state = json.loads((folder / f"checkpoint-{2 * len(STEPS)}" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_like_batches_leave_a_process_without_a_modality(sources):
+    table = read_source(str(sources["corpora"]), ".")
+    rows = EmotionRows(table, range(BATCH_SIZE * 2 * len(STEPS)), EMOTIONS, states={}, processor=None)
+
+    kinds = [rows.kind_of(index) for index in LikeBatches(rows, BATCH_SIZE, seed=42, by_length=True)]
+
+    batches = [kinds[start : start + BATCH_SIZE] for start in range(0, len(kinds), BATCH_SIZE)]
+    present = [tuple(any(modality) for modality in zip(*batch)) for batch in batches]
+    assert any(first != second for first, second in zip(present[::2], present[1::2]))
+
+
+def test_two_processes_learn_as_one(runs):
+    together, alone = map(losses, runs)
+
+    assert len(together) == 2 * len(STEPS)
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert sum(together[len(STEPS) :]) < sum(together[: len(STEPS)])
+
+
+def test_two_processes_end_at_the_same_weights(runs):
+    together, alone = (load_file(folder / "model.safetensors") for folder in runs)
+
+    assert together.keys() == alone.keys()
+    for name, weight in together.items():
+        torch.testing.assert_close(weight, alone[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_two_processes_write_one_model(runs):
+    model = MMEmoForEmotionRecognition.from_pretrained(runs[0])
+
+    assert model.missing_keys_on_load == ()
+
+
+def test_two_processes_find_the_same_scores(runs):
+    together, alone = (json.loads((folder / "eval_results.json").read_text()) for folder in runs)
+
+    scores = [name for name in alone if name.endswith(("_wa", "_uar"))]
+    assert len(scores) == 7  # those of voices, words and both, and the mean UAR
+    assert {name: together[name] for name in scores} == pytest.approx({name: alone[name] for name in scores})
+
+
+def test_two_processes_share_a_stream(sources, launched, tmp_path):
+    alone = losses(run_alone("streamed", sources, tmp_path))
+
+    assert losses(launched / "streamed" / "model") == pytest.approx(alone, abs=1e-5)

@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from modeling_mmemo.data.augmentation import Augmentation
+from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, as_dataset
+from modeling_mmemo.training.rows import EmotionRows, EmotionStream, LikeBatches
+
+
+LABELS = ("angry", "happy", "sad")
+RATE = 16_000
+
+
+@pytest.fixture
+def make_row(tmp_path, make_clip):
+    """Makes a row with a clip of so many `seconds`, a `text`, or both."""
+    made = iter(range(1000))
+
+    def make(label, seconds=None, text=None, **columns):
+        audio = None
+        if seconds is not None:
+            seed = next(made)
+            audio = {"bytes": None, "path": str(tmp_path / f"{seed}.wav")}
+            soundfile.write(audio["path"], make_clip(seconds, seed), RATE)
+        row = {**dict.fromkeys(FEATURES), "corpus": "one", "split": "train"}
+        return {**row, "audio": audio, "text": text, "label": label, **columns}
+
+    return make
+
+
+@pytest.fixture
+def select(processor):
+    def make(rows, **options):
+        return EmotionRows(as_dataset(rows), range(len(rows)), LABELS, {}, processor, **options)
+
+    return make
+
+
+def test_a_row_has_what_the_collator_takes(make_row, select):
+    rows = select([make_row("sad", 0.25), make_row("angry", text="wait !"), make_row("angry", 0.5, " ")])
+
+    assert rows[0].keys() == {"labels", "label_mask", "audio"}
+    assert rows[0]["labels"] == 2
+    assert rows[0]["audio"].shape == (0.25 * RATE,)
+    assert rows[1]["text"] == "wait !"
+    assert "audio" not in rows[1]
+    assert "text" not in rows[2]
+
+
+def test_a_corpus_masks_the_labels_that_it_lacks(make_row, select):
+    rows = select([make_row("sad", text="a"), make_row("angry", text="b"), make_row("happy", text="c", corpus="two")])
+
+    assert rows[0]["label_mask"].tolist() == [1, 0, 1]
+    assert rows[2]["label_mask"].tolist() == [0, 1, 0]
+
+
+def test_a_voice_is_paired_with_texts_of_its_label(make_row, select):
+    rows = [make_row("sad", 0.25), make_row("angry", 0.25), make_row("sad", 0.25, "mine")]
+    rows += [make_row("sad", text="one"), make_row("sad", text="two"), make_row("happy", text="three")]
+
+    paired = select(rows, pair_probability=1.0, pair_texts=range(len(rows)))
+
+    drawn = []
+    for epoch in range(10):
+        paired.set_epoch(epoch)
+        drawn.append(paired[0]["text"])
+        assert "text" not in paired[1]
+        assert paired[2]["text"] == "mine"
+    assert set(drawn) == {"one", "two"}
+    assert "text" not in select(rows, pair_texts=range(len(rows)))[0]
+
+
+def test_rows_of_kept_states_are_paired_by_the_number_of_the_row(make_row, processor):
+    class States:
+        def __getitem__(self, index):
+            return np.full((2, index + 1, 3), index, np.float16)
+
+        def length(self, index):
+            return index + 1
+
+    rows = as_dataset([make_row("sad", 0.25), make_row("happy", text="no"), make_row("sad", text="yes")])
+    kept = EmotionRows(
+        rows, range(3), LABELS, {"audio": States(), "text": States()}, processor, None, 1.0, pair_texts=range(3)
+    )
+
+    assert kept[0]["audio"][0, 0, 0] == 0
+    assert kept[0]["text"].shape == (2, 3, 3)
+    assert kept.lengths == {0: 1, 1: 2, 2: 3}
+
+
+@pytest.mark.parametrize(("weight", "epochs"), [(0.5, 2), (1.5, 2), (0.25, 4), (2.0, 1)])
+def test_a_weight_goes_through_all_rows_in_turn(make_row, select, weight, epochs):
+    rows = select([make_row("sad", text=str(index)) for index in range(8)], weights=[weight] * 8)
+
+    drawn = []
+    for epoch in range(epochs):
+        rows.set_epoch(epoch)
+        assert len(rows) == 8 * weight
+        drawn += rows.indices
+
+    assert sorted(drawn) == sorted(list(range(8)) * round(weight * epochs))
+
+
+def test_each_corpus_has_its_own_weight(make_row, select):
+    rows = select([make_row("sad", text="a")] * 2 + [make_row("sad", text="b")] * 4, weights=[2.0] * 2 + [0.5] * 4)
+
+    texts = [rows[position]["text"] for position in range(len(rows))]
+
+    assert sorted(texts) == ["a"] * 4 + ["b"] * 2
+
+
+def test_what_is_drawn_depends_on_seed_epoch_and_row_alone(make_row, select):
+    table = [make_row("sad", 0.25) for _ in range(4)]
+    augmentation = Augmentation(noise_probability=0.7, gain_probability=0.7)
+
+    def clips(order, seed, epoch):
+        rows = select(table, augmentation=augmentation, seed=seed)
+        rows.set_epoch(epoch)
+        drawn = {position: rows[position]["audio"] for position in order}
+        return np.stack([drawn[position] for position in range(4)])
+
+    first = clips(range(4), 0, 1)
+    assert np.array_equal(clips((3, 1, 0, 2), 0, 1), first)
+    assert not np.array_equal(clips(range(4), 0, 2), first)
+    assert not np.array_equal(clips(range(4), 1, 1), first)
+
+
+def test_word_times_move_with_the_speed_of_the_clip(make_row, select):
+    row = make_row("sad", 0.5, "wait", word_times=[{"word": "wait", "start": 0.1, "end": 0.4}])
+
+    ((word, start, end),) = select([row], augmentation=Augmentation(speed_probability=1.0, speed=[2.0, 2.0]))[0][
+        "word_times"
+    ]
+
+    assert word == "wait"
+    assert (start, end) == pytest.approx((0.05, 0.2))
+
+
+def test_the_voice_beside_a_text_may_be_noise_that_every_label_could_have(make_row, select):
+    rows = select([make_row("sad", 0.25, "wait"), make_row("sad", 0.25)], blank_probability=1.0)
+    plain = select([make_row("sad", 0.25, "wait")])[0]
+
+    assert rows[0]["audio"].shape == plain["audio"].shape
+    assert abs(np.corrcoef(rows[0]["audio"], plain["audio"])[0, 1]) < 0.2
+    assert rows[0]["label_mask"].tolist() == [1, 1, 1]
+    assert rows[1]["label_mask"].tolist() == [0, 0, 1]
+
+
+def test_rows_stay_sorted_by_length_in_every_epoch(make_row, select):
+    rows = select([make_row("sad", seconds) for seconds in (0.1, 0.3, 0.2)], by_length=True)
+
+    for epoch in range(2):
+        rows.set_epoch(epoch)
+        assert [len(rows[position]["audio"]) for position in range(3)] == [4800, 3200, 1600]
+
+
+@pytest.fixture
+def mixed(make_row, select):
+    """10 voices of rising length, 7 texts, 5 rows of both."""
+    table = [make_row("sad", 0.1 + 0.01 * index) for index in range(10)]
+    table += [make_row("sad", text="a" * index) for index in range(1, 8)]
+    return select(table + [make_row("sad", 0.1, "wait")] * 5)
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_batches_are_of_one_kind_and_hold_every_row_once(mixed, by_length):
+    sampler = LikeBatches(mixed, batch_size=3, seed=0, by_length=by_length)
+
+    order = list(sampler)
+
+    assert sorted(order) == list(range(22)) == list(range(len(sampler)))
+    # 3 whole batches of voices, 2 of texts, 1 of both; then what is left.
+    batches = [order[start : start + 3] for start in range(0, 18, 3)]
+    assert all(len({mixed.kind_of(index) for index in batch}) == 1 for batch in batches)
+    assert list(sampler) == order
+    sampler.set_epoch(1)
+    assert list(sampler) != order
+    assert mixed.epoch == 1
+
+
+def test_batches_by_length_pad_less(mixed):
+    def padding(by_length):
+        order = list(LikeBatches(mixed, batch_size=3, seed=0, by_length=by_length))
+        batches = [[mixed.lengths[index] for index in order[start : start + 3]] for start in range(0, 18, 3)]
+        return sum(max(lengths) - length for lengths in batches for length in lengths)
+
+    assert padding(by_length=True) < 0.5 * padding(by_length=False)
+
+
+@pytest.fixture
+def stream(make_row, processor):
+    table = [make_row("sad", 0.1, text="b"), make_row("happy", text="a"), make_row("sad", text="c", corpus="two")]
+    rows = as_dataset(table * 4).cast(STORED_FEATURES).to_iterable_dataset()
+    return EmotionStream(rows, LABELS, processor, Augmentation(gain_probability=0.5), seed=0)
+
+
+def test_a_stream_gives_every_row_in_an_order_of_its_epoch(stream):
+    first = list(stream)
+    again = list(stream)
+    stream.set_epoch(1)
+    second = list(stream)
+
+    assert sorted(row["text"] for row in first) == sorted("abc" * 4)
+    assert [row["text"] for row in again] == [row["text"] for row in first]
+    assert [row["text"] for row in second] != [row["text"] for row in first]
+    for row in first:
+        assert row["labels"] == LABELS.index("happy" if row["text"] == "a" else "sad")
+        assert row["label_mask"].tolist() == ([0, 0, 1] if row["text"] == "c" else [0, 1, 1])
+        assert ("audio" in row) == (row["text"] == "b")
+
+
+def test_a_stream_learns_of_labels_beyond_the_rows_that_it_looked_at(make_row, processor, monkeypatch):
+    monkeypatch.setattr(EmotionStream, "BUFFER", 1)
+    rows = as_dataset([make_row("sad", text="a"), make_row("happy", text="b")]).cast(STORED_FEATURES)
+
+    items = list(EmotionStream(rows.to_iterable_dataset(), LABELS, processor, None, seed=0))
+
+    assert torch.stack([item["label_mask"] for item in items]).tolist() == [[0, 0, 1], [0, 1, 1]]
