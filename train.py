@@ -1,6 +1,6 @@
 """Trains an mmemo model.
 
-accelerate launch train.py configs/default.yaml --data_dir data
+accelerate launch train.py configs/default_text.yaml --data_dir data
 python train.py --model_name_or_path modeling_mmemo/default --corpora calls.csv --dev_share 0.1 --output_dir runs/calls
 """
 
