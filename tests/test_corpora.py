@@ -2,6 +2,7 @@ import csv
 from collections import Counter
 
 import pytest
+from tiny import write_table
 
 from modeling_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import CORPORA, find_layout, read_corpus
@@ -29,12 +30,7 @@ def data_dir(tmp_path):
         ],
     }
     for name, rows in tables.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(tmp_path / name, rows)
     return tmp_path
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny import write_table
 
 import eval as evaluation
 from modeling_mmemo.evaluation.conditions import CONDITIONS
@@ -27,12 +28,8 @@ def data_dir(tmp_path_factory):
         for label, text in WORDS.items()
         for split in ("train", "dev", "test", "test")
     ]
-    (folder / "text").mkdir()
-    for table, rows in (("ravdess/metadata.csv", clips), ("text/meld_text.csv", sentences)):
-        with (folder / table).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    write_table(folder / "ravdess" / "metadata.csv", clips)
+    write_table(folder / "text" / "meld_text.csv", sentences)
     return folder
 
 

@@ -1,4 +1,3 @@
-import csv
 import io
 import json
 
@@ -6,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value
+from tiny import write_table
 
 from modeling_mmemo.data import sources
 from modeling_mmemo.data.schema import FEATURES
@@ -25,20 +25,6 @@ COLUMNS = {"audio": "clip", "text": "words", "label": "emotion", "speaker": "act
 def cache(tmp_path, monkeypatch):
     """`datasets` keeps what it reads here."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def write_table(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    elif path.suffix == ".parquet":
-        Dataset.from_list(rows).to_parquet(path)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
 
 
 def write_clips(folder, *names):

@@ -8,7 +8,7 @@ import soundfile
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import audio_config
+from tiny import audio_config, write_table
 from transformers import ASTFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor, WhisperModel
 
 import eval as evaluation
@@ -36,15 +36,6 @@ OPTIONS = {
     "use_cpu": "true",
     "disable_tqdm": "true",
 }
-
-
-def write_table(path, rows):
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 @pytest.fixture(scope="module")

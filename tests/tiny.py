@@ -1,11 +1,14 @@
-"""Tiny configurations of every architecture, and samples for them.
+"""Tiny configurations of every architecture, samples for them, and tables of rows.
 
 The samples stand under garbage rather than zeros where their masks are 0: nothing there may reach a result.
 """
 
 import copy
+import csv
+import json
 
 import torch
+from datasets import Dataset
 from transformers import (
     ASTConfig,
     BertConfig,
@@ -188,3 +191,18 @@ def pad_left(inputs):
         else values
         for name, values in inputs.items()
     }
+
+
+def write_table(path, rows):
+    """Writes dicts of the same keys as what the name says: JSON Lines, Parquet, TSV, or else CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path

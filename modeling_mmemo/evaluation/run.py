@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from modeling_mmemo import __version__
+from modeling_mmemo import MMEmoConfig, __version__
 from modeling_mmemo.data.corpora import find_layout, read_corpus
 from modeling_mmemo.evaluation.arguments import EvaluationArguments
 from modeling_mmemo.evaluation.bootstrap import LEVEL, SAMPLES
@@ -29,7 +29,7 @@ def evaluate(emotion: MultimodalEmotionPipeline, args: EvaluationArguments) -> d
         made (`bootstrap`), and the tables `corpora` and `pairs`; see [`corpus_table`] and [`pairs_table`].
     """
     return {
-        **results_head(args.model or "modeling_mmemo/default", model_labels(emotion), args.seed),
+        **results_head(args.model or "modeling_mmemo/default", model_labels(emotion.model.config), args.seed),
         "corpora": [evaluate_corpus(emotion, name, args) for name in args.corpora],
         "pairs": [evaluate_pairs(emotion, *pair.split("+"), args) for pair in args.pairs],
     }
@@ -46,9 +46,8 @@ def results_head(model: str, labels: list[str], seed: int) -> dict[str, Any]:
     }
 
 
-def model_labels(emotion: MultimodalEmotionPipeline) -> list[str]:
-    """The model's labels in the order of its scores."""
-    config = emotion.model.config
+def model_labels(config: MMEmoConfig) -> list[str]:
+    """A model's labels in the order of its scores."""
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
@@ -75,7 +74,7 @@ def evaluate_corpus(emotion: MultimodalEmotionPipeline, name: str, args: Evaluat
     names = [headline, *(condition for condition in args.conditions if condition != headline)]
     scores = _score(emotion, rows, applicable_conditions(names, available, carriers), available, carriers, args)
     protocol = f"{name}, {part}{_limited(args)}"
-    return corpus_table(name, protocol, rows, scores, model_labels(emotion), headline, args.seed)
+    return corpus_table(name, protocol, rows, scores, model_labels(emotion.model.config), headline, args.seed)
 
 
 def corpus_table(
@@ -143,7 +142,7 @@ def evaluate_pairs(
         scores,
         conflicting,
         conflict_scores,
-        model_labels(emotion),
+        model_labels(emotion.model.config),
         args.seed,
     )
 
@@ -190,7 +189,7 @@ def pairs_table(
 
 
 def _read(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> tuple[Dataset, str]:
-    rows, part = held_out(read_corpus(name, args.data_dir, labels=model_labels(emotion)))
+    rows, part = held_out(read_corpus(name, args.data_dir, labels=model_labels(emotion.model.config)))
     if args.limit is not None and args.limit < len(rows):
         rows = rows.shuffle(args.seed, keep_in_memory=True).select(range(args.limit))
     return rows, part

@@ -14,6 +14,7 @@ from modeling_mmemo import (
     MMEmoForEmotionRecognition,
     MMEmoProcessor,
 )
+from modeling_mmemo.evaluation.run import model_labels
 from modeling_mmemo.training.arguments import ModelArguments
 
 
@@ -57,11 +58,12 @@ def build_model(
         )
         return model, MMEmoProcessor.from_pretrained(args.model_name_or_path), []
 
-    halves = {"audio": _audio_half(args, labels), "text": _text_half(args, labels)}
+    layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
+    halves = {"audio": _audio_half(args, labels, layers), "text": _text_half(args, labels)}
     model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
         halves["audio"].tower,
         halves["text"].tower,
-        audio_kwargs={} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers},
+        audio_kwargs=layers,
         fusion=args.fusion,
         fusion_hidden_size=args.fusion_hidden_size,
         **settings,
@@ -80,7 +82,7 @@ def build_model(
     return model, MMEmoProcessor(halves["audio"].preprocessor, halves["text"].preprocessor), new
 
 
-def _audio_half(args: ModelArguments, labels: Sequence[str]) -> Half:
+def _audio_half(args: ModelArguments, labels: Sequence[str], layers: dict[str, int]) -> Half:
     name = args.audio_encoder
     if name is None:
         return Half()
@@ -92,7 +94,6 @@ def _audio_half(args: ModelArguments, labels: Sequence[str]) -> Half:
         )
     if model_type not in WHISPER_LIKE:
         return Half(name, AutoFeatureExtractor.from_pretrained(name))
-    layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
     tower = MMEmoAudioEncoder.from_pretrained(name, **layers)
     extractor = MMEmoFeatureExtractor(
         preset="whisper", n_mels=tower.config.num_mel_bins, loudness_dbfs=args.loudness_dbfs
@@ -115,7 +116,7 @@ def _load_half(name: str, modality: str, labels: Sequence[str]) -> tuple[MMEmoFo
     has = [found for found in ("audio", "text") if getattr(model.config, f"{found}_config") is not None]
     if modality not in has:
         raise ValueError(f"{modality}_encoder={name} is an mmemo model of {' and '.join(has)} alone.")
-    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    known = model_labels(model.config)
     if known != list(labels):
         raise ValueError(f"{modality}_encoder={name} tells {known} apart, in this order, but labels={list(labels)}.")
     return model, MMEmoProcessor.from_pretrained(name)
