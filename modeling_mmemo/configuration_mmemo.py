@@ -17,6 +17,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 MODALITIES = ("audio", "text")
 FUSIONS = ("early", "late", "cross_attention", "hybrid")
 POOLINGS = ("mean", "mean_std", "cls", "last", "attention")
+LAYER_MIXES = ("weighted_sum", "concat", "last")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # Keys of `temperature`: which modalities an answer was given from.
 PRESENCES = ("audio", "text", "both")
@@ -118,8 +119,9 @@ class MMEmoConfig(PreTrainedConfig):
         audio_pooling, text_pooling (`str`, default to `"mean_std"` and `"mean"`): How a sequence becomes one vector,
             over its real positions only: `"mean"`, `"mean_std"` (mean and standard deviation), `"cls"` (the first),
             `"last"`, `"attention"` (learned weights).
-        use_weighted_layer_sum (`bool`, defaults to `True`): Learn a weighting over all layers of a tower; otherwise
-            its last one is read.
+        audio_layer_mix, text_layer_mix (`str`, default to `"weighted_sum"`): What is read of a tower's layers: a sum
+            of all by learned weights (`"weighted_sum"`), each pooled by itself and the vectors side by side
+            (`"concat"`), or the last one (`"last"`).
         segment_seconds (`float`, defaults to 0.5): Length of a segment, the unit of the distance in time between a
             word and a sound.
         fusion_dropout (`float`, defaults to 0.1): Dropout behind the towers.
@@ -176,7 +178,8 @@ class MMEmoConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     audio_pooling: str = "mean_std"
     text_pooling: str = "mean"
-    use_weighted_layer_sum: bool = True
+    audio_layer_mix: str = "weighted_sum"
+    text_layer_mix: str = "weighted_sum"
     segment_seconds: float | int = 0.5
     fusion_dropout: float | int = 0.1
     modality_dropout: float | int = 0.0
@@ -210,6 +213,8 @@ class MMEmoConfig(PreTrainedConfig):
             "fusion": FUSIONS,
             "audio_pooling": POOLINGS,
             "text_pooling": POOLINGS,
+            "audio_layer_mix": LAYER_MIXES,
+            "text_layer_mix": LAYER_MIXES,
             "problem_type": (None, *PROBLEM_TYPES),
         }
         for name, valid in choices.items():

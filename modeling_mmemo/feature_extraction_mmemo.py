@@ -223,6 +223,8 @@ PRESETS = {
 # near enough to the CPU's cache that larger chunks are slower.
 CHUNK_SAMPLES = 2**16
 BANDS_PER_BLOCK = 32
+# How `trim_db` measures: RMS over spans of 32 ms, 8 ms apart, as shares of a second; what is kept keeps a margin.
+TRIM_WINDOW_SECONDS, TRIM_HOP_SECONDS, TRIM_MARGIN_SECONDS = 0.032, 0.008, 0.05
 
 
 class MMEmoFeatureExtractor(SequenceFeatureExtractor):
@@ -261,6 +263,9 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         loudness_dbfs (`float`, *optional*):
             RMS in dB re full scale to which every clip is brought before it is analysed or truncated. `None` leaves
             clips as loud as they are, which is what equality with the references takes.
+        trim_db (`float`, *optional*):
+            Leaves out what lies before and behind a clip's sound: whatever is softer than its loudest 32 ms by more
+            than so many dB, up to 50 ms from the rest. `None` leaves clips as long as they are.
         padding_value (`float`, *optional*, defaults to 0.0):
             What frames beyond a clip's end hold.
 
@@ -282,6 +287,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         n_fft: int | None = None,
         hop_length: int | None = None,
         loudness_dbfs: float | None = None,
+        trim_db: float | None = None,
         padding_value: float = 0.0,
         **kwargs,
     ):
@@ -292,6 +298,8 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"features={features!r} must be a list of different names out of {FEATURES}.")
         if loudness_dbfs is not None and not -math.inf < loudness_dbfs <= 0:
             raise ValueError(f"loudness_dbfs={loudness_dbfs} must be a finite level of at most 0 dBFS, or None.")
+        if trim_db is not None and not 0 < trim_db < math.inf:
+            raise ValueError(f"trim_db={trim_db} must be a positive number of dB, such as 35, or None.")
         if kwargs.get("padding_side", "right") != "right":
             raise ValueError(f"padding_side={kwargs['padding_side']!r} is not supported; it is always 'right'.")
         given = {"n_mels": n_mels, "n_fft": n_fft, "hop_length": hop_length}
@@ -306,6 +314,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         self.n_fft = sizes["n_fft"]
         self.hop_length = sizes["hop_length"]
         self.loudness_dbfs = loudness_dbfs
+        self.trim_db = trim_db
         if self.n_fft % 2:
             raise ValueError(f"n_fft={self.n_fft} must be even, so that a window has a middle.")
         if "mfcc" in self.features and self.n_mfcc > self.n_mels:
@@ -371,6 +380,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
             [`BatchFeature`] with
             - **input_features** -- float32 of shape `(batch, feature_size, frames)`; padding holds `padding_value`.
             - **attention_mask** -- int32 of shape `(batch, frames)`: 1 for real frames, 0 for padding.
+            - **start_seconds** -- float32 of shape `(batch,)`, with `trim_db` alone: where in a clip its frames begin.
 
         Raises:
             ValueError: if [`load_audio`] refuses a clip, the batch is empty, or lengths contradict each other.
@@ -383,7 +393,8 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"{name}={value} must be at least 1.")
         is_batch = isinstance(raw_speech, (list, tuple)) and not (raw_speech and isinstance(raw_speech[0], Real))
         inputs: Any = raw_speech if is_batch else [raw_speech]
-        clips = [self._load(clip, sampling_rate, channel) for clip in inputs]
+        loaded = [self._trim(load_audio(clip, sampling_rate, self.sampling_rate, channel)) for clip in inputs]
+        clips = [self._level(clip) for clip, _ in loaded]
         if not clips:
             raise ValueError(f"The batch is empty; pass at least one clip: {AUDIO_INPUT_FORMS}.")
         if truncation:
@@ -408,11 +419,24 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
             }
         if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
             del batch["attention_mask"]
+        if self.trim_db is not None:
+            batch["start_seconds"] = np.array([start for _, start in loaded], np.float32)
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def _load(self, clip: AudioInput, sampling_rate: float | None, channel: int | None) -> np.ndarray:
-        """Returns float32 samples of shape `(samples,)`, at the loudness asked for."""
-        samples = load_audio(clip, sampling_rate, self.sampling_rate, channel)
+    def _trim(self, samples: np.ndarray) -> tuple[np.ndarray, float]:
+        """Returns what is left of a clip under `trim_db`, and where it began, in seconds."""
+        if self.trim_db is None:
+            return samples, 0.0
+        window, hop, margin = (
+            round(seconds * self.sampling_rate)
+            for seconds in (TRIM_WINDOW_SECONDS, TRIM_HOP_SECONDS, TRIM_MARGIN_SECONDS)
+        )
+        _, (start, end) = librosa.effects.trim(samples, top_db=self.trim_db, frame_length=window, hop_length=hop)
+        start = max(start - margin, 0)
+        return samples[start : end + margin], start / self.sampling_rate
+
+    def _level(self, samples: np.ndarray) -> np.ndarray:
+        """Returns a clip at the loudness asked for."""
         if self.loudness_dbfs is None:
             return samples
         rms = math.sqrt(np.mean(np.square(samples, dtype=np.float64)))

@@ -81,27 +81,35 @@ class SequencePooling(nn.Module):
             weights = mask * (mask.cumsum(dim=1) == mask.sum(dim=1, keepdim=True))
         else:
             weights = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
-        mean = torch.einsum("bt,bth->bh", weights, sequence)
+        # No einsum: under autocast it would round to bfloat16, and dimensions of large mean would lose their signal.
+        weights = weights.unsqueeze(-1)
+        mean = (weights * sequence).sum(dim=1)
         if self.kind != "mean_std":
             return mean
-        variance = torch.einsum("bt,bth->bh", weights, (sequence - mean.unsqueeze(1)) ** 2)
+        variance = (weights * (sequence - mean.unsqueeze(1)) ** 2).sum(dim=1)
         std = torch.sqrt(variance + 1e-6) * mask.any(dim=1, keepdim=True)
         return torch.cat([mean, std], dim=1)
 
 
 class ModalityBranch(nn.Module):
-    """From the layers of one tower to a sequence to attend to and a vector to classify."""
+    """From the layers of one tower to a sequence to attend to and a vector to classify.
 
-    def __init__(self, tower_config: PreTrainedConfig, pooling: str, config: MMEmoConfig):
+    With the layer mix `"concat"` the vector is made of all layers, each pooled by itself; the sequence is their
+    weighted sum all the same.
+    """
+
+    def __init__(self, tower_config: PreTrainedConfig, pooling: str, layer_mix: str, config: MMEmoConfig):
         super().__init__()
         width = config.fusion_hidden_size
-        num_layers = num_hidden_states(tower_config) if config.use_weighted_layer_sum else 1
+        num_layers = 1 if layer_mix == "last" else num_hidden_states(tower_config)
+        self.pools_each_layer = layer_mix == "concat"
         self.mix = LayerMix(num_layers, tower_config.hidden_size)
         self.pooling = SequencePooling(pooling, tower_config.hidden_size)
-        self.standardization = Standardization(self.pooling.output_size)
+        pooled_size = self.pooling.output_size * (num_layers if self.pools_each_layer else 1)
+        self.standardization = Standardization(pooled_size)
         self.embedding = nn.Sequential(
             nn.Dropout(config.fusion_dropout),
-            nn.Linear(self.pooling.output_size, width),
+            nn.Linear(pooled_size, width),
             nn.LayerNorm(width),
             nn.GELU(),
             nn.Dropout(config.fusion_dropout),
@@ -113,8 +121,14 @@ class ModalityBranch(nn.Module):
     def forward(self, hidden_states: tuple[torch.Tensor, ...], mask: torch.Tensor):
         """The sequence `(batch, positions, width)`, or `None` if nothing attends, and the vector `(batch, width)`."""
         mixed = self.mix(hidden_states)
-        embeds = self.embedding(self.standardization(self.pooling(mixed, mask))) * mask.any(dim=1, keepdim=True)
+        pooled = self.pool(hidden_states, mixed, mask)
+        embeds = self.embedding(self.standardization(pooled)) * mask.any(dim=1, keepdim=True)
         return (None if self.projection is None else self.projection(mixed)), embeds
+
+    def pool(self, hidden_states: tuple[torch.Tensor, ...], mixed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The layers, or what they are `mixed` into, over the real positions: `(batch, pooled_size)`."""
+        layers = hidden_states if self.pools_each_layer else (mixed,)
+        return torch.cat([self.pooling(states.to(mixed.dtype), mask) for states in layers], dim=1)
 
 
 class CrossAttention(nn.Module):

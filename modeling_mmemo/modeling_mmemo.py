@@ -213,7 +213,8 @@ class MMEmoModel(MMEmoPreTrainedModel):
         # One object, so that a later change of the composite's configuration reaches the tower.
         tower_config._attn_implementation = tower.config._attn_implementation
         tower.config = tower_config
-        return tower, ModalityBranch(tower_config, getattr(self.config, f"{modality}_pooling"), self.config)
+        pooling, layer_mix = (getattr(self.config, f"{modality}_{name}") for name in ("pooling", "layer_mix"))
+        return tower, ModalityBranch(tower_config, pooling, layer_mix, self.config)
 
     def get_input_embeddings(self) -> nn.Module:
         return (self.audio_tower if self.text_tower is None else self.text_tower).get_input_embeddings()

@@ -241,8 +241,8 @@ class MMEmoProcessor(ProcessorMixin):
             - **input_features** or **input_values** -- as the feature extractor names and shapes it.
             - **audio_attention_mask** -- int64 of shape `(batch, frames or samples)`.
             - **input_ids**, **attention_mask** -- int64 of shape `(batch, tokens)`.
-            - **token_times** -- float32 of shape `(batch, tokens, 2)`: start and end in seconds of the word that a
-              token belongs to, -1 where unknown. Only if the batch has word times.
+            - **token_times** -- float32 of shape `(batch, tokens, 2)`: start and end, in seconds from the first frame,
+              of the word that a token belongs to, -1 where unknown. Only if the batch has word times.
 
         Raises:
             ValueError: naming the place in the batch, if an item is refused by [`~MMEmoProcessor.prepare`]; if the
@@ -270,8 +270,9 @@ class MMEmoProcessor(ProcessorMixin):
         features: dict[str, Any] = {}
         if any(waveform is not None for waveform in waveforms):
             features |= self._audio_features(waveforms, audio_kwargs or {})
+        starts = features.pop("start_seconds", np.zeros(size))
         if any(text is not None for text in texts):
-            features |= self._text_features(texts, timings, padding, truncation, max_length)
+            features |= self._text_features(texts, timings, starts, padding, truncation, max_length)
         return BatchFeature(features, tensor_type=return_tensors)
 
     def _audio_features(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
@@ -288,11 +289,13 @@ class MMEmoProcessor(ProcessorMixin):
         values = np.asarray(extracted[self._audio_input_name], np.float32)
         # AST's extractor makes no mask: its encoder reads every clip as `max_length` frames.
         mask = np.asarray(extracted.get("attention_mask", np.ones(values.shape[:2])), np.int64)
+        starts = np.asarray(extracted.get("start_seconds", np.zeros(len(present))), np.float32)
         batch = {
             self._audio_input_name: np.zeros((len(waveforms), *values.shape[1:]), values.dtype),
             "audio_attention_mask": np.zeros((len(waveforms), mask.shape[1]), mask.dtype),
+            "start_seconds": np.zeros(len(waveforms), np.float32),
         }
-        for rows, found in zip(batch.values(), (values, mask)):
+        for rows, found in zip(batch.values(), (values, mask, starts)):
             rows[present] = found
         return batch
 
@@ -300,6 +303,7 @@ class MMEmoProcessor(ProcessorMixin):
         self,
         texts: list[str | None],
         timings: list[list[tuple[str, float, float]] | None],
+        starts: np.ndarray,
         padding: bool | str,
         truncation: bool,
         max_length: int | None,
@@ -333,7 +337,9 @@ class MMEmoProcessor(ProcessorMixin):
                 attention_mask[index] = [0] * len(attention_mask[index])
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         if timed:
-            features["token_times"] = [_token_times(*row) for row in zip(texts, timings, encoding["offset_mapping"])]
+            features["token_times"] = [
+                _token_times(*row) for row in zip(texts, timings, encoding["offset_mapping"], starts)
+            ]
         return features
 
 
@@ -417,7 +423,10 @@ def _locate_words(words: list[str], text: str) -> list[tuple[int, int]]:
 
 
 def _token_times(
-    text: str | None, word_times: list[tuple[str, float, float]] | None, offsets: list[tuple[int, int]]
+    text: str | None,
+    word_times: list[tuple[str, float, float]] | None,
+    offsets: list[tuple[int, int]],
+    start_seconds: float,
 ) -> np.ndarray:
     """
     Gives each token the time of its word, or of the words that it spans: from the first's start to the last's end.
@@ -432,5 +441,7 @@ def _token_times(
     for token, (begin, stop) in enumerate(offsets):  # special tokens and padding have (0, 0)
         spoken = [timed[1:] for timed, span in zip(word_times, spans) if span[0] < stop and begin < span[1]]
         if spoken:
-            times[token] = min(start for start, _ in spoken), max(end for _, end in spoken)
+            span = min(start for start, _ in spoken), max(end for _, end in spoken)
+            # From where the frames begin; what was said before, by the times given, counts as said there.
+            times[token] = np.maximum(np.subtract(span, start_seconds), 0)
     return times

@@ -58,6 +58,8 @@ def test_an_unknown_option_is_refused(tmp_path):
         ("--text_encoder b --audio_layers 2", "audio_layers=2 contradicts audio_encoder=None"),
         ("--text_encoder b --text_mode LoRA", r"text_mode='LoRA' is unknown; choose one of \('frozen', 'lora'"),
         ("--text_encoder b --class_weights rare", r"class_weights='rare' is unknown; choose one of \('none'"),
+        ("--model_name_or_path m --fusion late", "fusion=late contradicts model_name_or_path=m"),
+        ("--model_name_or_path m --trim_db 35", "trim_db=35.0 contradicts model_name_or_path=m"),
         ("--text_encoder b --stored_dtype int8", r"stored_dtype='int8' is unknown; choose one of \('float32'"),
         ("--audio_encoder a --audio_freeze_layers 1", "audio_freeze_layers=1 contradicts audio_mode=lora"),
         (
@@ -98,6 +100,8 @@ def test_model_arguments_that_contradict_each_other_are_refused(options, message
         ("--corpora meld --dev_share -0.1", r"dev_share=-0.1 must lie in \[0, 1\]"),
         ("--corpora meld --leak_columns words", r"leak_columns=\['words'\] is unknown; choose some of \('speaker'"),
         ("--corpora meld --columns emotion", r"columns=\['emotion'\] must be written as ours=theirs"),
+        ("--corpora meld --columns label=emotion", r"columns=\['label=emotion'\] contradicts corpora=\['meld'\]"),
+        ("--corpora meld calls.csv --fold 1", r"fold=1 contradicts corpora=\['meld', 'calls.csv'\]; none"),
         ("--corpora meld --label_map excited", r"label_map=\['excited'\] must be written as theirs=ours"),
         ("--streaming --corpora meld", "streaming=True contradicts max_steps=-1"),
         ("--streaming --corpora meld --pair_probability 0.5", "streaming=True contradicts pair_probability=0.5"),

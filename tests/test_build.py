@@ -11,7 +11,8 @@ LABELS = ("angry", "happy", "sad")
 
 
 def arguments(**options):
-    return ModelArguments(**{"audio_mode": "frozen", "text_mode": "frozen", "fusion_hidden_size": 16, **options})
+    width = {} if "model_name_or_path" in options else {"fusion_hidden_size": 16}
+    return ModelArguments(**{"audio_mode": "frozen", "text_mode": "frozen", **width, **options})
 
 
 @pytest.fixture
@@ -20,7 +21,10 @@ def halves(encoders, tmp_path):
     torch.manual_seed(1)
     folders = []
     for name, encoder in zip(("audio", "text"), encoders):
-        model, processor, _ = build_model(arguments(**{f"{name}_encoder": str(encoder)}), LABELS)
+        options = {f"{name}_encoder": str(encoder)}
+        if name == "audio":
+            options |= {"audio_layer_mix": "concat", "trim_db": 35.0}
+        model, processor, _ = build_model(arguments(**options), LABELS)
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
         branch = model.mmemo.audio_branch if name == "audio" else model.mmemo.text_branch
@@ -45,6 +49,7 @@ def test_two_encoders_make_a_new_model(encoders):
     assert model.config.audio_config.encoder_layers == 2
     assert list(model.config.id2label.values()) == list(LABELS)
     assert processor.feature_extractor.loudness_dbfs == -23.0
+    assert (model.config.audio_layer_mix, processor.feature_extractor.trim_db) == ("weighted_sum", None)
 
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
@@ -63,6 +68,8 @@ def test_joined_halves_answer_as_they_did_alone(halves, make_clip):
     joined, processor, new = build_model(args, LABELS)
 
     assert new == []
+    assert (joined.config.audio_layer_mix, joined.config.text_layer_mix) == ("concat", "weighted_sum")
+    assert processor.feature_extractor.trim_db == 35.0
     for modality, folder, inputs in (
         ("audio", audio, [make_clip(0.5), make_clip(0.3, seed=1)]),
         ("text", text, ["i am happy", "wait !"]),
@@ -95,6 +102,13 @@ def test_training_on_keeps_the_weights_and_takes_other_labels(halves):
     assert new == []
     assert model.audio_classifier.out_features == len(EMOTIONS)
     assert torch.equal(model.mmemo.audio_branch.embedding[1].weight, before.mmemo.audio_branch.embedding[1].weight)
+
+
+@pytest.mark.parametrize("options", [{"audio_layers": 1}, {"audio_layer_mix": "last"}, {"trim_db": 20.0}])
+def test_what_a_half_has_already_is_refused(halves, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}=.* contradicts audio_encoder=.* has its own already"):
+        build_model(arguments(audio_encoder=str(halves[0]), **options), LABELS)
 
 
 def test_a_half_of_the_other_modality_is_refused(halves):

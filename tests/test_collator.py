@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2FeatureExtractor
 
-from modeling_mmemo import MMEmoProcessor
+from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.training.collator import EmotionCollator
 
@@ -56,6 +56,21 @@ def test_word_times_stand_beside_their_tokens(collator, make_clip):
     times = collator([timed, {**TARGET, "audio": make_clip(0.5), "text": "so sad ."}])["token_times"]
 
     assert times[0, 1:3].tolist() == [pytest.approx([0.1, 0.2]), pytest.approx([0.2, 0.4])]
+    assert (times[1] == -1).all()
+
+
+def test_word_times_count_from_where_a_trimmed_clip_begins(tokenizer, make_clip):
+    processor = MMEmoProcessor(MMEmoFeatureExtractor(trim_db=35.0), tokenizer)
+    clip = np.concatenate([np.zeros(16_000, np.float32), make_clip(0.5)])
+    row = {**TARGET, "audio": clip, "text": "i am", "word_times": [("i", 1.1, 1.2), ("am", 1.2, 1.4)]}
+
+    times = EmotionCollator(processor)([row, {**TARGET, "audio": clip}])["token_times"]
+
+    begins = processor.feature_extractor(clip).start_seconds[0]
+    assert times[0, 1:3].tolist() == [
+        pytest.approx([1.1 - begins, 1.2 - begins]),
+        pytest.approx([1.2 - begins, 1.4 - begins]),
+    ]
     assert (times[1] == -1).all()
 
 

@@ -173,6 +173,20 @@ def test_loudness_is_set_before_truncation():
     assert np.isfinite(features).all()
 
 
+def test_trimming_leaves_the_sound_and_tells_where_it_began(make_clip):
+    quiet = np.zeros(16_000, np.float32)
+    sound = make_clip(0.5)
+    extractor = MMEmoFeatureExtractor(trim_db=35.0, loudness_dbfs=-23.0)
+    trimmed = extractor(np.concatenate([quiet, sound, quiet]))
+    # A span of 32 ms that touches the sound is kept, and 50 ms before it.
+    assert 0.93 <= trimmed.start_seconds[0] <= 0.95
+    assert 0.5 <= trimmed.input_features.shape[2] * extractor.frame_seconds <= 0.65
+    alone = extractor(sound)
+    assert alone.start_seconds[0] == 0.0
+    assert alone.input_features.shape[2] == 50
+    assert "start_seconds" not in MMEmoFeatureExtractor()(sound)
+
+
 def test_channels():
     stereo = np.stack([SAMPLES, SAMPLES[::-1]])
     np.testing.assert_array_equal(load_audio(stereo), stereo.mean(axis=0))
@@ -361,6 +375,7 @@ def test_empty_batches_and_unknown_arguments_are_refused():
         ({"sampling_rate": "16k"}, "sampling_rate='16k' must"),
         ({"features": ("mfcc",), "n_mfcc": 81}, "n_mfcc=81 must not exceed n_mels=80"),
         ({"loudness_dbfs": 3.0}, r"loudness_dbfs=3\.0 must be.*at most 0"),
+        ({"trim_db": 0.0}, r"trim_db=0\.0 must be a positive"),
         ({"loudness_dbfs": float("nan")}, "loudness_dbfs=nan must"),
         ({"padding_side": "left"}, "padding_side='left' is not supported"),
     ],

@@ -82,7 +82,8 @@ def test_pooling_one_position_has_finite_gradients():
 
 
 def test_branch_of_a_missing_modality_is_zero():
-    branch = ModalityBranch(audio_config("mmemo_audio"), "mean_std", make_config(fusion_hidden_size=4)).eval()
+    config = make_config(fusion_hidden_size=4)
+    branch = ModalityBranch(audio_config("mmemo_audio"), "mean_std", "weighted_sum", config).eval()
     states = tuple(torch.randn(3, 2, 3, 16))
     sequence, embeds = branch(states, torch.tensor([[1, 1, 0], [0, 0, 0]]).bool())
     assert sequence.shape == (2, 3, 4)
@@ -92,17 +93,36 @@ def test_branch_of_a_missing_modality_is_zero():
 
 @pytest.mark.parametrize("fusion, attends", [("early", False), ("late", False), ("cross_attention", True)])
 def test_branch_projects_a_sequence_only_where_something_attends(fusion, attends):
-    branch = ModalityBranch(audio_config("mmemo_audio"), "mean", make_config(fusion=fusion))
+    branch = ModalityBranch(audio_config("mmemo_audio"), "mean", "weighted_sum", make_config(fusion=fusion))
     assert (branch.projection is not None) == attends
 
 
 def test_branch_reads_the_last_layer_alone():
-    branch = ModalityBranch(audio_config("mmemo_audio"), "mean", make_config(use_weighted_layer_sum=False)).eval()
+    branch = ModalityBranch(audio_config("mmemo_audio"), "mean", "last", make_config()).eval()
     states = list(torch.randn(3, 2, 3, 16))
     mask = torch.ones(2, 3).bool()
     _, before = branch(tuple(states), mask)
     assert torch.equal(branch((states[0] + 1, states[1] + 1, states[2]), mask)[1], before)
     assert not torch.equal(branch((states[0], states[1], states[2] + torch.randn(16)), mask)[1], before)
+
+
+def test_branch_pools_each_layer_by_itself():
+    branch = ModalityBranch(audio_config("mmemo_audio"), "mean_std", "concat", make_config())
+    states = (torch.tensor([[[1.0] * 16, [3.0] * 16]]), torch.tensor([[[5.0] * 16, [5.0] * 16]]))
+    pooled = branch.pool(states, states[0], torch.ones(1, 2))
+    # The means, then the deviations, of the first layer, then of the second; the variance has a floor of 1e-6.
+    expected = torch.cat([torch.full((16,), value) for value in (2.0, 1.0, 5.0, 1e-3)])
+    assert_close(pooled, expected.unsqueeze(0))
+    assert branch.standardization.mean.shape == (3 * 2 * 16,)
+
+
+@torch.no_grad()
+def test_pooling_keeps_its_precision_under_autocast():
+    sequence = 1000 + torch.randn(2, 50, 4)
+    pooling = SequencePooling("mean_std", 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pooling(sequence, torch.ones(2, 50))
+    assert_close(pooled, pooling(sequence, torch.ones(2, 50)))
 
 
 @torch.no_grad()

@@ -180,6 +180,19 @@ def test_tokens_get_the_times_of_their_words(processor):
     torch.testing.assert_close(inputs["token_times"], torch.tensor([expected]))
 
 
+def test_times_count_from_where_a_trimmed_clip_begins(tokenizer, make_clip):
+    processor = MMEmoProcessor(MMEmoFeatureExtractor(trim_db=35.0), tokenizer)
+    clip = np.concatenate([np.zeros(16_000, np.float32), make_clip(0.5)])
+    words = [("so", 0.2, 0.3), ("sad", 1.1, 1.4)]
+    inputs = processor(audio=[clip, None], text=["so sad", "so sad"], word_times=[words, words], return_tensors="pt")
+
+    assert "start_seconds" not in inputs
+    begins = processor.feature_extractor(clip).start_seconds[0]
+    expected = torch.tensor([[0.0, 0.0], [1.1 - begins, 1.4 - begins]])
+    torch.testing.assert_close(inputs["token_times"][0, 1:3], expected)
+    torch.testing.assert_close(inputs["token_times"][1, 1:3], torch.tensor([[0.2, 0.3], [1.1, 1.4]]))
+
+
 def test_times_follow_the_tokens_under_left_padding(processor):
     processor.tokenizer.padding_side = "left"
     inputs = processor(

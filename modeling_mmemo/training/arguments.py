@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from modeling_mmemo.configuration_mmemo import EMOTIONS
+from modeling_mmemo.configuration_mmemo import EMOTIONS, LAYER_MIXES
 from modeling_mmemo.data.augmentation import Augmentation
+from modeling_mmemo.data.corpora import CORPORA
 
 
 TOWER_MODES = ("frozen", "lora", "full")
@@ -54,8 +55,20 @@ class ModelArguments:
             "help": "Names of the linear layers that get LoRA; the attention's of each architecture by default."
         },
     )
-    fusion: str = field(default="hybrid", metadata={"help": "early, late, cross_attention or hybrid."})
-    fusion_hidden_size: int = field(default=256, metadata={"help": "Width behind the encoders."})
+    fusion: str | None = field(
+        default=None, metadata={"help": "early, late, cross_attention or hybrid; hybrid by default."}
+    )
+    fusion_hidden_size: int | None = field(
+        default=None, metadata={"help": "Width behind the encoders; 256 by default."}
+    )
+    audio_layer_mix: str | None = field(
+        default=None,
+        metadata={"help": f"What is read of a new audio encoder's layers: {LAYER_MIXES}; the first by default."},
+    )
+    text_layer_mix: str | None = field(
+        default=None,
+        metadata={"help": f"What is read of a new text encoder's layers: {LAYER_MIXES}; the first by default."},
+    )
     fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout behind the encoders."})
     modality_dropout: float = field(
         default=0.0, metadata={"help": "How often a sample with both modalities loses one of them, in training."}
@@ -67,6 +80,10 @@ class ModelArguments:
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all labels."})
     focal_gamma: float = field(default=0.0, metadata={"help": "Exponent of the focal loss; 0 is cross-entropy."})
     loudness_dbfs: float = field(default=-23.0, metadata={"help": "RMS level that every clip is brought to."})
+    trim_db: float | None = field(
+        default=None,
+        metadata={"help": "Leave out a clip's beginning and end that are softer than its loudest part by so many dB."},
+    )
     stored_dtype: str = field(
         default="float32",
         metadata={"help": f"Precision that the encoders are rounded to and stored in: {STORED_DTYPES}."},
@@ -89,6 +106,13 @@ class ModelArguments:
             )
         if self.model_name_or_path is None and not given:
             raise ValueError("Give audio_encoder, text_encoder or both, or a model_name_or_path to train on.")
+        if self.model_name_or_path is not None:
+            for name in ("fusion", "fusion_hidden_size", "audio_layer_mix", "text_layer_mix", "trim_db"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} contradicts model_name_or_path={self.model_name_or_path}; a "
+                        "model has its own already."
+                    )
         if self.audio_layers is not None and self.audio_encoder is None:
             raise ValueError(f"audio_layers={self.audio_layers} contradicts audio_encoder=None; it needs one.")
         for modality in ("audio", "text"):
@@ -183,6 +207,11 @@ class DataArguments:
                     if name == "columns"
                     else f"{name}={bad} must be written as theirs=ours."
                 )
+        known = [corpus for corpus in self.corpora if corpus in CORPORA]
+        if self.fold is not None and not any(CORPORA[corpus].folds for corpus in known):
+            raise ValueError(f"fold={self.fold} contradicts corpora={self.corpora}; none of them has folds.")
+        if self.columns and len(known) == len(self.corpora):
+            raise ValueError(f"columns={self.columns} contradicts corpora={self.corpora}, whose columns are known.")
 
 
 @dataclass

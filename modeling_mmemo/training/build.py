@@ -29,12 +29,14 @@ class Half:
         tower (`PreTrainedModel` or `str`): The encoder, or where it is loaded from.
         preprocessor: Feature extractor or tokenizer.
         branch, classifier (`nn.Module`, *optional*): Trained ones, of an mmemo model.
+        layer_mix (`str`, *optional*): That of the branch; the configuration's default where `None`.
     """
 
     tower: PreTrainedModel | str | None = None
     preprocessor: Any = None
     branch: nn.Module | None = None
     classifier: nn.Module | None = None
+    layer_mix: str | None = None
 
 
 def build_model(
@@ -60,12 +62,17 @@ def build_model(
 
     layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
     halves = {"audio": _audio_half(args, labels, layers), "text": _text_half(args, labels)}
+    chosen = {
+        "fusion": args.fusion,
+        "fusion_hidden_size": args.fusion_hidden_size,
+        "audio_layer_mix": halves["audio"].layer_mix,
+        "text_layer_mix": halves["text"].layer_mix,
+    }
     model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
         halves["audio"].tower,
         halves["text"].tower,
         audio_kwargs=layers,
-        fusion=args.fusion,
-        fusion_hidden_size=args.fusion_hidden_size,
+        **{name: value for name, value in chosen.items() if value is not None},
         **settings,
     )
     parts = {
@@ -88,17 +95,30 @@ def _audio_half(args: ModelArguments, labels: Sequence[str], layers: dict[str, i
         return Half()
     model_type = AutoConfig.from_pretrained(name).model_type
     if model_type == MMEmoConfig.model_type:
+        _refuse_beside_half(args, "audio", ("audio_layers", "audio_layer_mix", "trim_db"))
         model, processor = _load_half(name, "audio", labels)
         return Half(
-            model.mmemo.audio_tower, processor.feature_extractor, model.mmemo.audio_branch, model.audio_classifier
+            model.mmemo.audio_tower,
+            processor.feature_extractor,
+            model.mmemo.audio_branch,
+            model.audio_classifier,
+            model.config.audio_layer_mix,
         )
     if model_type not in WHISPER_LIKE:
-        return Half(name, AutoFeatureExtractor.from_pretrained(name))
+        if args.trim_db is not None:
+            raise ValueError(
+                f"trim_db={args.trim_db} contradicts audio_encoder={name}: the feature extractor of a {model_type} "
+                "does not trim. Trim the clips themselves, or leave it out."
+            )
+        return Half(name, AutoFeatureExtractor.from_pretrained(name), layer_mix=args.audio_layer_mix)
     tower = MMEmoAudioEncoder.from_pretrained(name, **layers)
     extractor = MMEmoFeatureExtractor(
-        preset="whisper", n_mels=tower.config.num_mel_bins, loudness_dbfs=args.loudness_dbfs
+        preset="whisper",
+        n_mels=tower.config.num_mel_bins,
+        loudness_dbfs=args.loudness_dbfs,
+        trim_db=args.trim_db,
     )
-    return Half(tower, extractor)
+    return Half(tower, extractor, layer_mix=args.audio_layer_mix)
 
 
 def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
@@ -106,9 +126,26 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
     if name is None:
         return Half()
     if AutoConfig.from_pretrained(name).model_type == MMEmoConfig.model_type:
+        _refuse_beside_half(args, "text", ("text_layer_mix",))
         model, processor = _load_half(name, "text", labels)
-        return Half(model.mmemo.text_tower, processor.tokenizer, model.mmemo.text_branch, model.text_classifier)
-    return Half(name, AutoTokenizer.from_pretrained(name))
+        return Half(
+            model.mmemo.text_tower,
+            processor.tokenizer,
+            model.mmemo.text_branch,
+            model.text_classifier,
+            model.config.text_layer_mix,
+        )
+    return Half(name, AutoTokenizer.from_pretrained(name), layer_mix=args.text_layer_mix)
+
+
+def _refuse_beside_half(args: ModelArguments, modality: str, names: Sequence[str]) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            encoder = getattr(args, f"{modality}_encoder")
+            raise ValueError(
+                f"{name}={getattr(args, name)} contradicts {modality}_encoder={encoder}: an mmemo model has its own "
+                "already."
+            )
 
 
 def _load_half(name: str, modality: str, labels: Sequence[str]) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor]:

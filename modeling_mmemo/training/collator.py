@@ -37,6 +37,7 @@ class EmotionCollator:
             "labels": torch.tensor([row["labels"] for row in rows]),
             "label_mask": torch.stack([row["label_mask"] for row in rows]),
         }
+        raw = []
         for modality, mask_name in MASKS.items():
             present = [index for index, row in enumerate(rows) if modality in row]
             if not present:
@@ -46,25 +47,31 @@ class EmotionCollator:
                 states, mask = _pad_states(values)
                 batch[f"{modality}_hidden_states"] = tuple(_scatter(layer, present, len(rows)) for layer in states)
                 batch[mask_name] = _scatter(mask, present, len(rows))
-                continue
-            inputs = self._process(modality, values, [rows[index] for index in present])
+            else:
+                raw.append(modality)
+        if raw:
+            # Both at once: where a clip's frames begin moves the times of its words.
+            present = [index for index, row in enumerate(rows) if any(modality in row for modality in raw)]
+            inputs = self._process(raw, [rows[index] for index in present])
             batch |= {name: _scatter(value, present, len(rows)) for name, value in inputs.items()}
         return batch
 
-    def _process(self, modality: str, values: list, rows: list[dict]) -> dict[str, torch.Tensor]:
-        if modality == "text":
-            times = [row.get("word_times") for row in rows]
-            return dict(self.processor(text=values, word_times=times if any(times) else None, return_tensors="pt"))
-        rate = self.processor.feature_extractor.sampling_rate
-        inputs = dict(self.processor(audio=values, sampling_rate=rate, return_tensors="pt"))
-        if self.augmentation is not None and self.augmentation.spec_augment_probability > 0 and "seed" in rows[0]:
+    def _process(self, modalities: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
+        values: dict = {modality: [row.get(modality) for row in rows] for modality in modalities}
+        if "text" in modalities and any(row.get("word_times") for row in rows):
+            values["word_times"] = [row.get("word_times") if "text" in row else None for row in rows]
+        if "audio" in modalities:
+            values["sampling_rate"] = self.processor.feature_extractor.sampling_rate
+        inputs = dict(self.processor(**values, return_tensors="pt"))
+        seeds = [row["seed"] for row in rows if "seed" in row]
+        if self.augmentation is not None and self.augmentation.spec_augment_probability > 0 and seeds:
             if "input_features" not in inputs:
                 raise ValueError(
                     f"spec_augment_probability={self.augmentation.spec_augment_probability} needs an audio encoder "
                     f"that reads log-mel input_features; this one reads {sorted(inputs)}. Set it to 0."
                 )
             inputs["input_features"] = self.augmentation.augment_features(
-                inputs["input_features"], inputs[MASKS["audio"]], np.random.default_rng(rows[0]["seed"])
+                inputs["input_features"], inputs[MASKS["audio"]], np.random.default_rng(seeds[0])
             )
         return inputs
 

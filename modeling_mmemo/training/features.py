@@ -153,6 +153,6 @@ def _set_statistics(branch: ModalityBranch, states: list[torch.Tensor]) -> None:
     pooled = []
     for layers in states:
         mixed = branch.mix(layers.unbind())
-        pooled.append(branch.pooling(mixed, torch.ones(mixed.shape[:2])))
+        pooled.append(branch.pool(layers.unbind(), mixed, torch.ones(mixed.shape[:2])))
     pooled = torch.cat(pooled)
     branch.standardization.set(pooled.mean(dim=0), pooled.std(dim=0, correction=0).clamp(min=1e-4))
