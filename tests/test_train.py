@@ -93,6 +93,8 @@ def run(encoders, tables, tmp_path_factory):
             options |= dict(zip(("audio_encoder", "text_encoder"), encoders))
         if "audio_encoder" not in options:
             options["audio_layers"] = None
+        if "model_name_or_path" in options:
+            options["fusion_hidden_size"] = None
         sources = [tables.get(name, name) for name in corpora]
         options = {**OPTIONS, **paths, "corpora": sources, "output_dir": folder, **options}
         train.main(as_flags({name: value for name, value in options.items() if value is not None}))
