@@ -223,7 +223,7 @@ PRESETS = {
 # near enough to the CPU's cache that larger chunks are slower.
 CHUNK_SAMPLES = 2**16
 BANDS_PER_BLOCK = 32
-# How `trim_db` measures: RMS over spans of 32 ms, 8 ms apart, as shares of a second; what is kept keeps a margin.
+# How `trim_db` measures: RMS over windows, a hop apart; what is kept keeps a margin on either side.
 TRIM_WINDOW_SECONDS, TRIM_HOP_SECONDS, TRIM_MARGIN_SECONDS = 0.032, 0.008, 0.05
 
 

@@ -56,6 +56,8 @@ def test_an_unknown_option_is_refused(tmp_path):
         ("", "Give audio_encoder, text_encoder or both, or a model_name_or_path"),
         ("--audio_encoder a --model_name_or_path m", r"model_name_or_path=m contradicts \{'audio_encoder': 'a'\}"),
         ("--text_encoder b --audio_layers 2", "audio_layers=2 contradicts audio_encoder=None"),
+        ("--text_encoder b --trim_db 35", "trim_db=35.0 contradicts audio_encoder=None"),
+        ("--audio_encoder a --text_layer_mix last", "text_layer_mix=last contradicts text_encoder=None"),
         ("--text_encoder b --text_mode LoRA", r"text_mode='LoRA' is unknown; choose one of \('frozen', 'lora'"),
         ("--text_encoder b --class_weights rare", r"class_weights='rare' is unknown; choose one of \('none'"),
         ("--model_name_or_path m --fusion late", "fusion=late contradicts model_name_or_path=m"),

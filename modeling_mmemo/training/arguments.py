@@ -113,8 +113,14 @@ class ModelArguments:
                         f"{name}={getattr(self, name)} contradicts model_name_or_path={self.model_name_or_path}; a "
                         "model has its own already."
                     )
-        if self.audio_layers is not None and self.audio_encoder is None:
-            raise ValueError(f"audio_layers={self.audio_layers} contradicts audio_encoder=None; it needs one.")
+        for name, encoder in (
+            ("audio_layers", "audio_encoder"),
+            ("audio_layer_mix", "audio_encoder"),
+            ("trim_db", "audio_encoder"),
+            ("text_layer_mix", "text_encoder"),
+        ):
+            if getattr(self, name) is not None and getattr(self, encoder) is None:
+                raise ValueError(f"{name}={getattr(self, name)} contradicts {encoder}=None; it needs one.")
         for modality in ("audio", "text"):
             mode, frozen = getattr(self, f"{modality}_mode"), getattr(self, f"{modality}_freeze_layers")
             if frozen is not None and mode != "full":

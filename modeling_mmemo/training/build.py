@@ -95,15 +95,7 @@ def _audio_half(args: ModelArguments, labels: Sequence[str], layers: dict[str, i
         return Half()
     model_type = AutoConfig.from_pretrained(name).model_type
     if model_type == MMEmoConfig.model_type:
-        _refuse_beside_half(args, "audio", ("audio_layers", "audio_layer_mix", "trim_db"))
-        model, processor = _load_half(name, "audio", labels)
-        return Half(
-            model.mmemo.audio_tower,
-            processor.feature_extractor,
-            model.mmemo.audio_branch,
-            model.audio_classifier,
-            model.config.audio_layer_mix,
-        )
+        return _load_half(args, "audio", labels, ("audio_layers", "audio_layer_mix", "trim_db"))
     if model_type not in WHISPER_LIKE:
         if args.trim_db is not None:
             raise ValueError(
@@ -126,29 +118,19 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
     if name is None:
         return Half()
     if AutoConfig.from_pretrained(name).model_type == MMEmoConfig.model_type:
-        _refuse_beside_half(args, "text", ("text_layer_mix",))
-        model, processor = _load_half(name, "text", labels)
-        return Half(
-            model.mmemo.text_tower,
-            processor.tokenizer,
-            model.mmemo.text_branch,
-            model.text_classifier,
-            model.config.text_layer_mix,
-        )
+        return _load_half(args, "text", labels, ("text_layer_mix",))
     return Half(name, AutoTokenizer.from_pretrained(name), layer_mix=args.text_layer_mix)
 
 
-def _refuse_beside_half(args: ModelArguments, modality: str, names: Sequence[str]) -> None:
-    for name in names:
-        if getattr(args, name) is not None:
-            encoder = getattr(args, f"{modality}_encoder")
+def _load_half(args: ModelArguments, modality: str, labels: Sequence[str], settled: Sequence[str]) -> Half:
+    """The half of an mmemo model for `modality`; arguments that it has `settled` are refused."""
+    name = getattr(args, f"{modality}_encoder")
+    for argument in settled:
+        if getattr(args, argument) is not None:
             raise ValueError(
-                f"{name}={getattr(args, name)} contradicts {modality}_encoder={encoder}: an mmemo model has its own "
-                "already."
+                f"{argument}={getattr(args, argument)} contradicts {modality}_encoder={name}: an mmemo model has its "
+                "own already."
             )
-
-
-def _load_half(name: str, modality: str, labels: Sequence[str]) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor]:
     model = MMEmoForEmotionRecognition.from_pretrained(name)
     has = [found for found in ("audio", "text") if getattr(model.config, f"{found}_config") is not None]
     if modality not in has:
@@ -156,4 +138,11 @@ def _load_half(name: str, modality: str, labels: Sequence[str]) -> tuple[MMEmoFo
     known = model_labels(model.config)
     if known != list(labels):
         raise ValueError(f"{modality}_encoder={name} tells {known} apart, in this order, but labels={list(labels)}.")
-    return model, MMEmoProcessor.from_pretrained(name)
+    processor = MMEmoProcessor.from_pretrained(name)
+    return Half(
+        getattr(model.mmemo, f"{modality}_tower"),
+        processor.feature_extractor if modality == "audio" else processor.tokenizer,
+        getattr(model.mmemo, f"{modality}_branch"),
+        getattr(model, f"{modality}_classifier"),
+        getattr(model.config, f"{modality}_layer_mix"),
+    )
