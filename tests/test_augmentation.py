@@ -3,12 +3,25 @@ import pytest
 import torch
 from transformers import HfArgumentParser
 
-from modeling_mmemo.data.augmentation import Augmentation, add_noise, change_speed, gain, spec_augment, telephone
+from modeling_mmemo.data.augmentation import (
+    Augmentation,
+    add_noise,
+    change_speed,
+    equalize,
+    gain,
+    spec_augment,
+    telephone,
+)
 
 
 RATE = 16_000
 EVERYTHING = Augmentation(
-    speed_probability=1, noise_probability=1, gain_probability=1, telephone_probability=1, spec_augment_probability=1
+    speed_probability=1,
+    noise_probability=1,
+    equalizer_probability=1,
+    gain_probability=1,
+    telephone_probability=1,
+    spec_augment_probability=1,
 )
 
 
@@ -78,6 +91,23 @@ def test_gain_is_in_decibels(clip):
     assert louder.dtype == np.float32
     assert level_db(louder) - level_db(clip) == pytest.approx(6.0, abs=1e-4)
     np.testing.assert_allclose(gain(np.array([0.5, -1.0], np.float32), -20.0), [0.05, -0.1], rtol=1e-6)
+
+
+def test_equalizer_has_its_gains_at_their_frequencies():
+    """Slaney's mel scale is linear to 1 kHz, which is 15 mel, and 8 kHz are 45.2 mel: 15.08 of them are 1005.5 Hz."""
+    gains_db = [-6.0, 3.0, 8.0, 0.0]
+    for hertz, db in {1005.5: 3.0, 502.75: -1.5, 20.0: -5.8}.items():
+        colored = equalize(tone(hertz), RATE, gains_db)
+        assert colored.dtype == np.float32 and len(colored) == RATE
+        assert level_db(colored) - level_db(tone(hertz)) == pytest.approx(db, abs=0.1)
+
+
+def test_equalizer_moves_nothing_in_time(make_clip):
+    click = np.zeros(4801, np.float32)
+    click[2400] = 1
+    assert np.abs(equalize(click, RATE, [-8, 8, -8, 8, -8, 8])).argmax() == 2400
+    np.testing.assert_allclose(equalize(click, RATE, [6.0, 6.0]), gain(click, 6.0), atol=1e-6)
+    assert equalize(np.ones(1, np.float32), RATE, [0.0, 0.0]).shape == (1,)
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.1, 1.25])
@@ -160,7 +190,7 @@ def test_a_seed_repeats_everything(clip, batch):
     assert not torch.equal(features[0], features[2])
 
 
-@pytest.mark.parametrize("name", ["speed", "noise", "gain", "telephone"])
+@pytest.mark.parametrize("name", ["speed", "noise", "equalizer", "gain", "telephone"])
 def test_probabilities_are_those_of_clips(make_clip, name):
     augmentation = Augmentation(**{f"{name}_probability": 0.3})
     clip, random = make_clip(0.01), rng()
@@ -203,6 +233,8 @@ def test_ranges_are_kept_and_reached(clip):
     louder = Augmentation(gain_probability=1, gain_db=(-3, 6))
     gains = [level_db(louder.augment_audio(clip, RATE, random)) - level_db(clip) for _ in range(100)]
     assert -3 - 1e-3 < min(gains) < -2.5 and 5.5 < max(gains) < 6 + 1e-3
+    colored = Augmentation(equalizer_probability=1, equalizer_db=(5, 5))
+    assert level_db(colored.augment_audio(clip, RATE, random)) - level_db(clip) == pytest.approx(5, abs=0.1)
     faster = Augmentation(speed_probability=1, speed=(0.8, 1.25))
     lengths = [len(faster.augment_audio(clip, RATE, random)) / len(clip) for _ in range(100)]
     assert 0.8 <= min(lengths) < 0.83 and 1.2 < max(lengths) <= 1.25 + 1e-3
@@ -227,6 +259,7 @@ def test_flags_make_an_augmentation():
         ({"telephone_probability": float("nan")}, "telephone_probability=nan"),
         ({"snr_db": [30, 5]}, r"snr_db=\[30, 5\] must be two numbers, .*between -100.0 and 100.0 dB"),
         ({"snr_db": 20.0}, "snr_db=20.0 must be two numbers"),
+        ({"equalizer_db": [8, -8]}, r"equalizer_db=\[8, -8\]"),
         ({"gain_db": [0, float("inf")]}, r"gain_db=\[0, inf\]"),
         ({"speed": [0, 1]}, r"speed=\[0, 1\] .*between 0.5 and 2.0"),
         ({"time_share": -0.1}, "time_share=-0.1 must be between 0 and 1"),
@@ -249,6 +282,9 @@ def test_impossible_augmentations_are_refused(options, message):
         (lambda clip: gain([0.5, 0.5], 3.0), "audio is list"),
         (lambda clip: telephone(clip[:0], RATE), r"shape \(0,\); .*at least one sample"),
         (lambda clip: telephone(clip, 16), r"sampling_rate=16 must be .* Hz \(not kHz\)"),
+        (lambda clip: equalize(clip, RATE, [0.0]), r"gains_db=\[0.0\] must be gains at two frequencies or more"),
+        (lambda clip: equalize(clip, RATE, [0.0, 200.0]), "gains_db=200.0 must be between -100.0 and 100.0 dB"),
+        (lambda clip: equalize(clip, 16, [0.0, 0.0]), r"sampling_rate=16 must be .* Hz \(not kHz\)"),
         (lambda clip: change_speed(clip, RATE, 0.0), "factor=0.0 must be between 0.5 and 2.0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Augmentation of voices: noise, level, speed and telephone lines on samples, SpecAugment on log-mel frames.
+"""Augmentation of voices: noise, colour, level, speed and telephone lines on samples, SpecAugment on log-mel frames.
 
 Deliberate choices:
 - Samples are what `load_audio` returns: mono float32. Nothing is changed in place.
@@ -21,6 +21,7 @@ from modeling_mmemo.feature_extraction_mmemo import SAMPLING_RATES
 
 NOISE_COLORS = ("white", "pink")
 LEVELS_DB = (-100.0, 100.0)
+EQUALIZER_POINTS = 6  # evenly spaced in mel
 SPEEDS = (0.5, 2.0)  # factors; the usual ones are 0.9 to 1.1
 TELEPHONE_RATE = 8_000  # Hz
 TELEPHONE_BAND = scipy.signal.butter(4, (300, 3400), "bandpass", fs=TELEPHONE_RATE, output="sos")  # Hz
@@ -73,6 +74,35 @@ def gain(audio: np.ndarray, db: float) -> np.ndarray:
     _check_audio(audio)
     _check_between("db", db, LEVELS_DB, " dB")
     return audio * np.float32(10 ** (db / 20))
+
+
+def equalize(audio: np.ndarray, sampling_rate: int, gains_db: Sequence[float]) -> np.ndarray:
+    """Colours audio as rooms and microphones do: each frequency has a gain of its own, without shifts in time.
+
+    Args:
+        audio (`np.ndarray` of shape `(samples,)`): Float32 samples.
+        sampling_rate (`int`): Their rate in Hz, before and after.
+        gains_db (`Sequence[float]`): Gains in dB at two or more frequencies that are evenly spaced in mel from 0 to half
+            the sampling rate; straight lines in between.
+
+    Returns:
+        `np.ndarray` of as many samples as `audio`.
+
+    Raises:
+        ValueError: If the audio is of another form, its rate impossible, or there are fewer than two gains or one of
+            them out of `LEVELS_DB`.
+    """
+    _check_audio(audio)
+    _check_between("sampling_rate", sampling_rate, SAMPLING_RATES, " Hz (not kHz)")
+    if len(gains_db) < 2:
+        raise ValueError(f"gains_db={gains_db} must be gains at two frequencies or more.")
+    for db in gains_db:
+        _check_between("gains_db", db, LEVELS_DB, " dB")
+    size = scipy.fft.next_fast_len(len(audio), real=True)
+    mels = librosa.hz_to_mel(scipy.fft.rfftfreq(size, 1 / sampling_rate))
+    points = np.linspace(0, librosa.hz_to_mel(sampling_rate / 2), len(gains_db))
+    gains = 10 ** (np.interp(mels, points, gains_db) / 20)
+    return scipy.fft.irfft(scipy.fft.rfft(audio, size) * gains.astype(np.float32), size)[: len(audio)]
 
 
 def change_speed(audio: np.ndarray, sampling_rate: int, factor: float) -> np.ndarray:
@@ -195,6 +225,12 @@ class Augmentation:
     snr_db: list[float] = field(
         default_factory=lambda: [5.0, 30.0], metadata={"help": "Range of signal-to-noise ratios in dB."}
     )
+    equalizer_probability: float = field(
+        default=0.0, metadata={"help": "How often a clip's frequencies are given gains of their own."}
+    )
+    equalizer_db: list[float] = field(
+        default_factory=lambda: [-8.0, 8.0], metadata={"help": "Range of those gains in dB."}
+    )
     gain_probability: float = field(default=0.0, metadata={"help": "How often a clip's level is changed."})
     gain_db: list[float] = field(default_factory=lambda: [-6.0, 6.0], metadata={"help": "Range of gains in dB."})
     telephone_probability: float = field(
@@ -214,6 +250,7 @@ class Augmentation:
                 _check_between(name, value, (0, 1))
         _check_range("speed", self.speed, SPEEDS)
         _check_range("snr_db", self.snr_db, LEVELS_DB, " dB")
+        _check_range("equalizer_db", self.equalizer_db, LEVELS_DB, " dB")
         _check_range("gain_db", self.gain_db, LEVELS_DB, " dB")
         _check_spans(self.time_masks, self.time_share, self.frequency_masks, self.frequency_share)
 
@@ -231,6 +268,8 @@ class Augmentation:
             audio = change_speed(audio, sampling_rate, rng.uniform(*self.speed))
         if rng.random() < self.noise_probability:
             audio = add_noise(audio, rng.uniform(*self.snr_db), rng, rng.choice(NOISE_COLORS))
+        if rng.random() < self.equalizer_probability:
+            audio = equalize(audio, sampling_rate, rng.uniform(*self.equalizer_db, EQUALIZER_POINTS))
         if rng.random() < self.gain_probability:
             audio = gain(audio, rng.uniform(*self.gain_db))
         if rng.random() < self.telephone_probability:
