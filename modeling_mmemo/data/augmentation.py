@@ -82,8 +82,8 @@ def equalize(audio: np.ndarray, sampling_rate: int, gains_db: Sequence[float]) -
     Args:
         audio (`np.ndarray` of shape `(samples,)`): Float32 samples.
         sampling_rate (`int`): Their rate in Hz, before and after.
-        gains_db (`Sequence[float]`): Gains in dB at two or more frequencies that are evenly spaced in mel from 0 to half
-            the sampling rate; straight lines in between.
+        gains_db (`Sequence[float]`): Gains in dB at two or more frequencies that are evenly spaced in mel, from 0
+            to half the sampling rate; straight lines in between.
 
     Returns:
         `np.ndarray` of as many samples as `audio`.
