@@ -102,7 +102,7 @@ def test_equalizer_has_its_gains_at_their_frequencies():
         assert level_db(colored) - level_db(tone(hertz)) == pytest.approx(db, abs=0.1)
 
 
-def test_equalizer_moves_nothing_in_time(make_clip):
+def test_equalizer_moves_nothing_in_time():
     click = np.zeros(4801, np.float32)
     click[2400] = 1
     assert np.abs(equalize(click, RATE, [-8, 8, -8, 8, -8, 8])).argmax() == 2400
