@@ -10,8 +10,9 @@ from transformers import (
 )
 
 from .audio_encoder_mmemo import MMEmoAudioEncoder
+from .audio_loading_mmemo import AudioInput, load_audio
 from .configuration_mmemo import EMOTIONS, MMEmoAudioConfig, MMEmoConfig
-from .feature_extraction_mmemo import AudioInput, MMEmoFeatureExtractor, load_audio
+from .feature_extraction_mmemo import MMEmoFeatureExtractor
 from .modeling_mmemo import MMEmoEmotionOutput, MMEmoForEmotionRecognition, MMEmoModel, MMEmoModelOutput
 from .processing_mmemo import MMEmoProcessor
 
@@ -29,11 +30,13 @@ AutoProcessor.register(MMEmoConfig, MMEmoProcessor)
 
 # Registers the task, and needs the names above.
 from .pipelines import MultimodalEmotionPipeline, load_pipeline  # noqa: E402
+from .streaming import EmotionStream  # noqa: E402
 
 
 __all__ = [
     "EMOTIONS",
     "AudioInput",
+    "EmotionStream",
     "MMEmoAudioConfig",
     "MMEmoAudioEncoder",
     "MMEmoConfig",

@@ -6,6 +6,7 @@ Deliberate choices:
   - label names and their order are part of the contract of every released model.
 """
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -136,6 +137,8 @@ class MMEmoConfig(PreTrainedConfig):
             well; 0 is cross-entropy.
         temperature (`float` or `dict`, defaults to 1): What the logits are divided by, fitted on development data; a
             dict has it by the modalities present: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
+        conformal_quantiles (`dict`, *optional*): By the modalities present, the quantiles at 0, 1, ..., 100 % of what
+            the true label's score lacked to 1 on development data; they say how large a set of labels must be.
         audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio tower. Known for the
             supported towers; needed only for others.
         initializer_range (`float`, defaults to 0.02): Standard deviation of new weights.
@@ -164,6 +167,8 @@ class MMEmoConfig(PreTrainedConfig):
         "audio_logits",
         "text_logits",
         "modality_weights",
+        "segment_logits",
+        "segment_modality_weights",
         "text_to_audio_attentions",
         "audio_to_text_attentions",
         "audio_hidden_states",
@@ -189,6 +194,7 @@ class MMEmoConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.0
     focal_gamma: float | int = 0.0
     temperature: float | int | dict[str, float | int] = 1.0
+    conformal_quantiles: dict[str, list[float | int]] | None = None
     audio_frame_seconds: float | None = None
     initializer_range: float = 0.02
     id2label: dict[int, str] | dict[str, str] | None = None
@@ -241,6 +247,7 @@ class MMEmoConfig(PreTrainedConfig):
         self._refuse_bad_late_weights()
         self._refuse_bad_class_weights()
         self._refuse_bad_labels()
+        self._refuse_bad_quantiles()
         for presence in PRESENCES:
             if not self.temperature_of(presence) > 0:
                 raise ValueError(f"temperature must be positive, got {self.temperature}.")
@@ -275,6 +282,16 @@ class MMEmoConfig(PreTrainedConfig):
         if self.label2id is not None and {k: int(v) for k, v in self.label2id.items()} != inverse:
             raise ValueError(f"label2id={self.label2id} contradicts id2label={self.id2label}; give one of them.")
 
+    def _refuse_bad_quantiles(self) -> None:
+        for presence, quantiles in (self.conformal_quantiles or {}).items():
+            if presence not in PRESENCES:
+                raise ValueError(f"conformal_quantiles has the unknown key {presence!r}; valid keys are {PRESENCES}.")
+            if len(quantiles) != 101 or list(quantiles) != sorted(quantiles):
+                raise ValueError(
+                    f"conformal_quantiles[{presence!r}] must hold 101 numbers in ascending order, for 0 to 100 %; got "
+                    f"{len(quantiles)}."
+                )
+
     @property
     def is_bimodal(self) -> bool:
         """Whether there is a tower for either modality."""
@@ -292,3 +309,26 @@ class MMEmoConfig(PreTrainedConfig):
         if unknown := set(self.temperature) - set(PRESENCES):
             raise ValueError(f"temperature has unknown keys {sorted(unknown)}; valid keys are {PRESENCES}.")
         return float(self.temperature.get(presence, 1.0))
+
+    def conformal_minimum(self, presence: str, coverage: float) -> float:
+        """The least score of a label in a set of labels that holds the true one with probability `coverage`.
+
+        Args:
+            presence (`str`): What the answer is given from, one of `"audio"`, `"text"`, `"both"`.
+            coverage (`float`): Between 0 and 1, rounded up to whole percents.
+
+        Raises:
+            ValueError: If the coverage is impossible, or the model does not know its own mistakes.
+
+        Source: Sadinle et al., "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", 2019.
+        """
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage={coverage!r} must lie between 0 and 1, such as 0.9.")
+        quantiles = (self.conformal_quantiles or {}).get(presence)
+        if quantiles is None:
+            raise ValueError(
+                f"coverage= needs this model's conformal_quantiles for {presence!r}, which train.py fits to "
+                "development data; train the model further, or use threshold=."
+            )
+        # 0.07 * 100 is a little more than 7.
+        return 1 - quantiles[math.ceil(round(100 * coverage, 6))]

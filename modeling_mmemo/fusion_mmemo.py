@@ -60,6 +60,8 @@ class LayerMix(nn.Module):
 class SequencePooling(nn.Module):
     """Pools `(batch, positions, hidden)` over its real positions into `(batch, output_size)`; all-padding gives 0.
 
+    With a mask a segment, `(batch, segments, positions)`, it pools each segment: `(batch, segments, output_size)`.
+
     Source: Desplanques et al., "ECAPA-TDNN", 2020 (statistics pooling); Lin et al., "A Structured Self-attentive
     Sentence Embedding", 2017 (`"attention"`).
     """
@@ -71,24 +73,31 @@ class SequencePooling(nn.Module):
         self.attention = nn.Linear(hidden_size, 1) if kind == "attention" else None
 
     def forward(self, sequence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if mask.dim() == 2:
+            return self(sequence, mask.unsqueeze(1)).squeeze(1)
         mask = mask.to(sequence.dtype)
         if self.attention is not None:
-            scores = self.attention(sequence).squeeze(-1).masked_fill(mask == 0, torch.finfo(sequence.dtype).min)
-            weights = scores.softmax(dim=1) * mask
+            scores = self.attention(sequence).transpose(1, 2)
+            weights = scores.masked_fill(mask == 0, torch.finfo(sequence.dtype).min).softmax(dim=-1) * mask
         elif self.kind == "cls":
-            weights = mask * (mask.cumsum(dim=1) == 1)
+            weights = mask * (mask.cumsum(dim=-1) == 1)
         elif self.kind == "last":
-            weights = mask * (mask.cumsum(dim=1) == mask.sum(dim=1, keepdim=True))
+            weights = mask * (mask.cumsum(dim=-1) == mask.sum(dim=-1, keepdim=True))
         else:
-            weights = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
-        # No einsum: under autocast it would round to bfloat16, and dimensions of large mean would lose their signal.
-        weights = weights.unsqueeze(-1)
-        mean = (weights * sequence).sum(dim=1)
-        if self.kind != "mean_std":
-            return mean
-        variance = (weights * (sequence - mean.unsqueeze(1)) ** 2).sum(dim=1)
-        std = torch.sqrt(variance + 1e-6) * mask.any(dim=1, keepdim=True)
-        return torch.cat([mean, std], dim=1)
+            weights = mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        # Autocast would round to bfloat16, and dimensions of large mean would lose their signal.
+        with torch.autocast(sequence.device.type, enabled=False):
+            if self.kind != "mean_std":
+                return weights @ sequence
+            # Around the mean of all that is pooled, for the same reason.
+            there = mask.any(dim=1, keepdim=True).to(sequence.dtype)
+            center = (there / there.sum(dim=-1, keepdim=True).clamp(min=1)) @ sequence
+            centered = sequence - center
+            offset = weights @ centered
+            variance = (weights @ centered**2 - offset**2).clamp(min=0)
+        is_there = mask.any(dim=-1, keepdim=True)
+        std = torch.sqrt(variance + 1e-6) * is_there
+        return torch.cat([center * is_there + offset, std], dim=-1)
 
 
 class ModalityBranch(nn.Module):
@@ -119,16 +128,22 @@ class ModalityBranch(nn.Module):
             self.projection = nn.Sequential(nn.Linear(tower_config.hidden_size, width), nn.LayerNorm(width))
 
     def forward(self, hidden_states: tuple[torch.Tensor, ...], mask: torch.Tensor):
-        """The sequence `(batch, positions, width)`, or `None` if nothing attends, and the vector `(batch, width)`."""
+        """The sequence `(batch, positions, width)`, or `None` if nothing attends, and a vector for each mask.
+
+        Args:
+            hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`): The tower's layers.
+            mask (`torch.Tensor` of shape `(batch, masks, positions)`): What each vector, `(batch, masks, width)`, is
+                pooled over.
+        """
         mixed = self.mix(hidden_states)
         pooled = self.pool(hidden_states, mixed, mask)
-        embeds = self.embedding(self.standardization(pooled)) * mask.any(dim=1, keepdim=True)
+        embeds = self.embedding(self.standardization(pooled)) * mask.any(dim=-1, keepdim=True)
         return (None if self.projection is None else self.projection(mixed)), embeds
 
     def pool(self, hidden_states: tuple[torch.Tensor, ...], mixed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The layers, or what they are `mixed` into, over the real positions: `(batch, pooled_size)`."""
+        """The layers, or what they are `mixed` into, over each mask's positions: `(batch, masks, pooled_size)`."""
         layers = hidden_states if self.pools_each_layer else (mixed,)
-        return torch.cat([self.pooling(states.to(mixed.dtype), mask) for states in layers], dim=1)
+        return torch.cat([self.pooling(states.to(mixed.dtype), mask) for states in layers], dim=-1)
 
 
 class CrossAttention(nn.Module):
@@ -235,7 +250,7 @@ class CrossModalLayer(nn.Module):
 
 
 class ModalityGate(nn.Module):
-    """Weights over voters from what was heard and read; `(batch, voters)`, sum 1, 0 for a voter who is not there.
+    """Weights over voters from what was heard and read; `(..., voters)`, sum 1, 0 for a voter who is not there.
 
     A new gate weighs all voters alike.
     """
@@ -246,5 +261,5 @@ class ModalityGate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_voters))
 
     def forward(self, audio: torch.Tensor, text: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
-        scores = nn.functional.linear(torch.cat([audio, text], dim=1), self.weight, self.bias)
-        return scores.masked_fill(~voters, torch.finfo(scores.dtype).min).softmax(dim=1) * voters
+        scores = nn.functional.linear(torch.cat([audio, text], dim=-1), self.weight, self.bias)
+        return scores.masked_fill(~voters, torch.finfo(scores.dtype).min).softmax(dim=-1) * voters

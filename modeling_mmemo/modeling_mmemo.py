@@ -48,6 +48,7 @@ class MMEmoModelOutput(ModelOutput):
             cross-modal layer: which tokens each sound reads.
         audio_hidden_states, text_hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`): The
             towers' layers, embeddings first.
+        segments ([`MMEmoModelOutput`]): The first five of each segment asked for, in rows, `(batch * segments, ...)`.
     """
 
     modality_mask: torch.Tensor
@@ -59,6 +60,7 @@ class MMEmoModelOutput(ModelOutput):
     audio_to_text_attentions: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: tuple[torch.Tensor, ...] | None = None
     text_hidden_states: tuple[torch.Tensor, ...] | None = None
+    segments: "MMEmoModelOutput | None" = None
 
 
 @dataclass
@@ -72,6 +74,10 @@ class MMEmoEmotionOutput(ModelOutput):
             divided by its temperature; meaningless where that modality is missing.
         modality_weights (`torch.Tensor` of shape `(batch, 2)`): Shares of audio and text in the answer; they sum to 1,
             a missing one has 0.
+        segment_logits (`torch.Tensor` of shape `(batch, segments, num_labels)`): The answer for each segment asked
+            for, from what is heard and said in it, divided by the temperature.
+        segment_modality_weights (`torch.Tensor` of shape `(batch, segments, 2)`): Shares of audio and text in those
+            answers; both are 0, and the answer says nothing, where a segment holds neither.
         text_to_audio_attentions, audio_to_text_attentions, audio_hidden_states, text_hidden_states: As in
             [`MMEmoModelOutput`].
     """
@@ -81,6 +87,8 @@ class MMEmoEmotionOutput(ModelOutput):
     audio_logits: torch.Tensor | None = None
     text_logits: torch.Tensor | None = None
     modality_weights: torch.Tensor | None = None
+    segment_logits: torch.Tensor | None = None
+    segment_modality_weights: torch.Tensor | None = None
     text_to_audio_attentions: tuple[torch.Tensor, ...] | None = None
     audio_to_text_attentions: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -230,6 +238,7 @@ class MMEmoModel(MMEmoPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_times: torch.Tensor | None = None,
+        segment_times: torch.Tensor | None = None,
         audio_hidden_states: tuple[torch.Tensor, ...] | None = None,
         text_hidden_states: tuple[torch.Tensor, ...] | None = None,
         output_attentions: bool | None = None,
@@ -247,6 +256,9 @@ class MMEmoModel(MMEmoPreTrainedModel):
                 either side; a row of zeros is a missing text. All real where absent.
             token_times (`torch.Tensor` of shape `(batch, tokens, 2)`, *optional*): Start and end, in seconds, of the
                 word each token belongs to; -1 where unknown.
+            segment_times (`torch.Tensor` of shape `(batch, segments, 2)`, *optional*): Start and end, in seconds, of
+                stretches to answer for one by one, each in the light of the whole; -1 for padding. A text without
+                times counts as said in every segment.
             audio_hidden_states, text_hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`,
                 *optional*): What the towers gave before, instead of their inputs; the masks are then over positions.
             output_attentions (`bool`, *optional*): Return the cross-modal attention maps.
@@ -271,7 +283,9 @@ class MMEmoModel(MMEmoPreTrainedModel):
             )
 
         output = MMEmoModelOutput(
-            **self._fuse(audio_states, audio_mask, text_states, text_mask, token_times, output_attentions),
+            **self._fuse(
+                audio_states, audio_mask, text_states, text_mask, token_times, segment_times, output_attentions
+            ),
             audio_hidden_states=audio_states if output_hidden_states else None,
             text_hidden_states=text_states if output_hidden_states else None,
         )
@@ -305,7 +319,9 @@ class MMEmoModel(MMEmoPreTrainedModel):
         mask = _ones_if_none(mask, input_ids)
         return encode_text(self.text_tower, input_ids, mask), mask.bool()
 
-    def _fuse(self, audio_states, audio_mask, text_states, text_mask, token_times, output_attentions) -> dict:
+    def _fuse(
+        self, audio_states, audio_mask, text_states, text_mask, token_times, segment_times, output_attentions
+    ) -> dict:
         """Pools either modality, then brings both together. A modality absent from the batch counts as masked out."""
         there = audio_mask if audio_mask is not None else text_mask
         nothing = there.new_zeros(there.shape[0], 1, dtype=torch.bool)
@@ -314,44 +330,81 @@ class MMEmoModel(MMEmoPreTrainedModel):
         if self.training and self.config.modality_dropout > 0:
             audio_mask, text_mask = self._drop_modalities(audio_mask, text_mask)
 
-        audio, audio_embeds = self._branch(self.audio_branch, audio_states, audio_mask)
-        text, text_embeds = self._branch(self.text_branch, text_states, text_mask)
-        modality_mask = torch.stack([audio_mask.any(dim=1), text_mask.any(dim=1)], dim=1)
-        fields = {"modality_mask": modality_mask, "audio_embeds": audio_embeds, "text_embeds": text_embeds}
-        if not self.fuses:
-            return fields
+        # One mask for the whole and one a segment: `(batch, 1 + segments, positions)`.
+        audio_masks, text_masks = audio_mask.unsqueeze(1), text_mask.unsqueeze(1)
+        if segment_times is not None:
+            if audio_states is not None:
+                audio_masks = self._with_segments(audio_masks, self._position_times(audio_mask), segment_times)
+            if text_states is not None:
+                text_masks = self._with_segments(text_masks, token_times, segment_times)
+            # A modality that the batch lacks is missing in every segment.
+            audio_masks, text_masks = (
+                masks.expand(-1, 1 + segment_times.shape[1], -1) for masks in (audio_masks, text_masks)
+            )
+        audio, audio_embeds = self._branch(self.audio_branch, audio_states, audio_masks)
+        text, text_embeds = self._branch(self.text_branch, text_states, text_masks)
+        is_there = torch.stack([audio_masks.any(dim=-1), text_masks.any(dim=-1)], dim=-1)
+        pooled = {"modality_mask": is_there, "audio_embeds": audio_embeds, "text_embeds": text_embeds}
 
-        audio_vector, text_vector = audio_embeds, text_embeds
-        if self.config.attends_across:
-            timed = token_times is not None and audio_states is not None and text_states is not None
-            distance = self._distance(token_times, audio.shape[1]) if timed else None
-            text_maps, audio_maps = [], []
-            for layer in self.layers:
-                audio, text, text_map, audio_map = layer(
-                    audio, text, audio_mask, text_mask, distance, output_attentions
-                )
-                text_maps.append(text_map)
-                audio_maps.append(audio_map)
-            if output_attentions:
-                fields |= {
-                    "text_to_audio_attentions": tuple(text_maps),
-                    "audio_to_text_attentions": tuple(audio_maps),
-                }
-            audio_vector = self.sequence_pooling(audio, audio_mask)
-            text_vector = self.sequence_pooling(text, text_mask)
-        weights = self.gate(audio_vector, text_vector, modality_mask)
-        shares = 2 * weights.unsqueeze(-1)
-        fused = self.fusion(torch.cat([shares[:, 0] * audio_vector, shares[:, 1] * text_vector], dim=1))
-        return fields | {"fusion_weights": weights, "fused_embeds": fused}
+        maps: dict[str, tuple] = {}
+        if self.fuses:
+            audio_vectors, text_vectors = audio_embeds, text_embeds
+            if self.config.attends_across:
+                timed = token_times is not None and audio_states is not None and text_states is not None
+                distance = self._distance(token_times, audio_mask) if timed else None
+                audio, text, maps = self._attend(audio, text, audio_mask, text_mask, distance, output_attentions)
+                audio_vectors = self.sequence_pooling(audio, audio_masks)
+                text_vectors = self.sequence_pooling(text, text_masks)
+            weights = self.gate(audio_vectors, text_vectors, is_there)
+            shares = 2 * weights.unsqueeze(-1)
+            vectors = torch.cat([shares[..., 0, :] * audio_vectors, shares[..., 1, :] * text_vectors], dim=-1)
+            pooled |= {"fusion_weights": weights, "fused_embeds": self.fusion(vectors)}
+        whole = {name: values[:, 0] for name, values in pooled.items() if values is not None}
+        if segment_times is None:
+            return whole | maps
+        rows = {name: values[:, 1:].flatten(0, 1) for name, values in pooled.items() if values is not None}
+        return whole | maps | {"segments": MMEmoModelOutput(**rows)}
 
-    def _branch(self, branch: ModalityBranch | None, states, mask: torch.Tensor):
-        """The sequence `(batch, positions, width)` and vector `(batch, width)` of a modality; zeros if absent."""
+    def _attend(self, audio, text, audio_mask, text_mask, distance, output_attentions):
+        """Both sequences behind the cross-modal layers, and on request the layers' attention maps by output field."""
+        maps: dict[str, tuple] = {"text_to_audio_attentions": (), "audio_to_text_attentions": ()}
+        for layer in self.layers:
+            audio, text, *layer_maps = layer(audio, text, audio_mask, text_mask, distance, output_attentions)
+            maps = {name: (*found, layer_map) for (name, found), layer_map in zip(maps.items(), layer_maps)}
+        return audio, text, maps if output_attentions else {}
+
+    def _branch(self, branch: ModalityBranch | None, states, masks: torch.Tensor):
+        """The sequence `(batch, positions, width)` and vectors `(batch, masks, width)`; zeros if there is none."""
         if branch is None:
             return None, None
         if states is None:
-            zeros = branch.mix.weights.new_zeros(mask.shape[0], 1, self.config.fusion_hidden_size)
-            return zeros, zeros[:, 0]
-        return branch(states, mask)
+            zeros = branch.mix.weights.new_zeros(*masks.shape[:2], self.config.fusion_hidden_size)
+            return zeros[:, :1], zeros
+        return branch(states, masks)
+
+    def _with_segments(
+        self, mask: torch.Tensor, times: torch.Tensor | None, segment_times: torch.Tensor
+    ) -> torch.Tensor:
+        """Puts a mask for each segment behind that of the whole, `(batch, 1, positions)`.
+
+        Args:
+            times (`torch.Tensor` of shape `(batch or 1, positions, 2)`, *optional*): Start and end of what stands at
+                each position, -1 where it has no time. Such a position counts in every segment that holds a timed one,
+                and in all segments if the whole sample has none.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 1 + segments, positions)`.
+        """
+        asked = segment_times[:, :, :1] >= 0
+        if times is None:
+            return torch.cat([mask, mask & asked], dim=1)
+        start, end = times.unsqueeze(1).unbind(dim=-1)
+        timed = mask & (start >= 0)
+        # A word of no length is where it starts.
+        inside = (start < segment_times[:, :, 1:]) & (torch.maximum(end, start + 1e-3) > segment_times[:, :, :1])
+        inside = timed & inside
+        untimed = mask & ~timed & (inside.any(dim=-1, keepdim=True) | ~timed.any(dim=-1, keepdim=True))
+        return torch.cat([mask, (inside | untimed) & asked], dim=1)
 
     def _drop_modalities(self, audio_mask: torch.Tensor, text_mask: torch.Tensor):
         """Takes, from a sample that has both, one modality with probability `modality_dropout`."""
@@ -361,22 +414,29 @@ class MMEmoModel(MMEmoPreTrainedModel):
         drop_audio, drop_text = both & (chance < half), both & (chance >= half) & (chance < 2 * half)
         return audio_mask & ~drop_audio, text_mask & ~drop_text
 
-    def _distance(self, token_times: torch.Tensor, num_positions: int) -> torch.Tensor:
+    def _position_times(self, audio_mask: torch.Tensor) -> torch.Tensor:
+        """The time, in seconds, at the middle of each audio position, twice; -1 for no time. `(1, positions, 2)`"""
+        audio_config = self.audio_tower.config
+        seconds = self.config.audio_frame_seconds or seconds_per_position(audio_config)
+        if seconds is None:
+            raise ValueError(
+                f"Word and segment times need the seconds between two outputs of the {audio_config.model_type} tower; "
+                "set audio_frame_seconds in the configuration."
+            )
+        times = position_times(audio_config, audio_mask.shape[1], seconds).to(audio_mask.device)
+        return times[None, :, None].expand(-1, -1, 2)
+
+    def _distance(self, token_times: torch.Tensor, audio_mask: torch.Tensor) -> torch.Tensor:
         """Gaps in time between words and sounds, in segments; 0 where either has no time.
 
         Args:
             token_times (`torch.Tensor` of shape `(batch, tokens, 2)`): Start and end in seconds, -1 where unknown.
+            audio_mask (`torch.Tensor` of shape `(batch, audio_positions)`): Of the positions.
 
         Returns:
-            `torch.Tensor` of shape `(batch, tokens, num_positions)`.
+            `torch.Tensor` of shape `(batch, tokens, audio_positions)`.
         """
-        seconds = self.config.audio_frame_seconds or seconds_per_position(self.config.audio_config)
-        if seconds is None:
-            raise ValueError(
-                f"Word times need the seconds between two outputs of the {self.audio_tower.config.model_type} tower; "
-                "set audio_frame_seconds in the configuration."
-            )
-        times = position_times(self.config.audio_config, num_positions, seconds).to(token_times)
+        times = self._position_times(audio_mask)[..., 0].to(token_times).unsqueeze(1)
         start, end = token_times[:, :, :1], token_times[:, :, 1:]
         gap = torch.maximum(start - times, times - end).clamp(min=0) / self.config.segment_seconds
         return gap * ((start >= 0) & (times >= 0))
@@ -418,6 +478,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_times: torch.Tensor | None = None,
+        segment_times: torch.Tensor | None = None,
         audio_hidden_states: tuple[torch.Tensor, ...] | None = None,
         text_hidden_states: tuple[torch.Tensor, ...] | None = None,
         labels: torch.Tensor | None = None,
@@ -441,6 +502,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_times=token_times,
+            segment_times=segment_times,
             audio_hidden_states=audio_hidden_states,
             text_hidden_states=text_hidden_states,
             output_attentions=output_attentions,
@@ -448,17 +510,13 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             return_dict=True,
         )
         there = features.modality_mask
-        heads = {
-            name: classifier(embeds)
-            for name, classifier, embeds in (
-                ("audio", self.audio_classifier, features.audio_embeds),
-                ("text", self.text_classifier, features.text_embeds),
-                ("fused", self.fused_classifier, features.fused_embeds),
-            )
-            if classifier is not None
-        }
+        heads = self._heads(features)
         logits, modality_weights = self._answer(heads, features)
-        logits = logits / self._temperatures(logits)[there[:, 0] + 2 * there[:, 1] - 1].unsqueeze(1)
+        segments: dict[str, torch.Tensor] = {}
+        if features.segments is not None:
+            answers = self._answer(self._heads(features.segments), features.segments)
+            names = ("segment_logits", "segment_modality_weights")
+            segments = {name: rows.unflatten(0, (len(logits), -1)) for name, rows in zip(names, answers)}
 
         loss = None
         if labels is not None:
@@ -473,6 +531,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             audio_logits=heads["audio"] / self.config.temperature_of("audio") if "audio" in heads else None,
             text_logits=heads["text"] / self.config.temperature_of("text") if "text" in heads else None,
             modality_weights=modality_weights,
+            **segments,
             text_to_audio_attentions=features.text_to_audio_attentions,
             audio_to_text_attentions=features.audio_to_text_attentions,
             audio_hidden_states=features.audio_hidden_states,
@@ -482,7 +541,25 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
+    def _heads(self, features: MMEmoModelOutput) -> dict[str, torch.Tensor]:
+        """What each head says, `(batch, num_labels)`."""
+        return {
+            name: classifier(embeds)
+            for name, classifier, embeds in (
+                ("audio", self.audio_classifier, features.audio_embeds),
+                ("text", self.text_classifier, features.text_embeds),
+                ("fused", self.fused_classifier, features.fused_embeds),
+            )
+            if classifier is not None
+        }
+
     def _answer(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
+        """The logits `(batch, num_labels)`, divided by the temperature, and the modalities' shares `(batch, 2)`."""
+        there = features.modality_mask
+        logits, weights = self._fused_answer(heads, features)
+        return logits / self._temperatures(logits)[there[:, 0] + 2 * there[:, 1] - 1].unsqueeze(1), weights
+
+    def _fused_answer(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
         """The logits `(batch, num_labels)` by the configured fusion, and the modalities' shares `(batch, 2)`."""
         there = features.modality_mask
         if not self.config.is_bimodal:

@@ -5,17 +5,17 @@ Deliberate choices:
 - Whatever is wrong with one item is found in `prepare`, so a pipeline can check items one by one and batch them later.
 - A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros, and a modality that the whole
   batch lacks is left out.
-- Nothing is cut silently: cut tokens are logged, and clips that an extractor would cut are refused.
+- Nothing is cut silently: cut tokens and word times are logged, and clips that an extractor would cut are refused.
 """
 
-import math
-import re
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any
 
+import librosa
 import numpy as np
 from transformers import (
     ASTFeatureExtractor,
@@ -27,19 +27,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .feature_extraction_mmemo import AudioInput, load_audio
+from .audio_loading_mmemo import MIN_AUDIO_SECONDS, AudioInput, load_audio
+from .recording_mmemo import Recording, open_recording
+from .voice_activity_mmemo import SAMPLING_RATE, has_voice
+from .word_times_mmemo import WordTimes, clip_word_times, is_subtitles, locate_words, read_word_times, token_times
 
 
 logger = logging.get_logger(__name__)
-
-# What every extractor and encoder needs: two frames of 25 ms, 10 ms apart, and a little more.
-MIN_AUDIO_SECONDS = 0.04
-
-WordTimes: TypeAlias = list[tuple[str, float, float]] | list[dict[str, Any]]
-"""
-The words of one text in their order, each with its start and end in seconds: `("hello", 0.3, 0.7)`, or as the chunks
-of an ASR pipeline, `{"text": "hello", "timestamp": (0.3, 0.7)}`. A "word" may be a phrase; words may be left out.
-"""
 
 
 class MMEmoProcessor(ProcessorMixin):
@@ -151,7 +145,7 @@ class MMEmoProcessor(ProcessorMixin):
     def prepare(
         self,
         audio: AudioInput | None = None,
-        text: str | None = None,
+        text: str | WordTimes | None = None,
         word_times: WordTimes | None = None,
         sampling_rate: float | None = None,
         channel: int | None = None,
@@ -168,7 +162,8 @@ class MMEmoProcessor(ProcessorMixin):
             `dict` with
             - **audio** -- float32 array of shape `(samples,)` at the feature extractor's rate, or `None`.
             - **text** -- `str`, or `None` if it is blank and there are no words.
-            - **word_times** -- list of `(word, start, end)` in seconds, or `None`.
+            - **word_times** -- list of `(word, start, end)` in seconds, of single words, sorted, without overlaps and
+              within the clip; or `None`.
 
         Raises:
             ValueError: if anything in the item is refused, or if it has neither audio nor text.
@@ -177,34 +172,46 @@ class MMEmoProcessor(ProcessorMixin):
         if audio is not None:
             with _naming(f"audio{place}"):
                 audio = self.load_audio(audio, sampling_rate, channel)
+        if text is not None and not isinstance(text, (str, os.PathLike, dict, list, tuple)):
+            raise ValueError(f"text{place}: expected a str, word times or None, got {type(text).__name__}.")
+        times_place = f"word_times{place}"
+        if text is not None and (not isinstance(text, str) or is_subtitles(text)):
+            if word_times:
+                raise ValueError(
+                    f"text{place} and {times_place} both say when words were spoken; pass a plain str as text, or "
+                    "leave word_times out."
+                )
+            times_place, text, word_times = f"text{place}", None, text
+        words: list[tuple[str, float, float]] = []
         if word_times is not None:
-            with _naming(f"word_times{place}"):
-                word_times = _read_word_times(word_times) or None
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"text{place}: expected a str or None, got {type(text).__name__}.")
+            with _naming(times_place):
+                words = read_word_times(word_times)
+                if audio is not None:
+                    words = clip_word_times(words, len(audio) / self.feature_extractor.sampling_rate)
         if text is None or not text.strip():
-            text = " ".join(word for word, _, _ in word_times) if word_times else None
+            text = " ".join(word for word, _, _ in words) or None
         if text is not None and self.tokenizer is None:
             raise ValueError(f"text{place}: this processor has no tokenizer and takes no text; pass audio.")
-        if word_times and text:
-            with _naming(f"word_times{place}"):
+        if words and text:
+            with _naming(times_place):
                 if not self.tokenizer.is_fast:
                     raise ValueError(
                         f"{type(self.tokenizer).__name__} does not say which characters a token covers, which placing "
                         "words in time needs; load a fast tokenizer, or leave word_times out."
                     )
-                _locate_words([word for word, _, _ in word_times], text)
+                locate_words([word for word, _, _ in words], text)
         if audio is None and text is None:
             raise ValueError(
                 f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
             )
-        return {"audio": audio, "text": text, "word_times": word_times}
+        return {"audio": audio, "text": text, "word_times": words or None}
 
     def __call__(
         self,
         audio: AudioInput | list[AudioInput | None] | None = None,
-        text: str | list[str | None] | None = None,
+        text: str | WordTimes | list[str | WordTimes | None] | None = None,
         word_times: WordTimes | list[WordTimes | None] | None = None,
+        segment_times: list[list[tuple[float, float]]] | None = None,
         sampling_rate: float | None = None,
         channel: int | None = None,
         padding: bool | str = True,
@@ -220,11 +227,15 @@ class MMEmoProcessor(ProcessorMixin):
             audio (`AudioInput` or `list[AudioInput | None]`, *optional*):
                 One clip or a list of clips in any of the forms that [`AudioInput`] lists; `None` where there is none.
                 A list of numbers is one clip; a two-dimensional array is one clip of shape `(channels, samples)`.
-            text (`str` or `list[str | None]`, *optional*):
-                One text or a list of texts. A blank text counts as `None`: missing.
+            text (`str`, `WordTimes` or `list[str | WordTimes | None]`, *optional*):
+                One text or a list of texts. A blank text counts as `None`: missing. In place of a text, its words with
+                their times, in any of the forms that [`WordTimes`] lists but a path as a `str`, which would be a text.
             word_times (`WordTimes` or `list[WordTimes | None]`, *optional*):
-                When each word was spoken. The words are looked up in the text in their order, whatever their case; if
-                the text is missing, it is the words joined by blanks. An empty list counts as `None`.
+                When each word was spoken, in any of the forms that [`WordTimes`] lists. The words are looked up in the
+                text in their order, whatever their case; if the text is missing, it is the words joined by blanks. An
+                empty list counts as `None`.
+            segment_times (`list[list[tuple[float, float]]]`, *optional*):
+                For each item of a batch the stretches to answer for one by one, start and end in seconds.
             sampling_rate (`float`, *optional*), channel (`int`, *optional*):
                 Rate of bare samples in Hz, and the channel to take; see [`load_audio`].
             padding (`bool` or `str`, *optional*, defaults to `True`), truncation (`bool`, *optional*, defaults to
@@ -243,6 +254,8 @@ class MMEmoProcessor(ProcessorMixin):
             - **input_ids**, **attention_mask** -- int64 of shape `(batch, tokens)`.
             - **token_times** -- float32 of shape `(batch, tokens, 2)`: start and end, in seconds from the first frame,
               of the word that a token belongs to, -1 where unknown. Only if the batch has word times.
+            - **segment_times** -- float32 of shape `(batch, segments, 2)`: `segment_times`, in seconds from the first
+              frame, -1 for padding.
 
         Raises:
             ValueError: naming the place in the batch, if an item is refused by [`~MMEmoProcessor.prepare`]; if the
@@ -250,7 +263,7 @@ class MMEmoProcessor(ProcessorMixin):
         """
         columns = {
             "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
-            "text": _as_batch(text),
+            "text": _as_batch(text, one=_is_timed_word(_first(text))),
             "word_times": _as_batch(word_times or None, one=_is_timed_word(_first(word_times))),
         }
         sizes = {name: len(column) for name, column in columns.items() if column is not None}
@@ -273,6 +286,12 @@ class MMEmoProcessor(ProcessorMixin):
         starts = features.pop("start_seconds", np.zeros(size))
         if any(text is not None for text in texts):
             features |= self._text_features(texts, timings, starts, padding, truncation, max_length)
+        if segment_times is not None:
+            if len(segment_times) != size:
+                raise ValueError(
+                    f"Got {len(segment_times)} lists of segment times but {size} items; they must match 1:1."
+                )
+            features["segment_times"] = _pad_segments(segment_times, starts)
         return BatchFeature(features, tensor_type=return_tensors)
 
     def _audio_features(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
@@ -338,12 +357,31 @@ class MMEmoProcessor(ProcessorMixin):
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         if timed:
             features["token_times"] = [
-                _token_times(*row) for row in zip(texts, timings, encoding["offset_mapping"], starts)
+                token_times(*row) for row in zip(texts, timings, encoding["offset_mapping"], starts)
             ]
         return features
 
+    def has_voice(self, samples: np.ndarray) -> bool:
+        """Whether a voice is heard in a clip of shape `(samples,)`, at the rate of the feature extractor."""
+        rate = self.feature_extractor.sampling_rate
+        return has_voice(librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE))
+
+    def open_recording(self, audio: AudioInput | None = None, **kwargs: Any) -> Recording:
+        """Opens a recording of any length, to be heard window by window; see [`open_recording`]."""
+        return open_recording(self, audio, **kwargs)
+
 
 _PLURALS = {"audio": "audios", "text": "texts", "word_times": "lists of word times"}
+
+
+def _pad_segments(segment_times: list[list[tuple[float, float]]], starts: np.ndarray) -> np.ndarray:
+    """Segments from where the frames begin, `(batch, segments, 2)`; what lies before, or is padding, has -1."""
+    padded = np.full((len(segment_times), max(map(len, segment_times)), 2), -1.0, np.float32)
+    for row, segments, start in zip(padded, segment_times, starts):
+        if segments:
+            shifted = np.asarray(segments, np.float32) - start
+            row[: len(segments)] = np.where(shifted[:, 1:] > 0, np.maximum(shifted, 0), -1.0)
+    return padded
 
 
 @contextmanager
@@ -367,81 +405,5 @@ def _as_batch(value: Any, one: bool = False) -> list | None:
 
 
 def _is_timed_word(entry: Any) -> bool:
-    return isinstance(entry, dict) or isinstance(_first(entry), str)
-
-
-def _read_word_times(word_times: list[Any]) -> list[tuple[str, float, float]]:
-    """Checks word times and returns them as `(word, start, end)`."""
-    if not isinstance(word_times, (list, tuple)):
-        raise ValueError(f"expected a list of (word, start, end), got {type(word_times).__name__}.")
-    words = []
-    for position, entry in enumerate(word_times):
-        try:
-            word, start, end = (entry["text"], *entry["timestamp"]) if isinstance(entry, dict) else entry
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"entry {position} is {entry!r}; expected (word, start, end) or "
-                "{'text': word, 'timestamp': (start, end)}, in seconds."
-            ) from error
-        if not isinstance(word, str) or not word.strip():
-            raise ValueError(f"word {position} is {word!r}; expected a str that is not blank.")
-        if end is None and isinstance(entry, dict):
-            # An ASR pipeline does not always predict where its last chunk ends.
-            end = start
-        numbers = isinstance(start, Real) and isinstance(end, Real)
-        if not numbers or not 0 <= start <= end < math.inf:
-            raise ValueError(
-                f"word {position}, {word!r}, has start={start!r} and end={end!r}; expected finite seconds with "
-                "0 <= start <= end."
-            )
-        words.append((word.strip(), float(start), float(end)))
-    return words
-
-
-def _locate_words(words: list[str], text: str) -> list[tuple[int, int]]:
-    """
-    Returns where each word begins and ends in the text, in characters.
-
-    A word is looked for behind its predecessor: as what comes next, else as a whole word, else inside one.
-    """
-    spans, cursor = [], 0
-    for position, word in enumerate(words):
-        word_pattern = f"({re.escape(word)})"
-        match = (
-            re.compile(rf"\W*?{word_pattern}", re.IGNORECASE).match(text, cursor)
-            or re.compile(rf"(?<!\w){word_pattern}(?!\w)", re.IGNORECASE).search(text, cursor)
-            or re.compile(word_pattern, re.IGNORECASE).search(text, cursor)
-        )
-        if match is None:
-            raise ValueError(
-                f"word {position}, {word!r}, does not occur in the text behind the words before it; the words must be "
-                "those of the text, in its order. Leave the text out to use the words as the text."
-            )
-        spans.append(match.span(1))
-        cursor = match.end(1)
-    return spans
-
-
-def _token_times(
-    text: str | None,
-    word_times: list[tuple[str, float, float]] | None,
-    offsets: list[tuple[int, int]],
-    start_seconds: float,
-) -> np.ndarray:
-    """
-    Gives each token the time of its word, or of the words that it spans: from the first's start to the last's end.
-
-    Returns:
-        float32 of shape `(tokens, 2)`: start and end in seconds, -1 for tokens of no word.
-    """
-    times = np.full((len(offsets), 2), -1.0, np.float32)
-    if text is None or word_times is None:
-        return times
-    spans = _locate_words([word for word, _, _ in word_times], text)
-    for token, (begin, stop) in enumerate(offsets):  # special tokens and padding have (0, 0)
-        spoken = [timed[1:] for timed, span in zip(word_times, spans) if span[0] < stop and begin < span[1]]
-        if spoken:
-            span = min(start for start, _ in spoken), max(end for _, end in spoken)
-            # From where the frames begin; what was said before, by the times given, counts as said there.
-            times[token] = np.maximum(np.subtract(span, start_seconds), 0)
-    return times
+    """Whether an entry is a word or chunk of one item; the output of an ASR pipeline, with its chunks, is an item."""
+    return (isinstance(entry, dict) and "chunks" not in entry) or isinstance(_first(entry), str)

@@ -5,12 +5,14 @@ Deliberate choices:
 - The file is stand-alone: it is copied to the Hub and imports nothing of its package.
 - `preprocess` loads and checks one item; the features of a batch are extracted together, so that items with audio,
   with text and with both share a batch.
+- For a timeline the processor cuts a recording into windows; here they pass the model and are put in words.
 """
 
 import copy
 import os
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate")
 # A dictionary of nothing but these is itself an audio, as `datasets` yields it.
 AUDIO_KEYS = {"array", "raw", "sampling_rate", "bytes", "path"}
 AUDIO_INPUTS = ("input_features", "input_values")
+ANSWERS = ("logits", "modality_weights", "segment_logits", "segment_modality_weights")
 # What is one item, although it can be iterated over.
 ITEM_TYPES = (str, bytes, os.PathLike, dict, np.ndarray, torch.Tensor)
 
@@ -39,7 +42,25 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 PREPROCESS_PARAMETERS = ("channel",)
-POSTPROCESS_PARAMETERS = ("top_k", "function_to_apply", "return_modality_weights")
+# How a recording is cut in time, and who is heard in it; see `MMEmoProcessor.open_recording`.
+CUTTING_PARAMETERS = (
+    "segment_s",
+    "hop_s",
+    "granularity",
+    "window_s",
+    "window_hop_s",
+    "context_s",
+    "latency_s",
+    "voice_activity",
+)
+RECORDING_PARAMETERS = (*CUTTING_PARAMETERS, "channels", "speaker_turns", "customer", "everyone", "transcriber")
+TIMELINE_PARAMETERS = ("return_timeline", "window_batch_size", *RECORDING_PARAMETERS)
+ANSWER_PARAMETERS = ("top_k", "function_to_apply", "threshold", "coverage")
+POSTPROCESS_PARAMETERS = (*ANSWER_PARAMETERS, "return_modality_weights")
+
+SILENCE, UNCERTAIN = "silence", "uncertain"
+# Shorter recordings are done before a progress bar is read, seconds.
+PROGRESS_FROM = 60.0
 
 
 class MultimodalEmotionPipeline(Pipeline):
@@ -81,19 +102,42 @@ class MultimodalEmotionPipeline(Pipeline):
         super().__init__(model=model, processor=processor, **kwargs)
 
     def _sanitize_parameters(self, **parameters):
-        known = PREPROCESS_PARAMETERS + POSTPROCESS_PARAMETERS
+        known = PREPROCESS_PARAMETERS + TIMELINE_PARAMETERS + POSTPROCESS_PARAMETERS
         if unknown := parameters.keys() - set(known):
             raise TypeError(f"Unknown parameters {sorted(unknown)}; valid ones are {known}.")
-        function, top_k = parameters.get("function_to_apply"), parameters.get("top_k")
-        if function is not None and function not in FUNCTIONS:
-            raise ValueError(f"function_to_apply={function!r} is unknown; choose one of {list(FUNCTIONS)}.")
+        self.check_answer(**{name: parameters.get(name) for name in ANSWER_PARAMETERS})
+        preprocess_parameters, forward_parameters, postprocess_parameters = (
+            {name: parameters[name] for name in names if name in parameters}
+            for names in (PREPROCESS_PARAMETERS, TIMELINE_PARAMETERS, POSTPROCESS_PARAMETERS)
+        )
+        return preprocess_parameters, forward_parameters, postprocess_parameters
+
+    def check_answer(
+        self,
+        function_to_apply: str | None = None,
+        threshold: float | None = None,
+        coverage: float | None = None,
+        top_k: int | None = None,
+    ) -> None:
+        """Refuses what the answers of this model cannot be given like; see [`~MultimodalEmotionPipeline.__call__`]."""
+        if function_to_apply is not None and function_to_apply not in FUNCTIONS:
+            raise ValueError(f"function_to_apply={function_to_apply!r} is unknown; choose one of {list(FUNCTIONS)}.")
         if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
             raise ValueError(f"top_k={top_k!r} must be an integer of at least 1, or None for all labels.")
-        preprocess_parameters, postprocess_parameters = (
-            {name: parameters[name] for name in names if name in parameters}
-            for names in (PREPROCESS_PARAMETERS, POSTPROCESS_PARAMETERS)
-        )
-        return preprocess_parameters, {}, postprocess_parameters
+        if threshold is None and coverage is None:
+            return
+        if (function_to_apply or self._default_function()) != "softmax":
+            raise ValueError(
+                "threshold= and coverage= are about the softmax of a single label; this model, or function_to_apply, "
+                "gives other scores. Leave them out."
+            )
+        if threshold is not None and not 0 < threshold < 1:
+            raise ValueError(f"threshold={threshold!r} must be a score between 0 and 1.")
+        if coverage is not None:
+            # Refuses what it cannot promise.
+            self.model.config.conformal_minimum(
+                "text" if self.model.config.audio_config is None else "audio", coverage
+            )
 
     def __call__(self, inputs: Any, **kwargs):
         """
@@ -118,13 +162,37 @@ class MultimodalEmotionPipeline(Pipeline):
                 Whether to return how much the audio and the text had to say.
             channel (`int`, *optional*):
                 The channel of the audio to take, counted from 0; by default the mean of all.
+            threshold (`float`, *optional*):
+                The score below which the label is `"uncertain"`. What holds no voice and no words is uncertain too.
+            coverage (`float`, *optional*):
+                A share of answers, such as 0.9: `label_set` then holds the labels among which the true one is found so
+                often, by the scores on development data. Voices and rooms of another kind may fall short of it.
+            return_timeline (`bool`, *optional*):
+                Whether to answer for every half second of a recording, of any length; given by any of the following.
+            segment_s, hop_s, granularity, window_s, window_hop_s, context_s, latency_s, voice_activity (*optional*):
+                How the recording is cut; see [`TimelineOptions`].
+            channels, speaker_turns, customer, everyone, transcriber (*optional*):
+                Who is heard in it; see [`MMEmoProcessor.open_recording`].
+            window_batch_size (`int`, *optional*):
+                Windows of a recording that the model sees at once: 2 on a CPU, 32 elsewhere by default.
             batch_size (`int`, *optional*, defaults to 1), num_workers (`int`, *optional*, defaults to 0):
                 Items that the model sees at once, and processes that load them.
 
         Returns:
-            For one item a list of `{"label": str, "score": float}`, highest score first, or with
-            `return_modality_weights` a dictionary `{"scores": that list, "modality_weights": {"audio": float, "text":
-            float}}`. For a list a list of these; for anything else that holds many, an iterator.
+            For one item a list of `{"label": str, "score": float}`, highest score first.
+
+            With `return_modality_weights`, `threshold` or `coverage` a dictionary of that list as `scores` and, as
+            asked for, `modality_weights` (`{"audio": float, "text": float}`), `label` and `label_set`.
+
+            With a timeline a dictionary of `duration`, in seconds; `label`, `scores` and `modality_weights` of the
+            whole, the mean over its speech; `timeline`, a list of `{"start", "end", "words", "label", "scores",
+            "modality_weights"}`, in which `label` is `"silence"` and `scores` empty where nobody speaks; and `spans`,
+            its stretches of one label, `{"start", "end", "label", "score"}`.
+
+            With channels or turns a dictionary of `duration` and `speakers`: by name the stretches of `speech`, and
+            the same as above for those whose emotions are asked for. With turns also `turns`, an answer each.
+
+            For a list a list of these; for anything else that holds many, an iterator.
 
         Raises:
             ValueError: naming the item's position, if an item is refused.
@@ -137,12 +205,19 @@ class MultimodalEmotionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
-        model_inputs = self._collate([self.preprocess(inputs, **preprocess_params)])
-        return self.postprocess(self.forward(model_inputs, **forward_params), **postprocess_params)
+        if _wants_timeline(forward_params):
+            return self._follow(inputs, preprocess_params, forward_params, postprocess_params)
+        doubts = _doubts(postprocess_params)
+        model_inputs = self._collate([self.preprocess(inputs, **preprocess_params, find_voice=doubts)])
+        return self.postprocess(self.forward(model_inputs), **postprocess_params)
 
     def get_iterator(
         self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
     ) -> PipelineIterator:
+        if _wants_timeline(forward_params):
+            parameters = (preprocess_params, forward_params, postprocess_params)
+            return (self._follow_numbered(numbered, *parameters) for numbered in enumerate(inputs))
+        preprocess_params = {**preprocess_params, "find_voice": _doubts(postprocess_params)}
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(_Numbered(inputs), self._preprocess_numbered, preprocess_params)
         else:
@@ -153,7 +228,7 @@ class MultimodalEmotionPipeline(Pipeline):
         if num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=self._collate)
-        outputs = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        outputs = PipelineIterator(loader, self.forward, {}, loader_batch_size=batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
     def _preprocess_numbered(self, numbered: tuple[int, Any], **parameters) -> dict[str, Any]:
@@ -163,7 +238,24 @@ class MultimodalEmotionPipeline(Pipeline):
         except ValueError as error:
             raise ValueError(f"Item {index}: {error}") from error
 
-    def preprocess(self, given: Any, channel: int | None = None) -> dict[str, Any]:
+    def preprocess(self, given: Any, channel: int | None = None, find_voice: bool = False) -> dict[str, Any]:
+        item = self._as_item(given)
+        try:
+            prepared = self.processor.prepare(**item, channel=channel)
+        except ValueError as error:
+            if isinstance(given, str):
+                raise ValueError(
+                    f"{error} A str is the path of an audio; to give a text, pass {{'text': ...}}."
+                ) from error
+            raise
+        if find_voice and prepared["audio"] is not None and not self.processor.has_voice(prepared["audio"]):
+            if prepared["text"] is None:
+                return prepared | {"has_voice": False}
+            prepared["audio"] = None
+        return prepared | {"has_voice": True}
+
+    def _as_item(self, given: Any) -> dict[str, Any]:
+        """The item as a dictionary of what it has; refuses what the model cannot take."""
         is_audio = not isinstance(given, dict) or (given and given.keys() <= AUDIO_KEYS)
         item = {"audio": given} if is_audio else given
         if unknown := [key for key in item if key not in ITEM_KEYS]:
@@ -174,23 +266,22 @@ class MultimodalEmotionPipeline(Pipeline):
         for modality, tower in (("audio", self.model.config.audio_config), ("text", self.model.config.text_config)):
             if item.get(modality) is not None and tower is None:
                 raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")
-        try:
-            return self.processor.prepare(**item, channel=channel)
-        except ValueError as error:
-            if isinstance(given, str):
-                raise ValueError(
-                    f"{error} A str is the path of an audio; to give a text, pass {{'text': ...}}."
-                ) from error
-            raise
+        return item
 
     def _collate(self, items: list[dict[str, Any]]) -> BatchFeature:
-        return self.processor(**{key: [item[key] for item in items] for key in items[0]}, return_tensors="pt")
+        columns = {key: [item[key] for item in items] for key in items[0]}
+        has_voice = columns.pop("has_voice", [True] * len(items))
+        inputs = self.processor(**columns, return_tensors="pt")
+        inputs["has_voice"] = torch.tensor(has_voice)
+        return inputs
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        inputs = {key: value for key, value in model_inputs.items() if key != "has_voice"}
         # Only the audio takes the model's precision: half of it would blur the word times.
-        audio = {key: model_inputs[key].to(self.dtype) for key in AUDIO_INPUTS if key in model_inputs}
-        outputs = self.model(**{**model_inputs, **audio})
-        return {"logits": outputs.logits, "modality_weights": outputs.modality_weights}
+        audio = {key: inputs[key].to(self.dtype) for key in AUDIO_INPUTS if key in inputs}
+        outputs = self.model(**{**inputs, **audio})
+        answers = {key: value for key, value in outputs.items() if key in ANSWERS}
+        return {**answers, "has_voice": model_inputs["has_voice"]}
 
     def postprocess(
         self,
@@ -198,14 +289,133 @@ class MultimodalEmotionPipeline(Pipeline):
         top_k: int | None = None,
         function_to_apply: str | None = None,
         return_modality_weights: bool = False,
+        threshold: float | None = None,
+        coverage: float | None = None,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         scores = FUNCTIONS[function_to_apply or self._default_function()](outputs["logits"][0].float())
-        best = scores.argsort(descending=True, stable=True)[:top_k].tolist()
-        result = [{"label": self.model.config.id2label[index], "score": scores[index].item()} for index in best]
+        weights = outputs["modality_weights"][0].tolist()
+        answer = self._in_words(scores.numpy(), weights, top_k, threshold, coverage)
+        if not outputs["has_voice"][0]:
+            answer["label"] = UNCERTAIN
+            if coverage is not None:
+                answer["label_set"] = list(self.model.config.id2label.values())
+        if threshold is None and coverage is None:
+            del answer["label"]
         if not return_modality_weights:
-            return result
-        weights = dict(zip(("audio", "text"), outputs["modality_weights"][0].tolist()))
-        return {"scores": result, "modality_weights": weights}
+            del answer["modality_weights"]
+        return answer if len(answer) > 1 else answer["scores"]
+
+    def _in_words(
+        self,
+        scores: np.ndarray,
+        weights: Any,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        coverage: float | None = None,
+    ) -> dict[str, Any]:
+        """What the model says, `(num_labels,)`, and from which modalities, `(2,)`, as `label`, `scores`, ..."""
+        id2label = self.model.config.id2label
+        best = np.argsort(-scores, kind="stable").tolist()
+        audio, text = map(float, weights)
+        is_sure = threshold is None or scores[best[0]] >= threshold
+        answer = {
+            "label": id2label[best[0]] if is_sure else UNCERTAIN,
+            "scores": [{"label": id2label[index], "score": float(scores[index])} for index in best[:top_k]],
+            "modality_weights": {"audio": audio, "text": text},
+        }
+        if coverage is not None:
+            presence = "both" if audio and text else "text" if text else "audio"
+            least = self.model.config.conformal_minimum(presence, coverage)
+            # The set is never empty: the likeliest label is always in it.
+            answer["label_set"] = [id2label[index] for index in best if index == best[0] or scores[index] >= least]
+        return answer
+
+    def _follow_numbered(self, numbered: tuple[int, Any], *parameters) -> dict[str, Any]:
+        index, item = numbered
+        try:
+            return self._follow(item, *parameters)
+        except ValueError as error:
+            raise ValueError(f"Item {index}: {error}") from error
+
+    def _follow(self, given: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> dict:
+        """Hears one recording window by window: its timeline."""
+        options = {name: forward_params[name] for name in RECORDING_PARAMETERS if name in forward_params}
+        recording = self.processor.open_recording(**self._as_item(given), **preprocess_params, **options)
+        batch_size = forward_params.get("window_batch_size") or (2 if self.device.type == "cpu" else 32)
+        expected = recording.expected_duration
+        windows, shown = iter(recording), 0.0
+        with logging.tqdm(total=expected, unit="s", disable=expected is None or expected < PROGRESS_FROM) as bar:
+            while batch := list(islice(windows, batch_size)):
+                self.answer(batch, postprocess_params.get("function_to_apply"))
+                bar.update(recording.duration - shown)
+                shown = recording.duration
+            bar.update(recording.duration - shown)
+        recording.collect()
+        return self._account(recording, **postprocess_params)
+
+    def answer(self, windows: list[Any], function_to_apply: str | None = None) -> None:
+        """Runs the model over windows of recordings, see [`Window`], and hands each its answers."""
+        outputs = self.forward(self._collate([window.item for window in windows]))
+        logits = outputs["segment_logits"].float()
+        scores = FUNCTIONS[function_to_apply or self._default_function()](logits).numpy()
+        weights = outputs["segment_modality_weights"].float().numpy()
+        for window, *answers in zip(windows, scores, weights):
+            window.take(*(rows[: len(window.spans)] for rows in answers))
+
+    def _account(self, recording: Any, **parameters) -> dict[str, Any]:
+        """What was found in a recording, in words."""
+        parameters = {name: parameters.get(name) for name in ("top_k", "threshold", "coverage")}
+        result: dict[str, Any] = {"duration": recording.duration}
+        if recording.sources[0].speaker is None:
+            return result | self.summarize(recording.sources[0].spans, **parameters)
+        by_speaker: dict[str, list] = {}
+        for source in recording.sources:
+            by_speaker.setdefault(source.speaker, []).append(source)
+        result["speakers"] = {}
+        for speaker, sources in by_speaker.items():
+            spans = [span for source in sources for span in source.spans]
+            found = self.summarize(spans, **parameters) if sources[0].is_asked_for else {}
+            result["speakers"][speaker] = {
+                "speech": [stretch for source in sources for stretch in source.speech],
+                **found,
+            }
+        if recording.has_turns:
+            result["turns"] = [
+                {
+                    "speaker": source.speaker,
+                    "start": source.start,
+                    "end": source.end,
+                    **self._turn(source, **parameters),
+                }
+                for source in recording.sources
+            ]
+        return result
+
+    def _turn(self, source: Any, **parameters) -> dict[str, Any]:
+        if not source.is_asked_for:
+            return {}
+        whole = self.summarize(source.spans, **parameters)
+        del whole["timeline"], whole["spans"]
+        return whole | {"words": [word for span in source.spans for word in span.words]}
+
+    def summarize(self, spans: list[Any], **parameters) -> dict[str, Any]:
+        """A timeline of spans, see [`Span`], its stretches of one label, and the mean over its speech."""
+        timeline = [self.describe(span, **parameters) for span in spans]
+        heard = [span for span in spans if span.scores is not None]
+        seconds = [max(span.end - span.start, 1e-6) for span in heard]
+        scores, weights = (
+            np.average([getattr(span, name) for span in heard], axis=0, weights=seconds) if heard else None
+            for name in ("scores", "modality_weights")
+        )
+        whole = _nothing() if scores is None else self._in_words(scores, weights, **parameters)
+        return whole | {"timeline": timeline, "spans": _merge(timeline)}
+
+    def describe(self, span: Any, **parameters) -> dict[str, Any]:
+        """An entry of a timeline."""
+        answer = (
+            _nothing() if span.scores is None else self._in_words(span.scores, span.modality_weights, **parameters)
+        )
+        return {"start": span.start, "end": span.end, "words": list(span.words), **answer}
 
     def _default_function(self) -> str:
         config = self.model.config
@@ -237,6 +447,43 @@ class MultimodalEmotionPipeline(Pipeline):
         shared = copy.copy(self)
         shared.save_pretrained = partial(self.save_pretrained, remote_code=True)  # type: ignore[method-assign]
         return super(MultimodalEmotionPipeline, shared).push_to_hub(*args, **kwargs)
+
+
+def _wants_timeline(parameters: dict[str, Any]) -> bool:
+    asked = [name for name in RECORDING_PARAMETERS if parameters.get(name) is not None]
+    if asked and parameters.get("return_timeline") is False:
+        raise ValueError(
+            f"return_timeline=False contradicts {asked}, which are about timelines; leave one of them out."
+        )
+    return bool(asked) or bool(parameters.get("return_timeline"))
+
+
+def _doubts(parameters: dict[str, Any]) -> bool:
+    """Whether an answer may be `"uncertain"`."""
+    return parameters.get("threshold") is not None or parameters.get("coverage") is not None
+
+
+def _nothing() -> dict[str, Any]:
+    """What is said of silence."""
+    return {"label": SILENCE, "scores": [], "modality_weights": {"audio": 0.0, "text": 0.0}}
+
+
+def _merge(timeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Joins what follows on each other with the same label, except silence; `score` is the label's mean over time."""
+    merged: list[dict[str, Any]] = []
+    for entry in timeline:
+        if entry["label"] == SILENCE:
+            continue
+        start, end, label, score = entry["start"], entry["end"], entry["label"], entry["scores"][0]["score"]
+        last = merged[-1] if merged else None
+        if last and last["label"] == label and start <= last["end"] + 1e-6:
+            seconds, added = last["end"] - last["start"], max(end - last["end"], 0.0)
+            if added:
+                last["score"] += (score - last["score"]) * added / (seconds + added)
+            last["end"] = max(end, last["end"])
+        else:
+            merged.append({"start": start, "end": end, "label": label, "score": score})
+    return merged
 
 
 class _Numbered(Dataset):

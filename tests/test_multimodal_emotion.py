@@ -31,6 +31,7 @@ from modeling_mmemo import (
     MultimodalEmotionPipeline,
     load_pipeline,
 )
+from modeling_mmemo.calls import summarize_call
 
 
 DEFAULT_MODEL = modeling_mmemo.pipelines.DEFAULT_MODEL
@@ -265,7 +266,8 @@ def test_half_precision(emotion, items):
         (object(), "audio: object is not an audio input; pass a path"),
         (np.zeros(99, np.float32), "audio: .*silent"),
         ({"path": "call.wav", "text": "so"}, r"unknown keys \['path'\]"),
-        ({"text": ["so"]}, "text: expected a str or None, got list"),
+        ({"text": 7}, "text: expected a str, word times or None, got int"),
+        ({"text": ["so"]}, "text: entry 0"),
         ({"text": "so", "word_times": [("sad", 0, 1)]}, "word_times: word 0, 'sad', does not occur"),
     ],
 )
@@ -394,3 +396,162 @@ def test_a_model_of_another_type_is_refused(processor):
 
     with pytest.raises(ValueError, match=r"models of type 'mmemo', not 'gpt2'; .*from_audio_text_pretrained"):
         MultimodalEmotionPipeline(model=other, processor=processor)
+
+
+def test_a_timeline_has_a_segment_every_half_second(emotion, make_clip):
+    words = [("i", 0.1, 0.4), ("am", 0.6, 0.8), ("happy", 3.0, 3.4)]
+    result = emotion({"audio": make_clip(6.2), "word_times": words}, return_timeline=True, voice_activity=False)
+    assert result.keys() == {"duration", "label", "scores", "modality_weights", "timeline", "spans"}
+    assert result["duration"] == pytest.approx(6.2)
+    timeline = result["timeline"]
+    assert [entry["start"] for entry in timeline] == [index * 0.5 for index in range(13)]
+    assert timeline[-1]["end"] == pytest.approx(6.2)
+    assert [entry["words"] for entry in timeline if entry["words"]] == [["i"], ["am"], ["happy"]]
+    for entry in timeline:
+        assert sum(score["score"] for score in entry["scores"]) == pytest.approx(1, abs=1e-5)
+        assert entry["label"] == entry["scores"][0]["label"]
+        assert sum(entry["modality_weights"].values()) == pytest.approx(1, abs=1e-5)
+    assert result["spans"][0]["start"] == 0
+    assert result["spans"][-1]["end"] == pytest.approx(6.2)
+
+
+def test_the_segments_of_a_short_clip_are_those_of_the_model(emotion, make_clip):
+    clip = make_clip(2.0)
+    inputs = emotion.processor(clip, segment_times=[[(0.0, 2.0), (0.0, 1.0)]], return_tensors="pt")
+    outputs = emotion.model(**inputs)
+    torch.testing.assert_close(outputs.segment_logits[:, 0], outputs.logits)
+    (entry,) = emotion(clip, segment_s=2.0, voice_activity=False)["timeline"]
+    scores = {score["label"]: score["score"] for score in entry["scores"]}
+    expected = outputs.logits.softmax(dim=-1)[0]
+    for index, label in emotion.model.config.id2label.items():
+        assert scores[label] == pytest.approx(expected[index].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 32])
+def test_a_timeline_does_not_depend_on_how_many_windows_are_run_at_once(emotion, make_clip, size):
+    item = {"audio": make_clip(9.7), "word_times": [("so", 1.0, 1.5), ("sad", 6.0, 6.5)]}
+    expected = emotion(item, return_timeline=True, voice_activity=False)
+    found = emotion(item, return_timeline=True, voice_activity=False, window_batch_size=size)
+    for entry, other in zip(found["timeline"], expected["timeline"], strict=True):
+        scores, others = ({score["label"]: score["score"] for score in one["scores"]} for one in (entry, other))
+        assert scores == pytest.approx(others, abs=1e-5)
+
+
+def test_timelines_of_many_and_of_none(emotion, make_clip):
+    clips = [make_clip(1.0), make_clip(1.6, 1)]
+    results = emotion(clips, return_timeline=True, voice_activity=False)
+    assert [len(result["timeline"]) for result in results] == [2, 4]
+    stream = emotion((clip for clip in clips), hop_s=0.25, voice_activity=False)
+    assert [len(result["timeline"]) for result in stream] == [4, 7]
+    with pytest.raises(ValueError, match="Item 1: "):
+        emotion([clips[0], "missing.wav"], return_timeline=True)
+    built = MultimodalEmotionPipeline(emotion.model, emotion.processor, return_timeline=True, voice_activity=False)
+    assert len(built(clips[0])["timeline"]) == 2
+    assert isinstance(built(clips[0], return_timeline=False, voice_activity=None), list)
+
+
+@pytest.mark.parametrize(
+    "granularity, expected",
+    [
+        ("word", [["I"], ["am"], ["sad."], ["You"], ["wait!"]]),
+        ("sentence", [["I", "am", "sad."], ["You", "wait!"]]),
+        ("utterance", [["I", "am", "sad.", "You", "wait!"]]),
+    ],
+)
+def test_granularity(emotion, make_clip, granularity, expected):
+    words = [("I", 0, 0.3), ("am", 0.3, 0.5), ("sad.", 0.5, 1), ("You", 1.2, 1.5), ("wait!", 1.5, 2)]
+    result = emotion(
+        {"audio": make_clip(2.5), "word_times": words}, granularity=granularity, voice_activity=False, top_k=1
+    )
+    assert [entry["words"] for entry in result["timeline"]] == expected
+    assert all(len(entry["scores"]) == 1 for entry in result["timeline"])
+
+
+def test_a_silent_recording_is_silence_and_no_error(emotion):
+    result = emotion(np.zeros(32_000, np.float32), return_timeline=True)
+    assert result["label"] == "silence"
+    assert result["scores"] == result["spans"] == []
+    assert [entry["label"] for entry in result["timeline"]] == ["silence"] * 4
+
+
+def test_the_two_channels_of_a_call(emotion, make_clip):
+    call = np.stack([make_clip(3.0), make_clip(3.0, 1)])
+    result = emotion(call, channels="split", customer=1, voice_activity=False)
+    assert result["speakers"].keys() == {"channel_0", "channel_1"}
+    assert result["speakers"]["channel_0"].keys() == {"speech"}
+    assert len(result["speakers"]["channel_1"]["timeline"]) == 6
+    alone = emotion(call[1], return_timeline=True, voice_activity=False)
+    assert result["speakers"]["channel_1"]["scores"] == alone["scores"]
+
+
+def test_the_turns_of_a_call(emotion, make_clip):
+    turns = [("ann", 0.0, 1.0), ("bob", 1.0, 2.2), ("ann", 2.5, 3.0)]
+    item = {"audio": make_clip(3.0), "word_times": [("so", 0.2, 0.4), ("sad", 2.6, 2.8)]}
+    result = emotion(item, speaker_turns=turns, customer="ann", voice_activity=False)
+    assert [(turn["speaker"], turn["start"], turn["end"]) for turn in result["turns"]] == turns
+    assert "label" not in result["turns"][1]
+    assert [result["turns"][index]["words"] for index in (0, 2)] == [["so"], ["sad"]]
+    assert result["turns"][0]["label"] in LABELS
+    assert len(result["speakers"]["ann"]["timeline"]) == 3
+    assert result["speakers"]["bob"] == {"speech": [(1.0, 2.2)]}
+    assert summarize_call(result)["speakers"]["ann"]["talk_seconds"] == pytest.approx(1.5)
+
+
+def test_below_the_threshold_it_is_uncertain(emotion):
+    item = {"text": "you are so sad"}
+    (best,) = emotion(item, top_k=1)
+    sure, unsure = (emotion(item, threshold=best["score"] + step) for step in (-1e-4, 1e-4))
+    assert sure["label"] == best["label"]
+    assert unsure["label"] == "uncertain"
+    assert unsure["scores"] == sure["scores"] == emotion(item)
+
+
+def test_a_sound_without_a_voice_is_never_a_sure_emotion(make_clip, example_audio):
+    embedded = load_pipeline()
+    time = np.arange(48_000) / 16_000
+    chord = sum(np.sin(2 * np.pi * tone * time) for tone in (220.0, 277.2, 329.6)) / 6
+    sounds = {
+        "tone": np.sin(2 * np.pi * 440 * time) / 2,
+        "music": chord * (0.6 + 0.4 * np.sin(2 * np.pi * 2 * time)),
+        "noise": np.random.default_rng(0).normal(scale=0.1, size=len(time)),
+    }
+    for sound in sounds.values():
+        sound = sound.astype(np.float32)
+        answer = embedded(sound, threshold=0.3, coverage=0.9)
+        assert answer["label"] == "uncertain"
+        assert len(answer["label_set"]) == 7
+        assert {entry["label"] for entry in embedded(sound, return_timeline=True)["timeline"]} == {"silence"}
+        # Beside words it counts as missing.
+        assert embedded({"audio": sound, "text": "What a lovely day!"}, threshold=0.3)["label"] == "happy"
+    assert embedded(str(example_audio), threshold=0.3)["label"] == "angry"
+
+
+def test_coverage_gives_the_labels_that_are_likely_enough(emotion, items):
+    steps = [index / 100 for index in range(101)]
+    emotion.model.config.conformal_quantiles = {"text": steps, "both": steps, "audio": [1.0] * 101}
+    item = {"text": "you are so sad"}
+    scores = emotion(item)
+    answer = emotion(item, coverage=0.9)
+    # Nine in ten true labels had a score of at least 1 - 0.9.
+    assert answer["label_set"] == [entry["label"] for entry in scores if entry["score"] >= 0.1]
+    assert emotion(item, coverage=0.01)["label_set"] == [scores[0]["label"]]
+    assert set(emotion({"audio": items[0]["audio"]}, coverage=0.5)["label_set"]) == LABELS
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        emotion(item, coverage=1.5)
+    emotion.model.config.conformal_quantiles = None
+    with pytest.raises(ValueError, match="needs this model's conformal_quantiles"):
+        emotion(item, coverage=0.9)
+
+
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"threshold": 1.5}, "threshold=1.5 must be a score"),
+        ({"threshold": 0.5, "function_to_apply": "none"}, "softmax of a single label"),
+        ({"return_timeline": False, "segment_s": 1.0}, r"return_timeline=False contradicts \['segment_s'\]"),
+        ({"segment_s": 9.0}, "segment_s=9.0 exceeds window_s=4.0"),
+    ],
+)
+def test_impossible_timelines_and_doubts_are_refused(emotion, make_clip, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        emotion(make_clip(1.0), **parameters)

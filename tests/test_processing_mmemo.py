@@ -29,7 +29,7 @@ def any_processor(request, tokenizer):
 
 
 def test_audio_and_text_give_all_inputs_of_the_model(processor, make_clip):
-    inputs = processor(audio=make_clip(0.5), text="I am happy", word_times=[("happy", 0, 1)], return_tensors="pt")
+    inputs = processor(audio=make_clip(0.5), text="I am happy", word_times=[("happy", 0, 0.5)], return_tensors="pt")
     assert {name: (tuple(value.shape), value.dtype) for name, value in inputs.items()} == {
         "input_features": ((1, 16, 50), torch.float32),
         "audio_attention_mask": ((1, 50), torch.int64),
@@ -133,11 +133,61 @@ def test_audio_kwargs_reach_the_extractor(processor, make_clip):
     assert inputs["audio_attention_mask"].sum() == 50
 
 
-def test_what_prepare_returns_is_prepared(processor, make_clip):
-    item = processor.prepare(make_clip(sampling_rate=8_000), " ", [("happy ", 1, 2)], sampling_rate=8_000)
+def test_what_prepare_returns_is_prepared(processor, make_clip, caplog):
+    words = [("so ", 0, 0.3), ("happy you", 0.2, 0.9)]
+    item = processor.prepare(make_clip(sampling_rate=8_000), " ", words, sampling_rate=8_000)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "1 of 2 timed words or phrases overlapped the next",
+        "2 of 3 words ended beyond the audio, which lasts 0.50 s",
+    ]
     again = processor.prepare(**item)
-    np.testing.assert_array_equal(item["audio"], again.pop("audio"))
-    assert again == {"text": "happy", "word_times": [("happy", 1.0, 2.0)]}
+    np.testing.assert_array_equal(item.pop("audio"), again.pop("audio"))
+    assert again == item
+    assert again["text"] == "so happy you"
+    np.testing.assert_allclose([times for _, *times in again["word_times"]], [[0, 0.2], [0.2, 0.5], [0.5, 0.5]])
+    assert len(caplog.records) == 2
+
+
+TIMED_FORMS = {
+    "tuples": [("so", 0.1, 0.2), ("sad", 0.3, 0.4)],
+    "chunks": [{"text": "so", "timestamp": (0.1, 0.2)}, {"text": "sad", "timestamp": (0.3, 0.4)}],
+    "asr": {
+        "text": "so sad",
+        "chunks": [{"text": "so", "timestamp": (0.1, 0.2)}, {"text": "sad", "timestamp": (0.3, 0.4)}],
+    },
+    "srt": "1\n00:00:00,100 --> 00:00:00,200\nso\n\n2\n00:00:00,300 --> 00:00:00,400\nsad\n",
+    "vtt": "WEBVTT\n\n00:00.100 --> 00:00.200\nso\n\n00:00.300 --> 00:00.400\nsad\n",
+}
+
+
+@pytest.fixture(params=[*TIMED_FORMS, "path"])
+def timed(request, tmp_path):
+    """The same two words in every form."""
+    if request.param != "path":
+        return TIMED_FORMS[request.param]
+    path = tmp_path / "call.srt"
+    path.write_text(TIMED_FORMS["srt"])
+    return path
+
+
+@pytest.mark.parametrize("name", ["word_times", "text"])
+def test_timed_words_come_in_any_form_alone_and_in_a_batch(processor, make_clip, timed, name):
+    expected = processor(text=["so sad"], word_times=[TIMED_FORMS["tuples"]], return_tensors="pt")
+    assert expected["token_times"][0, 1:3].flatten().tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    alone = processor(**{name: timed}, return_tensors="pt")
+    assert alone.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(alone[key], expected[key])
+    for batch in ([timed, None], [None, timed]):
+        inputs = processor(audio=[make_clip()] * 2, **{name: batch}, return_tensors="pt")
+        row = batch.index(timed)
+        torch.testing.assert_close(inputs["token_times"][row], expected["token_times"][0])
+        assert inputs["attention_mask"].any(dim=1).tolist() == [row == 0, row == 1]
+
+
+def test_texts_with_and_without_times_share_a_batch(processor):
+    inputs = processor(text=["so sad", TIMED_FORMS["srt"], TIMED_FORMS["tuples"], "call.srt"], return_tensors="pt")
+    assert (inputs["token_times"] >= 0).any(dim=(1, 2)).tolist() == [False, True, True, False]
 
 
 def test_texts_are_truncated_aloud(processor, caplog):
@@ -221,7 +271,7 @@ def test_truncation_keeps_the_times_aligned(processor):
     [
         ("so so", ["so", "so"], [1, 2]),  # each behind its predecessor
         ("sad.", ["SAD"], [1, None]),  # whatever the case
-        ("i am so", ["am so"], [None, 1, 1]),  # a phrase
+        ("i am  so", ["am so"], [None, 1, 1.5]),  # a phrase, by its words
         ("not so", ["so"], [None, 1]),  # words may be left out
         ("not iso i", ["i"], [None, None, 1]),  # a whole word before a part of one
         ("iso i", ["i", "so"], [1, None]),  # but first of all what comes next
@@ -229,7 +279,7 @@ def test_truncation_keeps_the_times_aligned(processor):
     ],
 )
 def test_words_are_found_in_their_order(processor, text, words, starts):
-    word_times = [(word, position + 1, 9) for position, word in enumerate(words)]
+    word_times = [(word, position, position + 1) for position, word in enumerate(words, start=1)]
     times = processor(text=text, word_times=word_times, return_tensors="pt")["token_times"]
     assert times[0, 1:-1, 0].tolist() == [-1.0 if start is None else float(start) for start in starts]
 
@@ -260,7 +310,16 @@ def test_no_word_times_are_none(processor):
         ({"text": ["a"], "word_times": [None, None]}, "Got 1 texts but 2 lists of word times"),
         ({"text": ["so", None]}, r"audio\[1\] and text\[1\] are both missing"),
         ({"text": ["so", " \t"]}, r"audio\[1\] and text\[1\] are both missing.*blank text counts as missing"),
-        ({"text": ["so", 3]}, r"text\[1\]: expected a str or None, got int"),
+        ({"text": ["so", 3]}, r"text\[1\]: expected a str, word times or None, got int"),
+        ({"text": ["so", [("so", 2, 1)]]}, r"text\[1\]: word 0, 'so', has start=2 and end=1"),
+        (
+            {"text": [[("so", 0, 1)]], "word_times": [[("so", 0, 1)]]},
+            r"text\[0\] and word_times\[0\] both say when words were spoken; pass a plain str as text",
+        ),
+        (
+            {"audio": np.ones(16_000), "word_times": [("so", 1000, 2000)]},
+            r"word_times\[0\]: word 0, 'so', starts at 1000.00 s, but the audio lasts 1.00 s.* in ms",
+        ),
         ({"text": ["so", "so"], "audio": [None, "no_such.wav"]}, r"audio\[1\]: Cannot read no_such.wav"),
         ({"text": ["so", "so"], "audio": [None, np.full(9, np.nan)]}, r"audio\[1\]: .*NaN"),
         (
@@ -327,14 +386,6 @@ def test_saved_and_loaded_it_is_the_same(kind, has_text, tokenizer, make_clip, t
             torch.testing.assert_close(actual[name], expected[name], atol=0, rtol=0)
 
 
-def test_the_last_chunk_of_an_asr_pipeline_may_lack_its_end(processor):
-    chunks = [{"text": " so", "timestamp": (0.1, 0.4)}, {"text": " happy", "timestamp": (0.4, None)}]
-
-    times = processor(text="so happy", word_times=chunks, return_tensors="np")["token_times"]
-
-    np.testing.assert_allclose(times[0], [[-1, -1], [0.1, 0.4], [0.4, 0.4], [-1, -1]], atol=1e-6)
-
-
 def test_word_times_of_another_type_are_refused(processor):
-    with pytest.raises(ValueError, match=r"word_times\[0\]: expected a list of \(word, start, end\), got int"):
+    with pytest.raises(ValueError, match=r"word_times\[0\]: expected a list of \(word, start, end\) .*; got int"):
         processor(text="so happy", word_times=3)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from modeling_mmemo.audio_loading_mmemo import SILENCE_PEAK
 from modeling_mmemo.data.augmentation import add_noise, telephone
 from modeling_mmemo.evaluation.scoring import score_items
-from modeling_mmemo.feature_extraction_mmemo import SILENCE_PEAK
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
 
 

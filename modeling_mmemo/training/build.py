@@ -56,7 +56,11 @@ def build_model(
     }
     if args.model_name_or_path is not None:
         model = MMEmoForEmotionRecognition.from_pretrained(
-            args.model_name_or_path, ignore_mismatched_sizes=True, temperature=1.0, **settings
+            args.model_name_or_path,
+            ignore_mismatched_sizes=True,
+            temperature=1.0,
+            conformal_quantiles=None,
+            **settings,
         )
         return model, MMEmoProcessor.from_pretrained(args.model_name_or_path), []
 

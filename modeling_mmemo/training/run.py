@@ -18,7 +18,7 @@ from modeling_mmemo.data.splits import leak_check, split_by_speaker
 from modeling_mmemo.training.adapters import log_trainable, set_trainable
 from modeling_mmemo.training.arguments import Arguments, DataArguments, EmotionTrainingArguments, ModelArguments
 from modeling_mmemo.training.build import build_model
-from modeling_mmemo.training.calibration import fit_temperature
+from modeling_mmemo.training.calibration import fit_quantiles, fit_temperature
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import standardize, tower_states
 from modeling_mmemo.training.rows import EmotionRows, EmotionStream
@@ -197,13 +197,16 @@ def round_towers(model: MMEmoForEmotionRecognition) -> None:
 
 
 def calibrate(trainer: EmotionTrainer) -> None:
-    """Sets the model's temperatures by its answers on the development sets."""
-    temperatures = {}
+    """Sets the model's temperatures and quantiles by its answers on the development sets."""
+    temperatures, quantiles = {}, {}
     for presence, names in CALIBRATED_ON.items():
         for name in [name for name in names if name in trainer.eval_dataset][:1]:
             answers = trainer.predict(trainer.eval_dataset[name])
             temperatures[presence] = round(fit_temperature(answers.predictions, answers.label_ids), 4)
+            logits = answers.predictions / temperatures[presence]
+            quantiles[presence] = fit_quantiles(logits, answers.label_ids)
     trainer.model.config.temperature = temperatures
+    trainer.model.config.conformal_quantiles = quantiles or None
 
 
 def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path, stored_dtype: str) -> None:

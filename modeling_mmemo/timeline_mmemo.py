@@ -1,0 +1,405 @@
+"""
+Emotion over time: a recording is cut into windows that the model hears one by one, and their answers are put together.
+
+Deliberate choices:
+- A window is a clip: the model hears it as it would hear a file of that length, so live and offline agree, and so do a
+  batch and one window.
+- The encoder runs once a window; the segments inside are pooled from its states. Windows overlap by a quarter by
+  default, so an hour costs a third more than its sound, and not as many times more as a window has segments.
+- What is not speech is never answered for: a window without a voice is not even run.
+"""
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .audio_loading_mmemo import MIN_AUDIO_SECONDS, SILENCE_PEAK
+from .voice_activity_mmemo import FRAME_SAMPLES, SAMPLING_RATE, SPEECH_PROBABILITY, VoiceActivityDetector
+from .word_times_mmemo import split_sentences
+
+
+GRANULARITIES = ("word", "segment", "sentence", "utterance")
+FRAME_SECONDS = FRAME_SAMPLES / SAMPLING_RATE
+# Speech in less of a segment is a breath or the edge of a word next to it.
+MIN_SPEECH_SHARE = 0.2
+# Pauses up to this long belong to the speech around them, seconds.
+SPEECH_GAP = 0.3
+EPSILON = 1e-6  # seconds; sums of hops are not exact
+
+Word = tuple[str, float, float]
+
+
+@dataclass(frozen=True)
+class TimelineOptions:
+    """
+    How a recording is cut.
+
+    Args:
+        segment_s (`float`, *optional*, defaults to 0.5), hop_s (`float`, *optional*):
+            Length of a segment, and the time from the start of one to the next, in seconds; `segment_s` by default.
+        granularity (`str`, *optional*, defaults to `"segment"`):
+            What gets an answer: every `"segment"`, every `"word"` or `"sentence"` of a transcript with times, or the
+            `"utterance"` as a whole.
+        window_s (`float`, *optional*, defaults to 4.0), window_hop_s (`float`, *optional*, defaults to 3.0):
+            Length of the windows that the model hears, and the time from one to the next. A segment's answer is the
+            mean over the windows that hold it, so a shorter hop answers better and costs more.
+        context_s (`float`, *optional*, defaults to 3.5):
+            What is shorter is answered for from so many seconds around its middle, as far as the window reaches.
+        latency_s (`float`, *optional*):
+            Only windows that end by so many seconds after a segment, and the first of all, count for it; all that
+            hold it by default.
+        voice_activity (`bool`, *optional*, defaults to `True`):
+            Whether what is no speech is left out, and marked as silence.
+
+    Raises:
+        ValueError: If a number is impossible, or two contradict each other.
+    """
+
+    segment_s: float = 0.5
+    hop_s: float | None = None
+    granularity: str = "segment"
+    window_s: float = 4.0
+    window_hop_s: float = 3.0
+    context_s: float = 3.5
+    latency_s: float | None = None
+    voice_activity: bool = True
+
+    def __post_init__(self):
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(f"granularity={self.granularity!r} is unknown; choose one of {GRANULARITIES}.")
+        for name in ("segment_s", "hop_s", "window_s", "window_hop_s", "context_s", "latency_s"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f"{name}={value!r} must be a positive number of seconds.")
+        if self.window_hop_s > self.window_s:
+            raise ValueError(
+                f"window_hop_s={self.window_hop_s} exceeds window_s={self.window_s}: what lies between two windows "
+                "would never be heard."
+            )
+        if self.segment_s > self.window_s:
+            raise ValueError(f"segment_s={self.segment_s} exceeds window_s={self.window_s}; lengthen the window.")
+        if self.latency_s is not None and self.latency_s + EPSILON < self.window_hop_s - self.segment_hop:
+            raise ValueError(
+                f"latency_s={self.latency_s} is too short for a window every window_hop_s={self.window_hop_s} s: with "
+                f"segments every {self.segment_hop} s it must be at least {self.window_hop_s - self.segment_hop:g}."
+            )
+
+    @property
+    def segment_hop(self) -> float:
+        return self.segment_s if self.hop_s is None else self.hop_s
+
+
+@dataclass(eq=False)
+class Span:
+    """A stretch of a recording that gets an answer of its own.
+
+    Args:
+        start, end (`float`): In seconds from the beginning of the recording.
+        words (`list[str]`): What is said in it.
+        scores (`np.ndarray` of shape `(num_labels,)`, *optional*): The answer; `None` where nothing is said.
+        modality_weights (`np.ndarray` of shape `(2,)`, *optional*): Shares of audio and text in it.
+    """
+
+    start: float
+    end: float
+    words: list[str] = field(default_factory=list)
+    scores: np.ndarray | None = None
+    modality_weights: np.ndarray | None = None
+    seconds_heard: float = 0.0
+
+    @property
+    def reach(self) -> float:
+        """Where it ends, as far as windows are concerned: a word of no length counts for a frame."""
+        return max(self.end, self.start + FRAME_SECONDS)
+
+    def add(self, scores: np.ndarray, modality_weights: np.ndarray, seconds: float) -> None:
+        """Takes the answer of one more window, which holds so many seconds of it, into the mean."""
+        self.seconds_heard += seconds
+        share = seconds / self.seconds_heard
+        if self.scores is None or self.modality_weights is None:
+            self.scores, self.modality_weights = scores, modality_weights
+        else:
+            self.scores = self.scores + share * (scores - self.scores)
+            self.modality_weights = self.modality_weights + share * (modality_weights - self.modality_weights)
+
+
+@dataclass(eq=False)
+class Window:
+    """What the model is to hear at once.
+
+    Args:
+        start, end (`float`): In seconds from the beginning of the track.
+        item (`dict`): `audio`, `text`, `word_times` and `segment_times`, as the processor takes them.
+        spans (`list[Span]`), seconds (`list[float]`): What it answers for, and how much of each it holds.
+    """
+
+    start: float
+    end: float
+    item: dict[str, Any]
+    spans: list[Span]
+    seconds: list[float]
+    is_answered: bool = False
+
+    def take(self, scores: np.ndarray, modality_weights: np.ndarray) -> None:
+        """Hands the answers, of shapes `(spans, num_labels)` and `(spans, 2)`, to its spans."""
+        for span, *answer in zip(self.spans, scores, modality_weights, self.seconds):
+            span.add(*answer)
+        self.is_answered = True
+
+
+class Track:
+    """
+    One voice on its way through the model: samples go in, windows come out; once those are answered, so are the spans.
+
+    Its state is bounded: about a window of samples and what is open, however long the recording.
+
+    Args:
+        options ([`TimelineOptions`]): How it is cut.
+        sampling_rate (`int`): Of its samples, in Hz.
+        words (`list` of `(word, start, end)`, *optional*): What is said when, in seconds.
+        text (`str`, *optional*): What is said, if nobody knows when; it counts in every window.
+        answers (`bool`, *optional*, defaults to `True`): Whether there are windows; without, it only finds speech.
+
+    Raises:
+        ValueError: If the options ask for words and there are none, or for a detector that the rate does not suit.
+    """
+
+    def __init__(
+        self,
+        options: TimelineOptions,
+        sampling_rate: int,
+        words: Iterable[Word] = (),
+        text: str | None = None,
+        answers: bool = True,
+    ):
+        if options.voice_activity and sampling_rate != SAMPLING_RATE:
+            raise ValueError(
+                f"Speech is told from silence at {SAMPLING_RATE} Hz, but this model hears {sampling_rate} Hz; pass "
+                "voice_activity=False."
+            )
+        self.options = options
+        self.sampling_rate = sampling_rate
+        self.text = text
+        self.detector = VoiceActivityDetector() if options.voice_activity else None
+        self.words: deque[Word] = deque(words)
+        self.duration = 0.0
+        self._answers = answers
+        self._is_finished = False
+        # Samples from `_buffer_start` on, and which frames hold speech from `_voiced_start` on.
+        self._buffer = np.zeros(0, np.float32)
+        self._buffer_start = 0
+        self._voiced = np.zeros(0, bool)
+        self._voiced_start = 0
+        self._num_windows = 0
+        self._unanswered: deque[Window] = deque()
+        self._num_segments = 0
+        self._open: deque[Span] = deque(self._known_spans() if answers else ())
+        self._speech: list[tuple[float, float]] = []
+
+    def _known_spans(self) -> list[Span]:
+        """The spans that do not depend on how long the recording is."""
+        if self.options.granularity == "segment":
+            return []
+        if self.options.granularity == "utterance":
+            return [Span(0.0, math.inf)]
+        if not self.words:
+            raise ValueError(
+                f"granularity={self.options.granularity!r} needs to know when words are said; pass word_times, "
+                "subtitles or a transcriber, or choose 'segment'."
+            )
+        words = list(self.words)
+        is_sentence = self.options.granularity == "sentence"
+        ranges = split_sentences(words) if is_sentence else [(index, index + 1) for index in range(len(words))]
+        return [
+            Span(words[begin][1], words[stop - 1][2], [word for word, _, _ in words[begin:stop]])
+            for begin, stop in ranges
+        ]
+
+    def hear_of(self, words: Iterable[Word]) -> None:
+        """Takes words that became known on the way; they count for what is not answered yet."""
+        self.words.extend(words)
+
+    def feed(self, samples: np.ndarray) -> Iterator[Window]:
+        """Takes the next samples, `(samples,)`; returns the windows that are complete now."""
+        self._buffer = np.concatenate([self._buffer, samples])
+        self.duration = (self._buffer_start + len(self._buffer)) / self.sampling_rate
+        if self.detector is not None:
+            self._listen(self.detector(samples))
+        return self._complete_windows()
+
+    def advance(self, seconds: float) -> Iterator[Window]:
+        """Lets time pass in which there are words and no audio; returns the windows that are complete now."""
+        self.duration += seconds
+        return self._complete_windows()
+
+    def finish(self) -> Iterator[Window]:
+        """Ends the recording; returns the last window, which reaches back as far as the others are long."""
+        self._is_finished = True
+        if self.detector is not None:
+            self._listen(self.detector(np.zeros(FRAME_SAMPLES, np.float32)))
+        yield from self._complete_windows()
+        for span in self._open:
+            span.end = min(span.end, self.duration)
+        if self.duration > self._covered + EPSILON:
+            # What was settled before stays so, as who listens live has it already.
+            settled = [span for span in self._open if self._is_settled(span, *self._next_window)]
+            yield from self._window(max(0.0, self.duration - self.options.window_s), self.duration, settled)
+
+    def pop(self) -> Iterator[Span]:
+        """Returns, in their order, the spans whose answers no window will change any more."""
+        while self._unanswered and self._unanswered[0].is_answered:
+            self._unanswered.popleft()
+        # The next window that may change an answer.
+        start, end = self._next_window
+        if self._unanswered:
+            start, end = self._unanswered[0].start, self._unanswered[0].end
+        is_last = self._is_finished and not self._unanswered
+        while self._open and (is_last or self._is_settled(self._open[0], start, end)):
+            span = self._open.popleft()
+            span.words = self._words_in(span)
+            if not span.words and not self._is_voiced(span.start, span.end):
+                span.scores = span.modality_weights = None
+            yield span
+        self._forget()
+
+    def pop_speech(self) -> list[tuple[float, float]]:
+        """Returns where a voice was heard since the last call, start and end in seconds; an open stretch stays."""
+        done = len(self._speech) if self._is_finished else max(len(self._speech) - 1, 0)
+        speech, self._speech = self._speech[:done], self._speech[done:]
+        return [(start, min(end, self.duration)) for start, end in speech if start < self.duration]
+
+    @property
+    def _covered(self) -> float:
+        """Up to where the windows so far reach, in seconds."""
+        return (
+            (self._num_windows - 1) * self.options.window_hop_s + self.options.window_s if self._num_windows else 0.0
+        )
+
+    @property
+    def _next_window(self) -> tuple[float, float]:
+        start = self._num_windows * self.options.window_hop_s
+        return start, start + self.options.window_s
+
+    @property
+    def _known(self) -> float:
+        """Up to when all is known of the recording, in seconds."""
+        if self.detector is None:
+            return self.duration
+        return min(self.duration, (self._voiced_start + len(self._voiced)) * FRAME_SECONDS)
+
+    def _listen(self, probabilities: np.ndarray) -> None:
+        first = self._voiced_start + len(self._voiced)
+        voiced = probabilities >= SPEECH_PROBABILITY
+        self._voiced = np.concatenate([self._voiced, voiced])
+        for frame in (np.flatnonzero(voiced) + first).tolist():
+            start, end = frame * FRAME_SECONDS, (frame + 1) * FRAME_SECONDS
+            if self._speech and start - self._speech[-1][1] <= SPEECH_GAP:
+                start = self._speech.pop()[0]
+            self._speech.append((start, end))
+
+    def _is_voiced(self, start: float, end: float) -> bool:
+        """Whether a voice is heard in a stretch, as far as is known."""
+        if self.detector is None:
+            return True
+        end = min(end, self.duration)
+        first = max(int(start / FRAME_SECONDS), self._voiced_start)
+        voiced = self._voiced[first - self._voiced_start : math.ceil(end / FRAME_SECONDS) - self._voiced_start]
+        starts = (first + np.flatnonzero(voiced)) * FRAME_SECONDS
+        seconds = (np.minimum(starts + FRAME_SECONDS, end) - np.maximum(starts, start)).sum()
+        return bool(seconds >= MIN_SPEECH_SHARE * min(end - start, self.options.segment_s) - EPSILON)
+
+    def _is_late(self, span: Span, window_end: float) -> bool:
+        """Whether a window ends too late to count for a span; the first of all never does."""
+        latency_s, first = self.options.latency_s, self.options.window_s
+        return latency_s is not None and window_end > max(span.end + latency_s, first) + EPSILON
+
+    def _is_settled(self, span: Span, window_start: float, window_end: float) -> bool:
+        """Whether neither this window nor any behind it counts for a span."""
+        return window_start >= span.reach - EPSILON or self._is_late(span, window_end)
+
+    def _words_in(self, span: Span) -> list[str]:
+        """The words of a span: those that it was made from, or those whose middles lie in it."""
+        if self.options.granularity in ("word", "sentence"):
+            return span.words
+        words = []
+        for word, start, end in self.words:
+            if start >= span.end:
+                break
+            if span.start <= (start + end) / 2 < span.end:
+                words.append(word)
+        return words
+
+    def _complete_windows(self) -> Iterator[Window]:
+        if not self._answers:
+            self._forget()
+            return
+        self._open_segments()
+        while self._next_window[1] <= self._known + EPSILON:
+            start, end = self._next_window
+            self._num_windows += 1
+            yield from self._window(start, end)
+
+    def _open_segments(self) -> None:
+        """Opens the segments that begin in what is there so far."""
+        if self.options.granularity != "segment":
+            return
+        while (start := self._num_segments * self.options.segment_hop) < self.duration - EPSILON:
+            self._open.append(Span(start, start + self.options.segment_s))
+            self._num_segments += 1
+
+    def _window(self, start: float, end: float, settled: Collection[Span] = ()) -> Iterator[Window]:
+        """Yields the window from `start` to `end`, unless there is nothing but the `settled` to answer for in it."""
+        spans, seconds, times = [], [], []
+        for span in self._open:
+            if span.start >= end - EPSILON:
+                break
+            begin, stop = max(span.start, start), min(span.reach, end)
+            if stop <= begin + EPSILON or self._is_late(span, end) or span in settled:
+                continue
+            if not (self._words_in(span) or self._is_voiced(begin, stop)):
+                continue
+            middle, reach = (span.start + span.end) / 2, self.options.context_s / 2
+            spans.append(span)
+            seconds.append(stop - begin)
+            if span.end < math.inf:
+                begin, stop = min(begin, middle - reach), max(stop, middle + reach)
+            times.append((max(begin - start, 0.0), min(stop - start, end - start)))
+        item = self._item(start, end)
+        if spans and (item["audio"] is not None or item["text"] is not None):
+            window = Window(start, end, item | {"segment_times": times}, spans, seconds)
+            self._unanswered.append(window)
+            yield window
+
+    def _item(self, start: float, end: float) -> dict[str, Any]:
+        """What is heard and said from `start` to `end`, in the processor's form."""
+        first, last = (round(time * self.sampling_rate) - self._buffer_start for time in (start, end))
+        samples = self._buffer[first:last]
+        is_heard = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and np.abs(samples).max() >= SILENCE_PEAK
+        audio = samples if is_heard else None
+        if self.text is not None:
+            return {"audio": audio, "text": self.text, "word_times": None}
+        words = [
+            (word, max(begin - start, 0.0), min(stop, end) - start)
+            for word, begin, stop in self.words
+            if begin < end and max(stop, begin + EPSILON) > start
+        ]
+        text = " ".join(word for word, _, _ in words) or None
+        return {"audio": audio, "text": text, "word_times": words or None}
+
+    def _forget(self) -> None:
+        """Drops what neither a window nor an open span can ask for any more."""
+        # The last window may begin wherever the windows so far end, less their length.
+        needed = max(self._covered - self.options.window_s, 0.0) if self._answers else self.duration
+        surplus = round(needed * self.sampling_rate) - self._buffer_start
+        if 0 < surplus <= len(self._buffer):
+            self._buffer, self._buffer_start = self._buffer[surplus:], self._buffer_start + surplus
+        needed = min(needed, self._open[0].start) if self._open else needed
+        surplus = min(int(needed / FRAME_SECONDS) - self._voiced_start, len(self._voiced))
+        if surplus > 0:
+            self._voiced, self._voiced_start = self._voiced[surplus:], self._voiced_start + surplus
+        while self.words and self.words[0][2] < needed:
+            self.words.popleft()

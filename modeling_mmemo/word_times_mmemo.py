@@ -1,0 +1,370 @@
+"""
+Word times of MMEmo: when each word was spoken, from a list, an ASR pipeline, subtitles or a transcriber.
+
+Deliberate choices:
+- Every form becomes one list of single words, `(word, start, end)` in seconds, sorted and without overlaps. Reading
+  that list again changes nothing and logs nothing.
+- Within a phrase, time goes by the number of characters: the times of a phrase are known, those of its words guessed.
+- Of what a person wrote, bad times are refused; of what a transcriber heard, they are straightened.
+"""
+
+import html
+import math
+import os
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from numbers import Real
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from transformers import AutomaticSpeechRecognitionPipeline, Pipeline, PreTrainedModel
+from transformers.utils import logging
+
+from .audio_loading_mmemo import SILENCE_PEAK, load_audio
+
+
+logger = logging.get_logger(__name__)
+
+WordTimes: TypeAlias = list[tuple[str, float, float]] | list[dict[str, Any]] | dict[str, Any] | str | os.PathLike
+"""
+The words of one text and when they were spoken, in any of these forms, with times in seconds:
+
+- a list of words or phrases in their order, each with its start and end: `("hello", 0.3, 0.7)`;
+- the chunks of an ASR pipeline, `{"text": "hello", "timestamp": (0.3, 0.7)}`, or its whole output with `"chunks"`;
+- subtitles, SRT or WebVTT: a path (`str` or `os.PathLike`) that ends in .srt or .vtt, or their content as a `str`.
+
+The words of a phrase share its time by their numbers of characters. Words of the text may be left out.
+"""
+
+WORD_TIMES_FORMS = (
+    "a list of (word, start, end) in seconds, the output of an ASR pipeline with its chunks, or SRT or WebVTT "
+    "subtitles, as their content or as a path that ends in .srt or .vtt"
+)
+TRANSCRIBER_FORMS = (
+    'pipeline("automatic-speech-recognition", model=...) of transformers, a faster_whisper.WhisperModel, or a '
+    "function of (samples, sampling_rate) that returns words and their times"
+)
+SUBTITLE_SUFFIXES = (".srt", ".vtt")
+# How far beyond the end of the audio a word may start, and up to where its end counts as rounded, not as cut.
+LATE_START_SECONDS = 0.5
+ROUNDING_SECONDS = 0.01
+SENTENCE_PAUSE_SECONDS = 1.0
+FASTER_WHISPER_RATE = 16_000  # Hz
+# CTC encoders attend to all that they are given, so hours go to them in pieces.
+CTC_CHUNK_SECONDS = 30
+
+_TIME = r"(?:\d{1,4}:)?\d{1,2}:\d{1,2}[.,]\d{1,3}"
+_CUE_TIMES = re.compile(rf"{_TIME}[ \t]*-->[ \t]*{_TIME}")
+_INLINE_TIME = re.compile(rf"<{_TIME}>")
+_VTT_HEADER = re.compile(r"\s*WEBVTT(?:[ \t][^\n]*\n|\n|\s*$)")
+_SENTENCE_END = re.compile(r"""[.?!…。？！]["'”’»›)\]}」』）】》〉]*$""")  # noqa: RUF001
+
+
+def read_word_times(word_times: WordTimes) -> list[tuple[str, float, float]]:
+    """
+    Reads word times of any form.
+
+    Args:
+        word_times (`WordTimes`): In any of the forms that [`WordTimes`] lists.
+
+    Returns:
+        `list[tuple[str, float, float]]`: single words with start and end in seconds, sorted and without overlaps.
+        Where an entry reaches into the next one it ends there, which is logged. An ASR chunk without an end ends where
+        the next one starts, the last one where it starts itself; chunks and subtitles without text are left out.
+
+    Raises:
+        ValueError: if it has no accepted form, a file cannot be read or pysubs2, which reads subtitles, is missing; if
+            a time is negative, NaN or infinite or an end lies before its start; if a list is not sorted by start.
+    """
+    if isinstance(word_times, (str, os.PathLike)):
+        entries = _read_entries(_read_subtitles(word_times))
+    elif isinstance(word_times, dict):
+        if not isinstance(word_times.get("chunks"), (list, tuple)):
+            raise ValueError(
+                f"dict with keys {list(word_times)} has no list of 'chunks'; call the ASR pipeline with "
+                "return_timestamps='word'."
+            )
+        entries = _read_entries(word_times["chunks"])
+    elif isinstance(word_times, (list, tuple)):
+        entries = _read_entries(word_times)
+    else:
+        raise ValueError(f"expected {WORD_TIMES_FORMS}; got {type(word_times).__name__}.")
+
+    words, overlaps = [], 0
+    for position, (text, start, end) in enumerate(entries):
+        limit = entries[position + 1][1] if position + 1 < len(entries) else math.inf
+        if end is None:
+            end = start if math.isinf(limit) else limit
+        overlaps += end > limit
+        words += _spread(text, start, min(end, limit))
+    if overlaps:
+        logger.warning(f"{overlaps} of {len(entries)} timed words or phrases overlapped the next; they now end there.")
+    return words
+
+
+def _read_entries(entries: list[Any] | tuple[Any, ...]) -> list[tuple[str, float, float | None]]:
+    """Checks words or phrases and returns them as `(text, start, end)`; the end of an ASR chunk may be `None`."""
+    read: list[tuple[str, float, float | None]] = []
+    for position, entry in enumerate(entries):
+        is_chunk = isinstance(entry, dict)
+        try:
+            text, start, end = (entry["text"], *entry["timestamp"]) if is_chunk else entry
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"entry {position} is {entry!r}; expected (word, start, end) or "
+                "{'text': word, 'timestamp': (start, end)}, in seconds."
+            ) from error
+        if is_chunk and isinstance(text, str) and not text.strip():
+            continue
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"word {position} is {text!r}; expected a str that is not blank.")
+        is_open = is_chunk and end is None
+        last = start if is_open else end
+        numbers = isinstance(start, Real) and isinstance(last, Real)
+        if not numbers or not 0 <= start <= last < math.inf:
+            raise ValueError(
+                f"word {position}, {text!r}, has start={start!r} and end={end!r}; expected finite seconds with "
+                "0 <= start <= end."
+            )
+        if read and start < read[-1][1]:
+            raise ValueError(
+                f"word {position}, {text!r}, starts at {start} s, before the word before it, which starts at "
+                f"{read[-1][1]} s; sort the words by their start."
+            )
+        read.append((text, float(start), None if is_open else float(last)))
+    return read
+
+
+def _spread(text: str, start: float, end: float) -> list[tuple[str, float, float]]:
+    """Gives each word of a text its part of the time, by its number of characters."""
+    words = text.split()
+    ends = np.cumsum([0, *map(len, words)])
+    edges = np.interp(ends, ends[[0, -1]], [start, end]).tolist()
+    return [(word, *times) for word, times in zip(words, pairwise(edges))]
+
+
+def is_subtitles(text: str) -> bool:
+    """Whether a text is the content of SRT or WebVTT: it begins with a line WEBVTT or has `-->` between two times."""
+    text = _with_plain_lines(text)
+    return _VTT_HEADER.match(text) is not None or _CUE_TIMES.search(text) is not None
+
+
+def _with_plain_lines(text: str) -> str:
+    return re.sub(r"\r\n?", "\n", text.removeprefix("\ufeff"))
+
+
+def _read_subtitles(subtitles: str | os.PathLike) -> list[tuple[str, float, float]]:
+    """Reads SRT or WebVTT, given as content or path, into `(text, start, end)` in seconds, sorted by start."""
+    content = _with_plain_lines(_load_subtitles(subtitles))
+    try:
+        import pysubs2
+    except ImportError as error:
+        raise ValueError(
+            "reading subtitles takes the library pysubs2; pip install pysubs2, or pass a list of (word, start, end)."
+        ) from error
+
+    content = _INLINE_TIME.sub("", content)
+    cues = content.count("-->")
+    is_vtt = _VTT_HEADER.match(content) is not None
+    # pysubs2 takes for text whatever lies between two cues: of WebVTT, names of cues, notes and styles.
+    blocks = re.split(r"\n\n+", content) if is_vtt else [content]
+    blocks = [block[times.start() :] for block in blocks if (times := _CUE_TIMES.search(block))]
+    # It also drops a last line of digits, as the number of the next cue: here is one to drop.
+    parsed = pysubs2.SSAFile.from_string("".join(f"{block}\n\n0\n" for block in blocks), "vtt" if is_vtt else "srt")
+    if len(parsed) != cues:
+        raise ValueError(
+            f"the subtitles have '-->' {cues} times, but {len(parsed)} cues could be read; expected times of cues as "
+            "HH:MM:SS,mmm in SRT, and as MM:SS.mmm or HH:MM:SS.mmm under a first line WEBVTT in WebVTT."
+        )
+    timed = [(html.unescape(cue.plaintext), cue.start / 1000, cue.end / 1000) for cue in parsed if cue.is_text]
+    return sorted((cue for cue in timed if cue[0].strip()), key=lambda cue: cue[1])
+
+
+def _load_subtitles(subtitles: str | os.PathLike) -> str:
+    """Returns the content of subtitles that are given as such or by their path; of nothing at all, it is empty."""
+    if isinstance(subtitles, str) and (is_subtitles(subtitles) or not subtitles.strip("\ufeff \t\r\n")):
+        return subtitles
+    path = os.fsdecode(subtitles)
+    if not path.lower().endswith(SUBTITLE_SUFFIXES):
+        shown = path if len(path) <= 200 else f"{path[:200]}..."
+        raise ValueError(f"{shown!r} holds no times of words; expected {WORD_TIMES_FORMS}.")
+    try:
+        content = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it (iconv -f LATIN1 -t UTF-8, or "
+            "whatever its encoding is), or decode it and pass its content."
+        ) from error
+    except OSError as error:
+        raise ValueError(f"Cannot read {path}: {error.strerror}.") from error
+    if content.strip() and not is_subtitles(content):
+        raise ValueError(
+            f"{path} holds no subtitles; expected SRT, with lines such as 00:00:01,000 --> 00:00:02,500, or WebVTT, "
+            "which begins with WEBVTT."
+        )
+    return content
+
+
+def clip_word_times(words: list[tuple[str, float, float]], duration: float) -> list[tuple[str, float, float]]:
+    """
+    Fits words to the length of their audio. What ends beyond it ends with it, which is logged if it is more than
+    rounding (10 ms).
+
+    Args:
+        words (`list[tuple[str, float, float]]`): Words with start and end in seconds.
+        duration (`float`): Length of the audio in seconds.
+
+    Raises:
+        ValueError: if a word starts more than 0.5 s beyond the end of the audio.
+    """
+    for position, (word, start, _) in enumerate(words):
+        if start > duration + LATE_START_SECONDS:
+            raise ValueError(
+                f"word {position}, {word!r}, starts at {start:.2f} s, but the audio lasts {duration:.2f} s; the "
+                "transcript seems to belong to another recording, or its times are in ms: pass seconds."
+            )
+    beyond = sum(end > duration + ROUNDING_SECONDS for _, _, end in words)
+    if beyond:
+        logger.warning(
+            f"{beyond} of {len(words)} words ended beyond the audio, which lasts {duration:.2f} s; they now end there."
+        )
+    return [(word, min(start, duration), min(end, duration)) for word, start, end in words]
+
+
+def split_sentences(words: list[tuple[str, float, float]]) -> list[tuple[int, int]]:
+    """
+    Splits words into sentences: one ends after `.`, `?`, `!`, `…` or their full-width forms, with or without closing
+    quotes and brackets, and before a pause of `SENTENCE_PAUSE_SECONDS`. Abbreviations are not known, so "Dr. Who" is
+    split after "Dr.".
+
+    Args:
+        words (`list[tuple[str, float, float]]`): Words with start and end in seconds.
+
+    Returns:
+        `list[tuple[int, int]]`: for each sentence the index of its first word and that after its last.
+    """
+    stops = [
+        index
+        for index, ((word, _, end), (_, start, _)) in enumerate(pairwise(words), start=1)
+        if _SENTENCE_END.search(word) or start - end >= SENTENCE_PAUSE_SECONDS
+    ]
+    return list(zip([0, *stops], [*stops, len(words)])) if words else []
+
+
+def transcribe(
+    transcriber: AutomaticSpeechRecognitionPipeline | Callable[[np.ndarray, int], WordTimes] | Any,
+    samples: np.ndarray,
+    sampling_rate: int,
+) -> list[tuple[str, float, float]]:
+    """
+    Finds out what is said in a recording of any length, and when.
+
+    Args:
+        transcriber (`AutomaticSpeechRecognitionPipeline`, `faster_whisper.WhisperModel` or `Callable`):
+            An ASR pipeline over Whisper or a CTC model; a model of faster-whisper; or a function of samples and
+            sampling rate that returns [`WordTimes`]. Whisper hears long recordings in its own manner, one stretch of
+            30 s after the other, unless its pipeline was built with `chunk_length_s`; CTC models hear chunks of 30 s.
+        samples (`np.ndarray` of shape `(samples,)`): float32, mono.
+        sampling_rate (`int`): Rate of the samples in Hz. Models get the rate that they need.
+
+    Returns:
+        `list[tuple[str, float, float]]`: words with start and end in seconds; empty if there are none. Where a model
+        goes back in time or beyond the end, its times are moved to where they may be; the words keep their order.
+
+    Raises:
+        ValueError: if the transcriber is of no accepted form, a model gives no word times, or a function's are bad.
+    """
+    if isinstance(transcriber, AutomaticSpeechRecognitionPipeline):
+        listen = _listen_with_pipeline
+    elif any(kind.__module__.partition(".")[0] == "faster_whisper" for kind in type(transcriber).__mro__):
+        listen = _listen_with_faster_whisper
+    elif callable(transcriber) and not isinstance(transcriber, (Pipeline, PreTrainedModel)):
+        return read_word_times(transcriber(samples, sampling_rate))
+    else:
+        raise ValueError(f"{type(transcriber).__name__} is not a transcriber; pass {TRANSCRIBER_FORMS}.")
+    # Whisper makes words up where there is silence.
+    if np.abs(samples).max(initial=0.0) < SILENCE_PEAK:
+        return []
+    chunks = listen(transcriber, samples, sampling_rate)
+    return read_word_times(_straighten(chunks, len(samples) / sampling_rate))
+
+
+def _listen_with_pipeline(
+    transcriber: AutomaticSpeechRecognitionPipeline, samples: np.ndarray, sampling_rate: int
+) -> list[dict[str, Any]]:
+    rate = transcriber.feature_extractor.sampling_rate
+    samples = load_audio(samples, sampling_rate, rate)
+    is_long_ctc = transcriber.type in ("ctc", "ctc_with_lm") and len(samples) > CTC_CHUNK_SECONDS * rate
+    options = {"chunk_length_s": CTC_CHUNK_SECONDS} if is_long_ctc else {}
+    return transcriber({"raw": samples, "sampling_rate": rate}, return_timestamps="word", **options)["chunks"]
+
+
+def _listen_with_faster_whisper(transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[dict[str, Any]]:
+    samples = load_audio(samples, sampling_rate, FASTER_WHISPER_RATE)
+    segments, _ = transcriber.transcribe(samples, word_timestamps=True)
+    words = (word for segment in segments for word in segment.words or ())
+    return [{"text": word.word, "timestamp": (word.start, word.end)} for word in words]
+
+
+def _straighten(chunks: list[dict[str, Any]], duration: float) -> list[dict[str, Any]]:
+    """Moves times of chunks so that they never go back and lie within the audio, and drops chunks without text."""
+    straight, earliest = [], 0.0
+    for chunk in chunks:
+        if not chunk["text"].strip():
+            continue
+        start, end = chunk["timestamp"]
+        start = earliest = min(max(start, earliest), duration)
+        end = None if end is None else min(max(end, start), duration)
+        straight.append({"text": chunk["text"], "timestamp": (start, end)})
+    return straight
+
+
+def locate_words(words: list[str], text: str) -> list[tuple[int, int]]:
+    """
+    Returns where each word begins and ends in the text, in characters.
+
+    A word is looked for behind its predecessor: as what comes next, else as a whole word, else inside one.
+    """
+    spans, cursor = [], 0
+    for position, word in enumerate(words):
+        word_pattern = f"({re.escape(word)})"
+        match = (
+            re.compile(rf"\W*?{word_pattern}", re.IGNORECASE).match(text, cursor)
+            or re.compile(rf"(?<!\w){word_pattern}(?!\w)", re.IGNORECASE).search(text, cursor)
+            or re.compile(word_pattern, re.IGNORECASE).search(text, cursor)
+        )
+        if match is None:
+            raise ValueError(
+                f"word {position}, {word!r}, does not occur in the text behind the words before it; the words must be "
+                "those of the text, in its order. Leave the text out to use the words as the text."
+            )
+        spans.append(match.span(1))
+        cursor = match.end(1)
+    return spans
+
+
+def token_times(
+    text: str | None,
+    word_times: list[tuple[str, float, float]] | None,
+    offsets: list[tuple[int, int]],
+    start_seconds: float,
+) -> np.ndarray:
+    """
+    Gives each token the time of its word, or of the words that it spans: from the first's start to the last's end.
+
+    Returns:
+        float32 of shape `(tokens, 2)`: start and end in seconds, -1 for tokens of no word.
+    """
+    times = np.full((len(offsets), 2), -1.0, np.float32)
+    if text is None or word_times is None:
+        return times
+    spans = locate_words([word for word, _, _ in word_times], text)
+    for token, (begin, stop) in enumerate(offsets):  # special tokens and padding have (0, 0)
+        spoken = [timed[1:] for timed, span in zip(word_times, spans) if span[0] < stop and begin < span[1]]
+        if spoken:
+            span = min(start for start, _ in spoken), max(end for _, end in spoken)
+            # From where the frames begin; what was said before, by the times given, counts as said there.
+            times[token] = np.maximum(np.subtract(span, start_seconds), 0)
+    return times

@@ -1,0 +1,287 @@
+import warnings
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb, to_rgba
+
+from modeling_mmemo.configuration_mmemo import EMOTIONS
+from modeling_mmemo.plots import COLORS, MAX_COLUMNS, SHADE, UNCERTAIN_COLOR, plot_attention, plot_timeline
+
+
+def entry(start, end, label, words=(), **scores):
+    ranked = sorted(scores.items(), key=lambda item: -item[1])
+    scores = [{"label": name, "score": score} for name, score in ranked]
+    return {"start": start, "end": end, "label": label, "scores": scores, "words": list(words), "modality_weights": {}}
+
+
+@pytest.fixture
+def result():
+    """Three seconds: two segments, silence, one more segment of which the model is uncertain."""
+    return {
+        "duration": 3.0,
+        "timeline": [
+            entry(0, 0.5, "angry", ["I", "pay"], angry=0.7, sad=0.2, bored=0.1),
+            entry(0.5, 1, "sad", ["$5", "or", "$6"], sad=0.6, angry=0.3, bored=0.1),
+            entry(1, 2, "silence"),
+            entry(2, 3, "uncertain", ["待つ"], bored=0.4, angry=0.35, sad=0.25),
+        ],
+        "spans": [
+            {"start": 0, "end": 0.5, "label": "angry", "score": 0.7},
+            {"start": 0.5, "end": 1, "label": "sad", "score": 0.6},
+            {"start": 1, "end": 2, "label": "silence", "score": 1.0},
+            {"start": 2, "end": 3, "label": "uncertain", "score": 0.4},
+        ],
+    }
+
+
+def long_result(segments, label="happy"):
+    timeline = [entry(0.5 * index, 0.5 * index + 0.5, label, happy=0.75, sad=0.25) for index in range(segments)]
+    return {"duration": 0.5 * segments, "timeline": timeline, "spans": []}
+
+
+def panels(figure):
+    return {axes.get_ylabel(): axes for axes in figure.axes}
+
+
+def areas(axes):
+    return {area.get_label(): area for area in axes.collections}
+
+
+def band(area, time):
+    """Bottom and top of an area at a time; none in a gap."""
+    heights = np.arange(0, 1.5, 0.0005) + 0.00025
+    points = np.stack([np.full_like(heights, time), heights], axis=1)
+    inside = heights[np.any([path.contains_points(points) for path in area.get_paths()], axis=0)]
+    return [inside.min(), inside.max()] if len(inside) else []
+
+
+def about(heights):
+    return pytest.approx(heights, abs=0.001)
+
+
+def test_panels_share_the_time_of_the_recording(result, make_clip):
+    figure = plot_timeline(result, make_clip(3.0))
+
+    assert list(panels(figure)) == ["waveform", "scores", "words"]
+    assert all(axes.get_xlim() == (0, 3) for axes in figure.axes)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "seconds"]
+    assert list(panels(plot_timeline(result))) == ["scores", "words"]
+    for segment in result["timeline"]:
+        segment["words"] = []
+    assert list(panels(plot_timeline(result))) == ["scores"]
+
+
+def test_scores_are_stacked_and_leave_a_gap_where_it_is_silent(result):
+    drawn = areas(panels(plot_timeline(result))["scores"])
+
+    assert list(drawn) == ["angry", "bored", "sad", "uncertain"]
+    for time, angry, bored in ((0.25, 0.7, 0.1), (0.75, 0.3, 0.1), (2.5, 0.35, 0.4)):
+        assert band(drawn["angry"], time) == about([0, angry])
+        assert band(drawn["bored"], time) == about([angry, angry + bored])
+        assert band(drawn["sad"], time) == about([angry + bored, 1])
+    assert not any(band(drawn[label], time) for label in ("angry", "bored", "sad") for time in (1.01, 1.5, 1.99))
+
+
+def test_time_between_segments_is_a_gap_too(result):
+    del result["timeline"][2]
+    drawn = areas(panels(plot_timeline(result))["scores"])
+
+    assert not band(drawn["sad"], 1.5)
+    assert band(drawn["sad"], 0.99) == about([0.4, 1])
+    assert band(drawn["sad"], 2.01) == about([0.75, 1])
+
+
+def test_of_segments_that_overlap_each_is_drawn_until_the_next():
+    timeline = [entry(0, 1, "sad", sad=0.9), entry(0.5, 1.5, "sad", sad=0.7), entry(1, 2, "sad", sad=0.8)]
+    drawn = areas(plot_timeline({"duration": 2.0, "timeline": timeline}).axes[0])["sad"]
+
+    for time, score in ((0.25, 0.9), (0.75, 0.7), (1.25, 0.8), (1.9, 0.8)):
+        assert band(drawn, time) == about([0, score])
+
+
+def test_colors_are_fixed_and_distinct(result, make_clip):
+    axes = panels(plot_timeline(result, make_clip(3.0)))
+    scores, spans = areas(axes["scores"]), areas(axes["waveform"])
+
+    assert tuple(COLORS) == EMOTIONS
+    assert len(set(COLORS.values())) == 7
+    for label in ("angry", "sad"):
+        assert scores[label].get_facecolor().tolist() == [list(to_rgba(COLORS[label]))]
+        assert spans[label].get_facecolor().tolist() == [list(to_rgba(COLORS[label], SHADE))]
+    assert tuple(scores["bored"].get_facecolor()[0][:3]) not in [to_rgb(color) for color in COLORS.values()]
+    for drawn in (scores, spans):
+        assert drawn["uncertain"].get_hatch()
+        assert drawn["uncertain"].get_facecolor().tolist() == [list(to_rgba(UNCERTAIN_COLOR, SHADE))]
+        assert not drawn["angry"].get_hatch()
+
+
+def test_spans_are_shaded_at_their_times_but_silence_is_white(result, make_clip):
+    result["spans"].append({"start": 2.5, "end": 3, "label": "angry", "score": 0.5})
+    spans = areas(panels(plot_timeline(result, make_clip(3.0)))["waveform"])
+
+    assert set(spans) >= {"angry", "sad", "uncertain"}
+    assert "silence" not in spans
+    edges = [sorted(set(path.vertices[:, 0])) for path in spans["angry"].get_paths()]
+    assert edges == [[0, 0.5], [2.5, 3]]
+
+
+def test_the_legend_lies_outside_in_the_order_of_the_stack(result):
+    result["timeline"][-1]["words"] = ["wait"]  # in a font that has it
+    figure = plot_timeline(result)
+    axes = panels(figure)["scores"]
+    figure.draw_without_rendering()
+
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["uncertain", "sad", "bored", "angry"]
+    assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
+
+
+def test_words_of_a_segment_stand_at_its_start(result):
+    texts = panels(plot_timeline(result))["words"].texts
+
+    assert [text.get_text() for text in texts] == ["I pay", "$5 or $6", "待つ"]
+    assert [text.get_position()[0] for text in texts] == [0, 0.5, 2]
+    assert not any(text.get_parse_math() for text in texts)
+
+
+def test_words_do_not_print_over_each_other():
+    long = long_result(60)
+    for index, segment in enumerate(long["timeline"]):
+        segment["words"] = ["WWW", "really" * (index % 3)]
+    figure = plot_timeline(long)
+    figure.draw_without_rendering()
+    axes = panels(figure)["words"]
+    boxes = [text.get_window_extent() for text in axes.texts]
+
+    assert len(boxes) == 60
+    assert len({text.get_position()[1] for text in axes.texts}) > 1
+    assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
+    assert all(box.x1 <= axes.get_window_extent().x1 for box in boxes)
+
+
+@pytest.mark.parametrize(("segments", "word"), [(121, "a"), (110, "immeasurably " * 5)])
+def test_words_that_would_not_be_legible_are_left_out_aloud(segments, word):
+    long = long_result(segments)
+    for segment in long["timeline"]:
+        segment["words"] = [word]
+    axes = panels(plot_timeline(long))
+
+    assert list(axes) == ["scores"]
+    assert axes["scores"].get_title(loc="right") == f"words left out: {segments} labels would not be legible"
+
+
+def test_hours_are_reduced_to_columns():
+    hours = long_result(2 * 3600 * 2)
+    hours["timeline"][1000:3000] = [entry(0.5 * index, 0.5 * index + 0.5, "silence") for index in range(1000, 3000)]
+    noise = np.random.default_rng(0).uniform(-1, 1, 2 * 3600 * 1000).astype(np.float32)
+    noise[5_000_000] = 10
+    axes = panels(plot_timeline(hours, noise, sampling_rate=1000))
+
+    wave, happy = axes["waveform"].collections[0], areas(axes["scores"])["happy"]
+    assert sum(len(path.vertices) for path in wave.get_paths()) <= 2 * MAX_COLUMNS + 3
+    assert sum(len(path.vertices) for path in happy.get_paths()) <= 4 * MAX_COLUMNS + 10
+    peak = wave.get_paths()[0].vertices
+    assert peak[peak[:, 1].argmax(), 0] == pytest.approx(5000, abs=7200 / MAX_COLUMNS)
+    assert band(happy, 100) == about([0, 0.75])
+    assert not band(happy, 1000)
+    assert band(happy, 1600) == about([0, 0.75])
+
+
+def test_the_envelope_holds_the_extremes_of_a_short_clip(make_clip):
+    clip = make_clip(1.0)
+    vertices = panels(plot_timeline(long_result(2), clip))["waveform"].collections[0].get_paths()[0].vertices
+
+    assert vertices[:, 1].max() == clip.max()
+    assert vertices[:, 1].min() == clip.min()
+
+
+def test_every_form_of_audio_is_drawn(audio_forms):
+    waves = {
+        name: panels(plot_timeline(long_result(1), form))["waveform"].collections[0].get_paths()[0].vertices
+        for name, form in audio_forms.items()
+    }
+
+    for name, wave in waves.items():
+        np.testing.assert_allclose(wave, waves["array"], atol=1e-6, err_msg=name)
+
+
+def test_a_silent_timeline_and_a_multi_label_one_are_drawn():
+    axes = plot_timeline({"duration": 1.0, "timeline": [entry(0, 1, "silence")], "spans": []}).axes[0]
+    assert not axes.collections
+    assert axes.get_xlim() == (0, 1)
+
+    axes = plot_timeline({"duration": 1.0, "timeline": [entry(0, 1, "sad", sad=0.9, angry=0.8)]}).axes[0]
+    assert axes.get_ylim() == pytest.approx((0, 1.7))
+
+
+def test_files_are_of_the_type_of_their_ending(result, make_clip, tmp_path):
+    attention = np.full((1, 6), 1 / 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the font lacks the glyphs
+        for ending in ("png", "svg", "PNG"):
+            plot_timeline(result, make_clip(3.0), tmp_path / f"timeline.{ending}")
+            plot_attention(attention, ["待つ$_$"], 3.0, str(tmp_path / f"attention.{ending}"))
+
+    for name in ("timeline", "attention"):
+        for ending in ("png", "PNG"):
+            assert (tmp_path / f"{name}.{ending}").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_what_cannot_be_drawn_is_refused(result, make_clip, tmp_path):
+    with pytest.raises(ValueError, match=r"no 'timeline' to draw; .*return_timeline=True"):
+        plot_timeline({"duration": 1.0, "scores": []})
+    with pytest.raises(ValueError, match=r"timeline\.pdf' must end in one of \('\.png', '\.svg'\)"):
+        plot_timeline(result, path=tmp_path / "timeline.pdf")
+    with pytest.raises(ValueError, match=r"attention' must end in one of"):
+        plot_attention([[1.0]], ["a"], 1.0, path="attention")
+    with pytest.raises(ValueError, match=r"audio lasts 6\.00 s, but the result is of 3\.00 s; .*sampling_rate="):
+        plot_timeline(result, make_clip(3.0, sampling_rate=32_000))
+    assert not list(tmp_path.iterdir())
+
+
+def test_attention_is_summed_over_segments():
+    attention = [[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]]
+    figure = plot_attention(attention, ["so", "$ad$"], 2.0, segment_seconds=1.0)
+    axes = figure.axes[0]
+    image = axes.images[0]
+
+    np.testing.assert_allclose(image.get_array(), [[0.3, 0.7], [0.5, 0.5]])
+    assert image.get_extent() == [0, 2, 1.5, -0.5]
+    assert axes.get_xlim() == (0, 2)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["so", "$ad$"]
+    assert figure.axes[1].get_ylabel() == "attention in 1 s"
+
+
+def test_a_position_on_a_border_gives_to_both_segments():
+    # Three positions of 0.4 s: the second has 0.1 s before 0.5 s and 0.3 s behind; the last segment ends at 1.2 s.
+    axes = plot_attention(np.array([[0.2, 0.4, 0.4]], np.float32), ["so"], 1.2).axes[0]
+
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.3, 0.5, 0.2]], rtol=1e-6)
+    assert axes.images[0].get_extent()[1] == 1.5
+    assert axes.get_xlim() == (0, 1.2)
+
+
+def test_a_quotient_that_is_a_little_off_makes_no_segment_of_its_own():
+    seconds = 0.1 * 3
+    image = plot_attention(np.full((1, 50), 0.02), ["so"], seconds, segment_seconds=0.1).axes[0].images[0]
+
+    assert seconds / 0.1 > 3
+    np.testing.assert_allclose(image.get_array(), [[1 / 3] * 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"words": ["a"]}, "Got 1 words but 2 rows of attention; they must match 1:1"),
+        ({"attention": np.ones((1, 2, 2))}, r"attention has shape \(1, 2, 2\); it must be \(words, audio_positions\)"),
+        ({"attention": np.ones((2, 0))}, r"attention has shape \(2, 0\)"),
+        ({"attention": [[np.nan, 1], [0, 1]]}, "attention holds NaN"),
+        ({"seconds": 0}, "seconds=0 must be a positive number"),
+        ({"seconds": np.nan}, "seconds=nan must be a positive number"),
+        ({"segment_seconds": -1}, "segment_seconds=-1 must be a positive number"),
+    ],
+)
+def test_attention_that_does_not_fit_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        plot_attention(**({"attention": [[0.5, 0.5], [0, 1]], "words": ["a", "b"], "seconds": 1.0} | change))

@@ -1,0 +1,160 @@
+"""A live stream: what the offline timeline says of the same windows, whatever the chunks."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from modeling_mmemo import EmotionStream, load_audio, load_pipeline
+from modeling_mmemo.streaming import LiveAudio
+
+
+CUTTING = {"window_s": 3.0, "window_hop_s": 1.0, "latency_s": 1.5}
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def speech(example_audio):
+    """Two of the same utterance with a pause between them."""
+    clip = load_audio(example_audio)
+    return np.concatenate([clip, np.zeros(2 * 16_000, np.float32), clip])
+
+
+def listen(stream, samples, size, **kwargs):
+    segments = [
+        segment for start in range(0, len(samples), size) for segment in stream.feed(samples[start : start + size])
+    ]
+    return segments + stream.flush()
+
+
+def assert_same(found, expected, tolerance=1e-4):
+    assert [(entry["start"], entry["end"], entry["words"]) for entry in found] == [
+        (entry["start"], entry["end"], entry["words"]) for entry in expected
+    ]
+    for entry, other in zip(found, expected):
+        assert entry["label"] == other["label"]
+        scores, others = ({score["label"]: score["score"] for score in one["scores"]} for one in (entry, other))
+        assert scores == pytest.approx(others, abs=tolerance)
+
+
+@pytest.mark.parametrize("size", [160, 8_000, 50_001, 10**9])
+def test_says_what_the_offline_timeline_says(embedded, speech, size):
+    offline = embedded(speech, return_timeline=True, **CUTTING)
+    found = listen(EmotionStream(embedded), speech, size)
+    assert {entry["label"] for entry in found} > {"silence"}
+    assert_same(found, offline["timeline"])
+
+
+@pytest.mark.parametrize("options", [{"latency_s": None}, {"window_s": 4.0, "window_hop_s": 3.0, "latency_s": None}])
+def test_says_the_same_with_other_windows(embedded, speech, options):
+    offline = embedded(speech, return_timeline=True, **{**CUTTING, **options})
+    assert_same(listen(EmotionStream(embedded, **options), speech, 8_000), offline["timeline"])
+
+
+def test_a_segment_comes_no_later_than_stated(embedded, speech):
+    stream = EmotionStream(embedded)
+    assert stream.latency_seconds == pytest.approx(1.532)
+    for index in range(len(speech) // 1_600):
+        heard = (index + 1) * 0.1
+        for segment in stream.feed(speech[index * 1_600 : (index + 1) * 1_600]):
+            assert heard - segment["end"] <= max(stream.latency_seconds, 3.04 - segment["end"]) + 0.1
+    early = heard - max((segment["end"] for segment in stream.flush()), default=heard)
+    assert early <= stream.latency_seconds
+
+
+def test_many_streams_share_a_model_and_do_not_mix(embedded, speech):
+    expected = listen(EmotionStream(embedded), speech, 8_000)
+    one, other = EmotionStream(embedded), EmotionStream(embedded)
+    found = []
+    for start in range(0, len(speech), 8_000):
+        found += one.feed(speech[start : start + 8_000])
+        other.feed(speech[::-1][start : start + 8_000])
+    assert_same(found + one.flush(), expected)
+
+
+def test_reset_and_flush_begin_anew(embedded, speech):
+    stream = EmotionStream(embedded)
+    first = listen(stream, speech, 8_000)
+    stream.feed(speech[:70_000])
+    stream.reset()
+    assert_same(listen(stream, speech, 8_000), first, tolerance=0)
+
+
+def test_words_count_once_they_are_known(embedded, speech):
+    stream = EmotionStream(embedded)
+    said = [("I", 0.1, 0.3), ("hate", 0.3, 0.8), ("this.", 0.8, 1.2)]
+    segments = stream.feed(speech[:8_000], word_times=said[:2]) + stream.feed(
+        speech[8_000:32_000], word_times=said[2:]
+    )
+    segments += stream.feed(speech[32_000:]) + stream.flush()
+    assert [entry["words"] for entry in segments[:3]] == [["I"], ["hate"], ["this."]]
+    assert segments[0]["modality_weights"]["text"] > 0
+    assert_same(segments, embedded({"audio": speech, "word_times": said}, return_timeline=True, **CUTTING)["timeline"])
+    stream.feed(speech[:8_000], word_times=said)
+    with pytest.raises(ValueError, match=r"'hate' starts at 0.3 s, before the last one at 0.8 s"):
+        stream.feed(speech[:8_000], word_times=said[1:])
+
+
+def test_other_rates_channels_and_types_are_brought_to_the_models(embedded, speech):
+    twice = np.repeat(speech, 2)
+    pcm = np.stack([twice, twice]) * 32_767
+    stream = EmotionStream(embedded, sampling_rate=32_000)
+    segments = []
+    for start in range(0, pcm.shape[1], 3_200):
+        segments += stream.feed(pcm[:, start : start + 3_200].astype(np.int16))
+    segments += stream.flush()
+    expected = listen(EmotionStream(embedded), speech, 8_000)
+    assert [entry["label"] for entry in segments] == [entry["label"] for entry in expected]
+
+
+def test_live_audio_is_what_the_file_is(tmp_path, make_clip):
+    clip = make_clip(1.3, sampling_rate=44_100)
+    soundfile.write(tmp_path / "clip.wav", clip, 44_100, subtype="FLOAT")
+    live = LiveAudio(44_100)
+    chunks = [live(clip[start : start + 1_000]) for start in range(0, len(clip), 1_000)]
+    found = np.concatenate([*chunks, live(np.zeros(0), is_last=True)])
+    expected = load_audio(tmp_path / "clip.wav")
+    np.testing.assert_allclose(found[: len(expected)], expected[: len(found)], atol=1e-4)
+    assert abs(len(found) - len(expected)) <= 1
+
+
+def test_state_is_bounded(embedded):
+    stream = EmotionStream(embedded)
+    silence = np.zeros(16_000, np.float32)
+    for _ in range(100):
+        stream.feed(silence)
+    assert len(stream._track._buffer) <= 8 * 16_000
+    assert len(stream._track._voiced) <= 300
+
+
+@pytest.mark.parametrize(
+    "chunk, message",
+    [
+        (np.array([np.nan, 0.0]), "NaN or infinite"),
+        (np.array([1, 2]), "dtype int64"),
+        ("call.wav", "is not an audio input"),
+        (np.zeros((2, 2, 2)), "not one clip"),
+    ],
+)
+def test_a_bad_chunk_is_refused_and_the_stream_goes_on(embedded, chunk, message):
+    stream = EmotionStream(embedded)
+    with pytest.raises(ValueError, match=message):
+        stream.feed(chunk)
+    assert stream.feed(np.zeros(0)) == []
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"sampling_rate": 0}, ValueError, "sampling_rate=0"),
+        ({"window_s": 0.1}, ValueError, "window_hop_s=1.0 exceeds window_s=0.1"),
+        ({"threshold": 2}, ValueError, "threshold=2"),
+        ({"granularity": "word"}, TypeError, "granularity"),
+    ],
+)
+def test_impossible_options_are_refused(embedded, options, error, message):
+    with pytest.raises(error, match=message):
+        EmotionStream(embedded, **options)

@@ -1,0 +1,248 @@
+"""A track cuts what it hears into windows and puts their answers together; the model is played by arithmetic."""
+
+import math
+
+import numpy as np
+import pytest
+
+from modeling_mmemo import load_audio
+from modeling_mmemo.timeline_mmemo import Span, TimelineOptions, Track
+
+
+RATE = 16_000
+
+
+def make_track(words=(), text=None, **options):
+    options = {"voice_activity": False, **options}
+    return Track(TimelineOptions(**options), RATE, words, text)
+
+
+def sound(seconds):
+    return np.full(round(seconds * RATE), 0.1, np.float32)
+
+
+def answer(window):
+    """Says of each span when the middle of the window is, and that only audio was heard."""
+    window.take(
+        np.full((len(window.spans), 1), (window.start + window.end) / 2), np.array([[1.0, 0.0]] * len(window.spans))
+    )
+
+
+def run(track, *chunks):
+    """Windows and spans of a whole recording, each window answered at once."""
+    windows, spans = [], []
+
+    def hear(some):
+        for window in some:
+            answer(window)
+            windows.append(window)
+            spans.extend(track.pop())
+
+    for chunk in chunks:
+        hear(track.feed(chunk))
+        spans.extend(track.pop())
+    hear(track.finish())
+    return windows, [*spans, *track.pop()]
+
+
+def test_windows_overlap_and_the_last_reaches_back():
+    windows, _ = run(make_track(), sound(8.5))
+    assert [(window.start, window.end) for window in windows] == [(0, 4), (3, 7), (4.5, 8.5)]
+    assert [len(window.item["audio"]) for window in windows] == [4 * RATE] * 3
+
+
+def test_a_short_recording_is_one_window():
+    (window,), spans = run(make_track(), sound(1.3))
+    assert (window.start, window.end) == (0, 1.3)
+    assert [(span.start, span.end) for span in spans] == [(0, 0.5), (0.5, 1), (1, 1.3)]
+
+
+def test_segments_are_answered_by_the_mean_of_the_windows_that_hold_them():
+    _, spans = run(make_track(), sound(8.5))
+    middles = {span.start: span.scores[0] for span in spans}
+    # Windows have their middles at 2, 5 and 6.5 s.
+    assert middles[0] == 2
+    assert middles[3] == (2 + 5) / 2
+    assert middles[4] == 5
+    # Settled before the recording ended: what a live stream has given out already.
+    assert middles[4.5] == 5
+    assert middles[6] == (5 + 6.5) / 2
+    assert middles[8] == 6.5
+
+
+def test_what_a_window_holds_in_part_counts_for_that_part():
+    # One span from 2 to 6 s: two seconds of it in the first window, three in the second, of which it is the rest.
+    words = [("one", 2.0, 4.0), ("two.", 4.0, 6.0)]
+    _, (span,) = run(make_track(words, granularity="sentence"), sound(7))
+    assert (span.start, span.end, span.words) == (2, 6, ["one", "two."])
+    assert span.scores[0] == pytest.approx((2 * 2 + 3 * 5) / 5)
+
+
+def test_late_windows_do_not_count():
+    # Windows end at 2, 3, 4, ...; a segment that ends at 2 takes none that ends after 3.
+    track = make_track(window_s=2.0, window_hop_s=1.0, latency_s=1.0)
+    _, spans = run(track, sound(5))
+    middles = {span.start: span.scores[0] for span in spans}
+    assert middles[0] == middles[0.5] == 1
+    assert middles[1.5] == (1 + 2) / 2
+    assert middles[2.0] == 2
+    assert middles[2.5] == (2 + 3) / 2
+
+
+def test_context_widens_what_is_short_as_far_as_the_window_reaches():
+    (window,), _ = run(make_track(context_s=2.0), sound(4))
+    times = dict(zip((span.start for span in window.spans), window.item["segment_times"]))
+    assert times[0] == (0, 1.25)
+    assert times[2] == (1.25, 3.25)
+    assert times[3.5] == (2.75, 4)
+
+
+@pytest.mark.parametrize("sizes", [[136_000], [1_000] * 136, [7, 16_000, 64_000, 55_993]])
+def test_chunks_of_any_size_give_the_same(sizes):
+    samples = np.random.default_rng(0).uniform(-1, 1, 136_000).astype(np.float32)
+    chunks = np.split(samples, np.cumsum(sizes)[:-1])
+    expected = run(make_track(), samples)
+    found = run(make_track(), *chunks)
+    for window, other in zip(*(windows for windows, _ in (found, expected)), strict=True):
+        np.testing.assert_array_equal(window.item["audio"], other.item["audio"])
+        assert window.item["segment_times"] == other.item["segment_times"]
+    assert [(span.start, span.end, *span.scores) for span in found[1]] == [
+        (span.start, span.end, *span.scores) for span in expected[1]
+    ]
+
+
+def test_a_window_does_not_answer_for_what_only_touches_it():
+    windows, _ = run(make_track(window_s=2.0, window_hop_s=1.0), sound(4))
+    assert [span.start for span in windows[1].spans] == [1, 1.5, 2, 2.5]
+
+
+def test_a_word_of_no_length_is_answered_for():
+    _, spans = run(make_track([("Oh", 0.0, 0.0), ("no", 3.0, 3.0)], granularity="word"), sound(7))
+    assert [span.scores is None for span in spans] == [False, False]
+
+
+def test_nothing_is_done_before_its_last_window_is_answered():
+    track = make_track()
+    windows = list(track.feed(sound(8)))
+    assert list(track.pop()) == []
+    answer(windows[0])
+    assert [span.start for span in track.pop()] == [0, 0.5, 1, 1.5, 2, 2.5]
+    answer(windows[1])
+    assert [span.start for span in track.pop()] == [3, 3.5, 4, 4.5, 5, 5.5]
+
+
+def test_state_does_not_grow():
+    track = make_track()
+    for _ in range(200):
+        for window in track.feed(sound(1)):
+            answer(window)
+        list(track.pop())
+        track.pop_speech()
+    assert len(track._buffer) <= 8 * RATE
+    assert len(track._open) <= 20
+
+
+def test_words_are_those_whose_middle_lies_in_a_segment():
+    words = [("a", 0.0, 0.3), ("bee", 0.3, 0.9), ("sea", 1.0, 1.0)]
+    (window,), spans = run(make_track(words), sound(1.5))
+    assert [span.words for span in spans] == [["a"], ["bee"], ["sea"]]
+    assert window.item["text"] == "a bee sea"
+    assert window.item["word_times"] == words
+
+
+def test_a_window_has_its_own_words_at_its_own_times():
+    words = [("early", 0.5, 1.0), ("between", 2.5, 3.5), ("late", 5.0, 5.5)]
+    windows, _ = run(make_track(words), sound(7))
+    assert [window.item["text"] for window in windows] == ["early between", "between late"]
+    assert windows[1].item["word_times"] == [("between", 0.0, 0.5), ("late", 2.0, 2.5)]
+
+
+def test_a_text_without_times_is_in_every_window():
+    windows, spans = run(make_track(text="So it is."), sound(7))
+    assert [(window.item["text"], window.item["word_times"]) for window in windows] == [("So it is.", None)] * 2
+    assert not any(span.words for span in spans)
+
+
+def test_each_word_and_the_whole_can_be_answered_for():
+    words = [("one", 0.2, 0.4), ("two", 2.0, 2.5)]
+    _, spans = run(make_track(words, granularity="word"), sound(3))
+    assert [(span.start, span.end, span.words) for span in spans] == [(0.2, 0.4, ["one"]), (2.0, 2.5, ["two"])]
+    _, (whole,) = run(make_track(words, granularity="utterance"), sound(8.5))
+    assert (whole.start, whole.end, whole.words) == (0, 8.5, ["one", "two"])
+    # Four seconds of each of the windows around 2, 5 and 6.5 s.
+    assert whole.scores[0] == pytest.approx((2 + 5 + 6.5) / 3)
+
+
+def test_words_without_audio_pass_with_the_time():
+    track = make_track([("one", 0.0, 0.4), ("two", 5.0, 5.5)])
+    windows = [*track.advance(5.5), *track.finish()]
+    assert [(window.start, window.end, window.item["text"]) for window in windows] == [
+        (0, 4, "one"),
+        (1.5, 5.5, "two"),
+    ]
+    for window in windows:
+        assert window.item["audio"] is None
+        answer(window)
+    assert [span.scores is None for span in track.pop()].count(False) == 11
+
+
+def test_silence_is_not_answered_for(example_audio):
+    speech = load_audio(example_audio)[:RATE]
+    gap = np.zeros(8 * RATE, np.float32)
+    track = Track(TimelineOptions(), RATE)
+    windows, spans = run(track, gap, speech, gap)
+    assert 0 < len(windows) <= 3
+    heard = [span.start for span in spans if span.scores is not None]
+    assert heard[0] >= 8
+    assert heard[-1] <= 9.5
+    ((start, end),) = track.pop_speech()
+    assert 7.9 < start < 8.5
+    assert 8.5 < end < 9.2
+
+
+def test_words_are_answered_for_even_where_no_voice_is_found():
+    track = Track(TimelineOptions(), RATE, [("hello", 1.0, 1.4)])
+    (window,), spans = run(track, np.zeros(4 * RATE, np.float32))
+    assert window.item["audio"] is None
+    assert [span.start for span in spans if span.scores is not None] == [1.0]
+
+
+def test_a_track_that_only_finds_speech_has_no_windows(example_audio):
+    track = Track(TimelineOptions(), RATE, answers=False)
+    windows, spans = run(track, load_audio(example_audio))
+    assert not windows
+    assert not spans
+    assert track.pop_speech()
+    assert len(track._buffer) == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"granularity": "phrase"}, "granularity='phrase'"),
+        ({"segment_s": 0}, "segment_s=0 must be a positive number"),
+        ({"window_s": math.nan}, "window_s=nan"),
+        ({"hop_s": "0.5"}, "hop_s='0.5'"),
+        ({"window_hop_s": 5}, "window_hop_s=5 exceeds window_s=4.0"),
+        ({"segment_s": 5.0}, "segment_s=5.0 exceeds window_s=4.0"),
+        ({"latency_s": 1.0}, "at least 2.5"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TimelineOptions(**options)
+
+
+def test_words_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="granularity='word' needs to know when words are said"):
+        make_track(granularity="word")
+    with pytest.raises(ValueError, match="voice_activity=False"):
+        Track(TimelineOptions(), 8_000)
+
+
+def test_a_span_takes_a_weighted_mean():
+    span = Span(0.0, 2.0)
+    span.add(np.array([1.0, 0.0]), np.array([1.0, 0.0]), 1.0)
+    span.add(np.array([0.0, 1.0]), np.array([0.0, 1.0]), 3.0)
+    np.testing.assert_allclose(span.scores, [0.25, 0.75])
+    np.testing.assert_allclose(span.modality_weights, [0.25, 0.75])
