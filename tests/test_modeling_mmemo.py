@@ -231,6 +231,107 @@ def test_word_times_steer_attention_by_the_distance_in_segments():
 
 
 @torch.no_grad()
+def test_the_answer_follows_the_sound_that_a_word_coincides_with():
+    """One word among four sounds of half a second: an angry one comes second, a happy one fourth."""
+    model = make_model(fusion="cross_attention", audio_frame_seconds=0.5, segment_seconds=0.5, num_labels=2)
+    (layer,), identity = model.mmemo.layers, torch.eye(16)
+    for module in (*layer.text_to_audio.children(), *layer.audio_to_text.children()):
+        module.weight.zero_()
+        module.bias.zero_()
+    # Who is asked does not depend on what it says, only on when; what is heard is added to the word.
+    layer.slope.fill_(5.0)
+    layer.text_to_audio.v_proj.weight.copy_(identity)
+    layer.text_to_audio.out_proj.weight.copy_(identity)
+    for module in (model.mmemo.audio_branch.projection[0], model.mmemo.text_branch.projection[0]):
+        module.weight.copy_(identity)
+    layer.text_feed_forward[-1].weight.zero_()
+    # The answer reads the word alone, and of it what is angry (0) and what is happy (1).
+    model.mmemo.fusion[0].weight.copy_(torch.cat([0 * identity, identity], dim=1))
+    model.fused_classifier.weight.copy_(identity[:2])
+    sounds = torch.zeros(1, 4, 16)
+    sounds[0, 1, 0] = sounds[0, 3, 1] = 10.0
+    word = torch.zeros(1, 1, 16)
+    word[0, 0, 2] = 1.0
+
+    def hear(start, end):
+        output = model(
+            audio_hidden_states=(sounds,) * 3,
+            text_hidden_states=(word,) * 3,
+            token_times=torch.tensor([[[start, end]]]),
+            output_attentions=True,
+        )
+        return output.logits[0], output.text_to_audio_attentions[0][0].mean(dim=0)[0]
+
+    angry, angry_map = hear(0.5, 1.0)
+    happy, happy_map = hear(1.5, 2.0)
+    nothing, nothing_map = hear(0.0, 0.5)
+    unknown, unknown_map = hear(-1.0, -1.0)
+    assert angry_map[1] > 0.8
+    assert happy_map[3] > 0.8
+    assert nothing_map[0] > 0.8
+    assert_close(unknown_map, [0.25] * 4)
+    assert angry[0] - angry[1] > 1
+    assert happy[1] - happy[0] > 1
+    for between in (nothing, unknown):
+        assert abs(between[0] - between[1]) < 0.2
+
+
+@torch.no_grad()
+@fusions
+def test_a_segment_that_holds_everything_has_the_answer_of_the_whole(fusion):
+    model, inputs = make_model(fusion=fusion), make_inputs()
+    inputs["segment_times"] = torch.tensor([[[0.0, 9.0], [-1.0, -1.0]]]).expand(4, -1, -1)
+    output = model(**inputs)
+    assert_close(output.segment_logits[:, 0], output.logits)
+    assert_close(output.segment_modality_weights[:, 0], output.modality_weights)
+    assert not output.segment_modality_weights[:, 1].any()
+
+
+@torch.no_grad()
+@fusions
+def test_segments_are_the_same_alone_and_in_any_batch(fusion):
+    model, inputs = make_model(fusion=fusion), make_inputs()
+    inputs["segment_times"] = torch.tensor([[[0.0, 0.2], [0.1, 0.4]]]).expand(4, -1, -1)
+    whole = model(**inputs)
+    assert (whole.segment_logits[:, 0] - whole.segment_logits[:, 1]).abs().max() > 1e-3
+    for row in range(4):
+        assert_close(model(**alone(inputs, row)).segment_logits[0], whole.segment_logits[row])
+    assert_close(model(**pad_left(inputs)).segment_logits, whole.segment_logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("audio, text", [("wav2vec2", "bert"), ("ast", "bert"), ("mmemo_audio", "gpt2")])
+def test_segments_of_other_towers(audio, text):
+    model, inputs = make_model(audio, text), make_inputs(audio)
+    inputs["segment_times"] = torch.tensor([[[0.0, 0.05], [0.0, 9.0]]]).expand(4, -1, -1)
+    output = model(**inputs)
+    assert output.segment_logits.isfinite().all()
+    assert_close(output.segment_logits[:, 1], output.logits)
+
+
+@torch.no_grad()
+def test_a_segment_is_pooled_from_its_own_sounds_and_words():
+    model = make_model(fusion="late", audio_frame_seconds=1.0, audio_pooling="mean")
+    audio, text = torch.randn(1, 4, 16), torch.randn(1, 3, 16)
+    # One word is said in the first two seconds, one later; the last token belongs to none.
+    times = torch.tensor([[[0.5, 1.0], [2.5, 3.0], [-1.0, -1.0]]])
+
+    def answer(audio, text, segments):
+        states = {"audio_hidden_states": (audio,) * 3, "text_hidden_states": (text,) * 3}
+        return model(**states, token_times=times, segment_times=torch.tensor([segments]))
+
+    first, second, none = answer(audio, text, [[0.0, 2.0], [2.0, 4.0], [5.0, 6.0]]).segment_logits[0]
+    states = {"audio_hidden_states": (audio[:, :2],) * 3, "text_hidden_states": (text[:, [0, 2]],) * 3}
+    assert_close(model(**states).logits[0], first)
+    changed = torch.cat([audio[:, :2], torch.randn(1, 2, 16)], dim=1)
+    other = torch.cat([text[:, :1], torch.randn(1, 1, 16), text[:, 2:]], dim=1)
+    found = answer(changed, other, [[0.0, 2.0], [2.0, 4.0]]).segment_logits[0]
+    assert_close(found[0], first)
+    assert (found[1] - second).abs().max() > 1e-3
+    assert_close(none.softmax(dim=0), torch.full((7,), 1 / 7))
+
+
+@torch.no_grad()
 def test_word_times_matter_and_unknown_ones_do_not():
     model, inputs = make_model(), make_inputs()
     model.mmemo.layers[0].slope.fill_(5.0)
