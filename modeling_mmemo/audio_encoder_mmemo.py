@@ -120,13 +120,16 @@ class MMEmoAudioEncoder(PreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
         batch, _, frames = input_features.shape
-        if attention_mask is None:
-            attention_mask = input_features.new_ones(batch, frames, dtype=torch.long)
+        # Masking what has no padding takes a twentieth of the time and changes nothing.
+        if attention_mask is not None and not torch.compiler.is_compiling() and attention_mask.all():
+            attention_mask = None
 
         window = 2 * self.config.max_source_positions
         num_windows = -(-frames // window)
         if num_windows > 1:
             missing = num_windows * window - frames
+            if attention_mask is None:
+                attention_mask = input_features.new_ones(batch, frames, dtype=torch.long)
             input_features = nn.functional.pad(input_features, (0, missing)).unflatten(2, (num_windows, window))
             input_features = input_features.transpose(1, 2).flatten(0, 1)
             attention_mask = nn.functional.pad(attention_mask, (0, missing)).unflatten(1, (num_windows, window))
@@ -145,18 +148,27 @@ class MMEmoAudioEncoder(PreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    def _encode(self, input_features: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
+    def _encode(self, input_features: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
         """Encodes one window a row and returns the layers' states, each `(rows, positions, d_model)`."""
-        frame_mask = attention_mask.unsqueeze(1).to(input_features.dtype)
-        position_mask = attention_mask[:, ::2]
+        frame_mask = position_mask = None
+        if attention_mask is not None:
+            frame_mask = attention_mask.unsqueeze(1).to(input_features.dtype)
+            position_mask = attention_mask[:, ::2]
 
-        embeds = nn.functional.gelu(self.conv1(input_features * frame_mask)) * frame_mask
+        embeds = _masked(nn.functional.gelu(self.conv1(_masked(input_features, frame_mask))), frame_mask)
         embeds = nn.functional.gelu(self.conv2(embeds)).transpose(1, 2)
         embeds = embeds + self.embed_positions.weight[: embeds.shape[1]]
         hidden_states = [nn.functional.dropout(embeds, p=self.config.dropout, training=self.training)]
 
-        bias = create_bidirectional_mask(self.config, embeds, attendable(position_mask))
+        bias = None
+        if position_mask is not None:
+            bias = create_bidirectional_mask(self.config, embeds, attendable(position_mask))
+            position_mask = position_mask.unsqueeze(-1).to(embeds.dtype)
         for layer in self.layers:
             hidden_states.append(layer(hidden_states[-1], bias))
         hidden_states[-1] = self.layer_norm(hidden_states[-1])
-        return [h * position_mask.unsqueeze(-1).to(h.dtype) for h in hidden_states]
+        return [_masked(states, position_mask) for states in hidden_states]
+
+
+def _masked(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return values if mask is None else values * mask

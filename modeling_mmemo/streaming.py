@@ -3,7 +3,7 @@ Emotion live: samples go in as they come, and segments come out as soon as they 
 
 Deliberate choices:
 - It is the pipeline's own timeline, fed bit by bit: the same windows give the same answers.
-- Shorter windows, more often, than offline: a segment is known 1.5 s after it ended. Offline, 4 s every 3 s cost half.
+- Shorter windows, more often, than offline: a segment is known 1.5 s after it ended. Offline, windows come less often.
 """
 
 from typing import Any
@@ -84,11 +84,12 @@ class EmotionStream:
 
     @property
     def latency_seconds(self) -> float:
-        """How long after its end a segment is given out at most, in seconds of sound; what the model takes is added.
-
-        Only what the first window holds may take as long as that window.
         """
-        longest = self.options.window_s if self.options.latency_s is None else self.options.latency_s
+        How long after its end a segment is given out at most, in seconds of sound; what the model takes is added. Only
+        what the first window holds may take as long as that window.
+        """
+        options = self.options
+        longest = options.window_s if options.latency_s is None else max(options.latency_s, options.window_hop_s)
         return longest + (FRAME_SECONDS if self.options.voice_activity else 0.0)
 
     def reset(self) -> None:

@@ -4,9 +4,9 @@ Emotion over time: a recording is cut into windows that the model hears one by o
 Deliberate choices:
 - A window is a clip: the model hears it as it would hear a file of that length, so live and offline agree, and so do a
   batch and one window.
-- The encoder runs once a window; the segments inside are pooled from its states. Windows overlap by a quarter by
-  default, so an hour costs a third more than its sound, and not as many times more as a window has segments.
-- What is not speech is never answered for: a window without a voice is not even run.
+- The encoder runs once a window; the segments inside are pooled from its states. Windows overlap by half a second
+  by default, so an hour costs a sixth more than its sound, and not as many times more as a window has segments.
+- What is not speech is never answered for. Windows begin where a voice does, so pauses cost next to nothing.
 """
 
 import math
@@ -44,14 +44,14 @@ class TimelineOptions:
         granularity (`str`, *optional*, defaults to `"segment"`):
             What gets an answer: every `"segment"`, every `"word"` or `"sentence"` of a transcript with times, or the
             `"utterance"` as a whole.
-        window_s (`float`, *optional*, defaults to 4.0), window_hop_s (`float`, *optional*, defaults to 3.0):
+        window_s (`float`, *optional*, defaults to 3.5), window_hop_s (`float`, *optional*, defaults to 3.0):
             Length of the windows that the model hears, and the time from one to the next. A segment's answer is the
             mean over the windows that hold it, so a shorter hop answers better and costs more.
         context_s (`float`, *optional*, defaults to 3.5):
             What is shorter is answered for from so many seconds around its middle, as far as the window reaches.
         latency_s (`float`, *optional*):
-            Only windows that end by so many seconds after a segment, and the first of all, count for it; all that
-            hold it by default.
+            Only the first window that holds a segment counts for it, and those that end by so many seconds after it;
+            all that hold it by default.
         voice_activity (`bool`, *optional*, defaults to `True`):
             Whether what is no speech is left out, and marked as silence.
 
@@ -62,7 +62,7 @@ class TimelineOptions:
     segment_s: float = 0.5
     hop_s: float | None = None
     granularity: str = "segment"
-    window_s: float = 4.0
+    window_s: float = 3.5
     window_hop_s: float = 3.0
     context_s: float = 3.5
     latency_s: float | None = None
@@ -110,6 +110,7 @@ class Span:
     scores: np.ndarray | None = None
     modality_weights: np.ndarray | None = None
     seconds_heard: float = 0.0
+    is_asked_for: bool = False  # by a window
 
     @property
     def reach(self) -> float:
@@ -194,7 +195,8 @@ class Track:
         self._buffer_start = 0
         self._voiced = np.zeros(0, bool)
         self._voiced_start = 0
-        self._num_windows = 0
+        # Where the last window began and where it ended.
+        self._last_start, self._covered = -options.window_hop_s, 0.0
         self._unanswered: deque[Window] = deque()
         self._num_segments = 0
         self._open: deque[Span] = deque(self._known_spans() if answers else ())
@@ -244,9 +246,10 @@ class Track:
         yield from self._complete_windows()
         for span in self._open:
             span.end = min(span.end, self.duration)
-        if self.duration > self._covered + EPSILON:
+        start, is_needed = self._next_window()
+        if is_needed and self.duration > self._covered + EPSILON:
             # What was settled before stays so, as who listens live has it already.
-            settled = [span for span in self._open if self._is_settled(span, *self._next_window)]
+            settled = [span for span in self._open if self._is_settled(span, start)]
             yield from self._window(max(0.0, self.duration - self.options.window_s), self.duration, settled)
 
     def pop(self) -> Iterator[Span]:
@@ -254,14 +257,16 @@ class Track:
         while self._unanswered and self._unanswered[0].is_answered:
             self._unanswered.popleft()
         # The next window that may change an answer.
-        start, end = self._next_window
-        if self._unanswered:
-            start, end = self._unanswered[0].start, self._unanswered[0].end
+        start = self._unanswered[0].start if self._unanswered else self._next_window()[0]
         is_last = self._is_finished and not self._unanswered
-        while self._open and (is_last or self._is_settled(self._open[0], start, end)):
-            span = self._open.popleft()
+        while self._open:
+            span = self._open[0]
+            is_silent = self._is_silent(span)
+            if not (is_last or self._is_settled(span, start) or (is_silent and span.end <= self._known)):
+                break
+            self._open.popleft()
             span.words = self._words_in(span)
-            if not span.words and not self._is_voiced(span.start, span.end):
+            if is_silent:
                 span.scores = span.modality_weights = None
             yield span
         self._forget()
@@ -272,17 +277,32 @@ class Track:
         speech, self._speech = self._speech[:done], self._speech[done:]
         return [(start, min(end, self.duration)) for start, end in speech if start < self.duration]
 
-    @property
-    def _covered(self) -> float:
-        """Up to where the windows so far reach, in seconds."""
-        return (
-            (self._num_windows - 1) * self.options.window_hop_s + self.options.window_s if self._num_windows else 0.0
-        )
+    def _next_window(self) -> tuple[float, bool]:
+        """
+        Where the next window begins, in seconds, and whether that is certain: if nobody has spoken since the last one,
+        it begins there or later.
 
-    @property
-    def _next_window(self) -> tuple[float, float]:
-        start = self._num_windows * self.options.window_hop_s
-        return start, start + self.options.window_s
+        It begins a hop behind the last one, or, if nobody speaks before, as far ahead of the next voice as windows
+        overlap, where a segment begins.
+        """
+        voice = self._next_voice(self._covered)
+        known = self._known if voice is None else voice
+        overlap, step = self.options.window_s - self.options.window_hop_s, self.options.segment_hop
+        ahead = math.floor((known - overlap) / step + EPSILON) * step
+        return max(self._last_start + self.options.window_hop_s, ahead), voice is not None
+
+    def _next_voice(self, start: float) -> float | None:
+        """When somebody speaks, or a word is said, at or after `start`; `None` if not as far as is known."""
+        if self.detector is None:
+            return start
+        first = max(int(start / FRAME_SECONDS + EPSILON), self._voiced_start)
+        frames = np.flatnonzero(self._voiced[first - self._voiced_start :])
+        times = [max((first + int(frames[0])) * FRAME_SECONDS, start)] if len(frames) else []
+        for _, begin, stop in self.words:
+            if max(stop, begin + FRAME_SECONDS) > start:
+                times.append(max(begin, start))
+                break
+        return min((time for time in times if time < self.duration), default=None)
 
     @property
     def _known(self) -> float:
@@ -313,13 +333,16 @@ class Track:
         return bool(seconds >= MIN_SPEECH_SHARE * min(end - start, self.options.segment_s) - EPSILON)
 
     def _is_late(self, span: Span, window_end: float) -> bool:
-        """Whether a window ends too late to count for a span; the first of all never does."""
-        latency_s, first = self.options.latency_s, self.options.window_s
-        return latency_s is not None and window_end > max(span.end + latency_s, first) + EPSILON
+        """Whether a window ends too late to count for a span; the first that holds it never does."""
+        latency_s = self.options.latency_s
+        return latency_s is not None and span.is_asked_for and window_end > span.end + latency_s + EPSILON
 
-    def _is_settled(self, span: Span, window_start: float, window_end: float) -> bool:
-        """Whether neither this window nor any behind it counts for a span."""
-        return window_start >= span.reach - EPSILON or self._is_late(span, window_end)
+    def _is_settled(self, span: Span, window_start: float) -> bool:
+        """Whether neither the window that begins there, nor any behind it, counts for a span."""
+        return window_start >= span.reach - EPSILON or self._is_late(span, window_start + self.options.window_s)
+
+    def _is_silent(self, span: Span) -> bool:
+        return not self._words_in(span) and not self._is_voiced(span.start, span.end)
 
     def _words_in(self, span: Span) -> list[str]:
         """The words of a span: those that it was made from, or those whose middles lie in it."""
@@ -338,9 +361,12 @@ class Track:
             self._forget()
             return
         self._open_segments()
-        while self._next_window[1] <= self._known + EPSILON:
-            start, end = self._next_window
-            self._num_windows += 1
+        while True:
+            start, is_certain = self._next_window()
+            end = start + self.options.window_s
+            if not is_certain or end > self._known + EPSILON:
+                return
+            self._last_start, self._covered = start, end
             yield from self._window(start, end)
 
     def _open_segments(self) -> None:
@@ -364,6 +390,7 @@ class Track:
                 continue
             middle, reach = (span.start + span.end) / 2, self.options.context_s / 2
             spans.append(span)
+            span.is_asked_for = True
             seconds.append(stop - begin)
             if span.end < math.inf:
                 begin, stop = min(begin, middle - reach), max(stop, middle + reach)
@@ -392,8 +419,10 @@ class Track:
 
     def _forget(self) -> None:
         """Drops what neither a window nor an open span can ask for any more."""
-        # The last window may begin wherever the windows so far end, less their length.
-        needed = max(self._covered - self.options.window_s, 0.0) if self._answers else self.duration
+        # The last window begins a window before the end, wherever that is.
+        needed = self.duration
+        if self._answers:
+            needed = max(min(self._next_window()[0], self._known - self.options.window_s), 0.0)
         surplus = round(needed * self.sampling_rate) - self._buffer_start
         if 0 < surplus <= len(self._buffer):
             self._buffer, self._buffer_start = self._buffer[surplus:], self._buffer_start + surplus

@@ -67,7 +67,7 @@ class VoiceActivityDetector:
         weights = self.weights
         padded = np.pad(frames, ((0, 0), (0, FFT_PADDING)), mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE, axis=1)[:, ::FFT_HOP]
-        spectrum = windows @ weights["stft_conv.weight"][:, 0].T
+        spectrum = _multiply(windows, weights["stft_conv.weight"][:, 0])
         real, imaginary = np.split(spectrum, 2, axis=-1)
         # Layout (frames, steps, channels) throughout.
         features = np.sqrt(real**2 + imaginary**2)
@@ -105,10 +105,17 @@ def has_voice(samples: np.ndarray) -> bool:
 
 
 def _convolve(features: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
-    """A convolution of width 3 and its ReLU; `(frames, steps, channels)` to `(frames, steps // stride, channels)`."""
+    """A convolution of width 3 and its ReLU; `(frames, steps, channels)` in and out."""
     padded = np.pad(features, ((0, 0), (1, 1), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 3, axis=1)[:, ::stride]
-    return np.maximum(np.tensordot(windows, weight, axes=([2, 3], [1, 2])) + bias, 0)
+    steps = (features.shape[1] - 1) // stride + 1
+    windows = np.concatenate([padded[:, tap : tap + stride * steps : stride] for tap in range(3)], axis=-1)
+    return np.maximum(_multiply(windows, weight.transpose(0, 2, 1).reshape(len(weight), -1)) + bias, 0)
+
+
+def _multiply(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`values @ weight.T` over the last axis, as one product of two matrices."""
+    flat = values.reshape(-1, values.shape[-1]) @ weight.T
+    return flat.reshape(*values.shape[:-1], -1)
 
 
 @cache

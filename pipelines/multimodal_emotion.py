@@ -174,7 +174,7 @@ class MultimodalEmotionPipeline(Pipeline):
             channels, speaker_turns, customer, everyone, transcriber (*optional*):
                 Who is heard in it; see [`MMEmoProcessor.open_recording`].
             window_batch_size (`int`, *optional*):
-                Windows of a recording that the model sees at once: 2 on a CPU, 32 elsewhere by default.
+                Windows of a recording that the model sees at once: 8 on a CPU, 32 elsewhere by default.
             batch_size (`int`, *optional*, defaults to 1), num_workers (`int`, *optional*, defaults to 0):
                 Items that the model sees at once, and processes that load them.
 
@@ -341,7 +341,7 @@ class MultimodalEmotionPipeline(Pipeline):
         """Hears one recording window by window: its timeline."""
         options = {name: forward_params[name] for name in RECORDING_PARAMETERS if name in forward_params}
         recording = self.processor.open_recording(**self._as_item(given), **preprocess_params, **options)
-        batch_size = forward_params.get("window_batch_size") or (2 if self.device.type == "cpu" else 32)
+        batch_size = forward_params.get("window_batch_size") or (8 if self.device.type == "cpu" else 32)
         expected = recording.expected_duration
         windows, shown = iter(recording), 0.0
         with logging.tqdm(total=expected, unit="s", disable=expected is None or expected < PROGRESS_FROM) as bar:

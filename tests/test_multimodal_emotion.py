@@ -549,7 +549,7 @@ def test_coverage_gives_the_labels_that_are_likely_enough(emotion, items):
         ({"threshold": 1.5}, "threshold=1.5 must be a score"),
         ({"threshold": 0.5, "function_to_apply": "none"}, "softmax of a single label"),
         ({"return_timeline": False, "segment_s": 1.0}, r"return_timeline=False contradicts \['segment_s'\]"),
-        ({"segment_s": 9.0}, "segment_s=9.0 exceeds window_s=4.0"),
+        ({"segment_s": 9.0}, "segment_s=9.0 exceeds window_s=3.5"),
     ],
 )
 def test_impossible_timelines_and_doubts_are_refused(emotion, make_clip, parameters, message):

@@ -8,7 +8,7 @@ from modeling_mmemo.recording_mmemo import open_recording
 
 
 RATE = 16_000
-CUT = {"voice_activity": False}
+CUT = {"voice_activity": False, "window_s": 4.0}
 SRT = "1\n00:00:00,200 --> 00:00:00,800\nI am\n\n2\n00:00:04,000 --> 00:00:04,500\nso happy!\n"
 
 
@@ -115,7 +115,7 @@ def test_a_transcriber_finds_the_words_that_are_missing(processor, stereo):
 
 
 def test_words_alone_have_a_timeline(processor):
-    recording = open_recording(processor, text=SRT)
+    recording = open_recording(processor, text=SRT, window_s=4.0)
     # The last window reaches back from 4.5 s to 0.5 s.
     assert [window.item["text"] for window in hear(recording)] == ["I am", "am so happy!"]
     assert recording.duration == 4.5

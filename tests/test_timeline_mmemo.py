@@ -13,7 +13,7 @@ RATE = 16_000
 
 
 def make_track(words=(), text=None, **options):
-    options = {"voice_activity": False, **options}
+    options = {"voice_activity": False, "window_s": 4.0, "window_hop_s": 3.0, **options}
     return Track(TimelineOptions(**options), RATE, words, text)
 
 
@@ -97,12 +97,13 @@ def test_context_widens_what_is_short_as_far_as_the_window_reaches():
     assert times[3.5] == (2.75, 4)
 
 
+@pytest.mark.parametrize("options", [{}, {"window_s": 2.0, "window_hop_s": 0.5, "latency_s": 0.5}])
 @pytest.mark.parametrize("sizes", [[136_000], [1_000] * 136, [7, 16_000, 64_000, 55_993]])
-def test_chunks_of_any_size_give_the_same(sizes):
+def test_chunks_of_any_size_give_the_same(sizes, options):
     samples = np.random.default_rng(0).uniform(-1, 1, 136_000).astype(np.float32)
     chunks = np.split(samples, np.cumsum(sizes)[:-1])
-    expected = run(make_track(), samples)
-    found = run(make_track(), *chunks)
+    expected = run(make_track(**options), samples)
+    found = run(make_track(**options), *chunks)
     for window, other in zip(*(windows for windows, _ in (found, expected)), strict=True):
         np.testing.assert_array_equal(window.item["audio"], other.item["audio"])
         assert window.item["segment_times"] == other.item["segment_times"]
@@ -200,6 +201,30 @@ def test_silence_is_not_answered_for(example_audio):
     assert 8.5 < end < 9.2
 
 
+def test_windows_begin_where_a_voice_does(example_audio):
+    speech = load_audio(example_audio)
+    track = Track(TimelineOptions(window_s=3.0, window_hop_s=2.5), RATE)
+    windows, _ = run(track, np.zeros(10 * RATE, np.float32), speech, np.zeros(10 * RATE, np.float32), speech)
+    # Half a second ahead of it, and not before the next one speaks.
+    assert [window.start for window in windows] == [9.5, pytest.approx(9.5 + len(speech) / RATE + 10, abs=0.6)]
+
+
+@pytest.mark.parametrize("latency_s", [None, 1.5])
+def test_speech_after_silence_is_answered_for_without_a_gap(example_audio, latency_s):
+    speech = load_audio(example_audio)
+    for offset in np.arange(0.0, 1.0, 0.13):
+        track = Track(TimelineOptions(window_s=3.0, window_hop_s=1.0, latency_s=latency_s), RATE)
+        pause = np.zeros(round((6 + offset) * RATE), np.float32)
+        _, spans = run(track, pause, speech, pause, speech[:RATE])
+        # A second track that hears nothing but where the voice is.
+        finder = Track(TimelineOptions(), RATE, answers=False)
+        run(finder, pause, speech, pause, speech[:RATE])
+        for begin, end in finder.pop_speech():
+            inside = [span for span in spans if span.start < end - 0.2 and span.end > begin + 0.2]
+            assert inside
+            assert all(span.scores is not None for span in inside)
+
+
 def test_words_are_answered_for_even_where_no_voice_is_found():
     track = Track(TimelineOptions(), RATE, [("hello", 1.0, 1.4)])
     (window,), spans = run(track, np.zeros(4 * RATE, np.float32))
@@ -223,8 +248,8 @@ def test_a_track_that_only_finds_speech_has_no_windows(example_audio):
         ({"segment_s": 0}, "segment_s=0 must be a positive number"),
         ({"window_s": math.nan}, "window_s=nan"),
         ({"hop_s": "0.5"}, "hop_s='0.5'"),
-        ({"window_hop_s": 5}, "window_hop_s=5 exceeds window_s=4.0"),
-        ({"segment_s": 5.0}, "segment_s=5.0 exceeds window_s=4.0"),
+        ({"window_hop_s": 5}, "window_hop_s=5 exceeds window_s=3.5"),
+        ({"segment_s": 5.0}, "segment_s=5.0 exceeds window_s=3.5"),
         ({"latency_s": 1.0}, "at least 2.5"),
     ],
 )
