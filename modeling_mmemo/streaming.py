@@ -28,7 +28,7 @@ class EmotionStream:
             What answers; the embedded model by default.
         sampling_rate (`float`, *optional*, defaults to 16000):
             Of the samples to come, in Hz.
-        window_s (`float`, defaults to 3.0), window_hop_s (`float`, defaults to 1.0), latency_s (`float`, defaults to
+        window_s (`float`, defaults to 3.0), window_hop_s (`float`, defaults to 1.5), latency_s (`float`, defaults to
         1.5), segment_s, hop_s, context_s, voice_activity (*optional*):
             How the stream is cut; see [`TimelineOptions`].
         answer: `top_k`, `threshold` and `coverage` of the pipeline.
@@ -54,7 +54,7 @@ class EmotionStream:
         emotion: MultimodalEmotionPipeline | None = None,
         sampling_rate: float = 16_000,
         window_s: float = 3.0,
-        window_hop_s: float = 1.0,
+        window_hop_s: float = 1.5,
         latency_s: float | None = 1.5,
         segment_s: float = 0.5,
         hop_s: float | None = None,

@@ -184,7 +184,7 @@ class MultimodalEmotionPipeline(Pipeline):
             With `return_modality_weights`, `threshold` or `coverage` a dictionary of that list as `scores` and, as
             asked for, `modality_weights` (`{"audio": float, "text": float}`), `label` and `label_set`.
 
-            With a timeline a dictionary of `duration`, in seconds; `label`, `scores` and `modality_weights` of the
+            With a timeline a dictionary of `duration`, in seconds; `speech`, where a voice is heard; `label`, `scores` and `modality_weights` of the
             whole, the mean over its speech; `timeline`, a list of `{"start", "end", "words", "label", "scores",
             "modality_weights"}`, in which `label` is `"silence"` and `scores` empty where nobody speaks; and `spans`,
             its stretches of one label, `{"start", "end", "label", "score"}`.
@@ -367,7 +367,8 @@ class MultimodalEmotionPipeline(Pipeline):
         parameters = {name: parameters.get(name) for name in ("top_k", "threshold", "coverage")}
         result: dict[str, Any] = {"duration": recording.duration}
         if recording.sources[0].speaker is None:
-            return result | self.summarize(recording.sources[0].spans, **parameters)
+            (source,) = recording.sources
+            return result | {"speech": source.speech, **self.summarize(source.spans, **parameters)}
         by_speaker: dict[str, list] = {}
         for source in recording.sources:
             by_speaker.setdefault(source.speaker, []).append(source)

@@ -401,7 +401,7 @@ def test_a_model_of_another_type_is_refused(processor):
 def test_a_timeline_has_a_segment_every_half_second(emotion, make_clip):
     words = [("i", 0.1, 0.4), ("am", 0.6, 0.8), ("happy", 3.0, 3.4)]
     result = emotion({"audio": make_clip(6.2), "word_times": words}, return_timeline=True, voice_activity=False)
-    assert result.keys() == {"duration", "label", "scores", "modality_weights", "timeline", "spans"}
+    assert result.keys() == {"duration", "speech", "label", "scores", "modality_weights", "timeline", "spans"}
     assert result["duration"] == pytest.approx(6.2)
     timeline = result["timeline"]
     assert [entry["start"] for entry in timeline] == [index * 0.5 for index in range(13)]

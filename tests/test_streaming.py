@@ -8,7 +8,7 @@ from modeling_mmemo import EmotionStream, load_audio, load_pipeline
 from modeling_mmemo.streaming import LiveAudio
 
 
-CUTTING = {"window_s": 3.0, "window_hop_s": 1.0, "latency_s": 1.5}
+CUTTING = {"window_s": 3.0, "window_hop_s": 1.5, "latency_s": 1.5}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_a_bad_chunk_is_refused_and_the_stream_goes_on(embedded, chunk, message)
     "options, error, message",
     [
         ({"sampling_rate": 0}, ValueError, "sampling_rate=0"),
-        ({"window_s": 0.1}, ValueError, "window_hop_s=1.0 exceeds window_s=0.1"),
+        ({"window_s": 0.1}, ValueError, "window_hop_s=1.5 exceeds window_s=0.1"),
         ({"threshold": 2}, ValueError, "threshold=2"),
         ({"granularity": "word"}, TypeError, "granularity"),
     ],

@@ -57,7 +57,7 @@ def test_speech_is_a_voice_and_what_is_none_is_not(speech):
 
 def test_says_what_to_install(monkeypatch):
     monkeypatch.setattr(voice_activity_mmemo, "find_spec", lambda name: None)
-    voice_activity_mmemo._load_weights.cache_clear()
+    voice_activity_mmemo._load_network.cache_clear()
     with pytest.raises(ValueError, match="pip install silero-vad"):
         VoiceActivityDetector()
 
