@@ -3,8 +3,8 @@ Where a voice is heard: Silero VAD, frame by frame, over any number of chunks.
 
 Deliberate choices:
 - The network is built here over the safetensors that the `silero-vad` package ships. So nothing is unpickled, torch is
-  not set to one thread by the package's import, and the frames of a chunk pass the convolutions at once: less than 0.1 ms
-  for a frame of 32 ms, where the package's TorchScript takes 0.4 ms.
+  not set to one thread by the package's import, and the frames of a chunk pass the convolutions at once: less than 0.1
+  ms for a frame of 32 ms, where the package's TorchScript takes 0.4 ms.
 - It runs in torch and not in NumPy, whose threads keep spinning and would have the encoder wait for a core.
 - It is causal: what it says of a frame never changes, so live and offline agree.
 """

@@ -184,10 +184,11 @@ class MultimodalEmotionPipeline(Pipeline):
             With `return_modality_weights`, `threshold` or `coverage` a dictionary of that list as `scores` and, as
             asked for, `modality_weights` (`{"audio": float, "text": float}`), `label` and `label_set`.
 
-            With a timeline a dictionary of `duration`, in seconds; `speech`, where a voice is heard; `label`, `scores` and `modality_weights` of the
-            whole, the mean over its speech; `timeline`, a list of `{"start", "end", "words", "label", "scores",
-            "modality_weights"}`, in which `label` is `"silence"` and `scores` empty where nobody speaks; and `spans`,
-            its stretches of one label, `{"start", "end", "label", "score"}`.
+            With a timeline a dictionary of `duration`, in seconds; `speech`, the stretches in which a voice is heard;
+            `label`, `scores` and `modality_weights` of the whole, the mean over its speech; `timeline`, a list of
+            `{"start", "end", "words", "label", "scores", "modality_weights"}`, in which `label` is `"silence"` and
+            `scores` empty where nobody speaks; and `spans`, its stretches of one label, `{"start", "end", "label",
+            "score"}`.
 
             With channels or turns a dictionary of `duration` and `speakers`: by name the stretches of `speech`, and
             the same as above for those whose emotions are asked for. With turns also `turns`, an answer each.
