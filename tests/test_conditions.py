@@ -100,6 +100,19 @@ def test_shuffling_gives_every_row_that_of_another(given, rows):
     assert all(clip != row["audio"]["path"] for clip, row in zip(clips, rows))
 
 
+def test_words_are_spread_over_the_speech_or_lie_anywhere(given, rows):
+    for name in ("aligned times", "shuffled times"):
+        for item, text in zip(given(name, rows), TEXTS):
+            words, starts, ends = zip(*item["word_times"])
+            assert list(words) == text.split()
+            assert 0 <= starts[0]
+            assert all(start <= end for start, end in zip(starts, ends))
+            assert list(starts) == sorted(starts)
+    aligned, shuffled = (given(name, rows)[0]["word_times"] for name in ("aligned times", "shuffled times"))
+    assert aligned != shuffled
+    assert aligned[-1][2] <= 0.31
+
+
 def test_one_row_cannot_be_shuffled(given, rows):
     with pytest.raises(ValueError, match="at least 2 rows to shuffle, not 1"):
         given("shuffled text", rows.select([0]))

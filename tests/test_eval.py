@@ -43,20 +43,25 @@ def test_eval_scores_corpora_and_pairs(saved, data_dir, tmp_path, capsys):
     folder = tmp_path / "results"
     options = ["--model", saved, "--data_dir", str(data_dir), "--output_dir", str(folder), "--batch_size", "4"]
 
-    evaluation.main([*options, "--corpora", "ravdess", "meld", "--pairs", "ravdess+meld"])
+    evaluation.main(
+        [*options, "--corpora", "ravdess", "meld", "--pairs", "ravdess+meld", "--timelines", "ravdess", "ravdess+meld"]
+    )
 
     results = json.loads((folder / "results.json").read_text())
     ravdess, meld = results["corpora"]
     assert (ravdess["headline"], ravdess["groups"], ravdess["resampled"]) == ("audio", 2, "speakers")
-    assert set(ravdess["conditions"]) == {name for name in CONDITIONS if not name.startswith(("b", "noise", "sh"))} | {
-        "both"
-    }
+    assert set(ravdess["conditions"]) == {
+        name for name in CONDITIONS if not name.startswith(("al", "b", "noise", "sh"))
+    } | {"both"}
     assert (meld["headline"], meld["rows"], meld["resampled"]) == ("text", 8, "rows")
     assert list(meld["conditions"]) == ["text"]
     assert meld["protocol"] == "meld, test part"
     (pairs,) = results["pairs"]
     assert set(pairs["conditions"]) == set(CONDITIONS)
     assert pairs["conflicting"]["rows"] == pairs["rows"] == ravdess["rows"]
+    alone, together = results["timelines"]
+    assert [table["rows"] for table in (alone, together)] == [ravdess["rows"], pairs["rows"]]
+    assert alone["eder"]["value"] > 0
     for table in (ravdess, meld, pairs):
         assert table["conditions"][table["headline"]].keys() == set(MEASURES)
         assert sum(map(sum, table["confusion"]["counts"])) == table["rows"]

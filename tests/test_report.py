@@ -5,11 +5,19 @@ import pytest
 from datasets import Dataset
 
 from modeling_mmemo.evaluation.conditions import ABLATION, BLANK
-from modeling_mmemo.evaluation.report import markdown_report, markdown_table, percent, summary, write_results
+from modeling_mmemo.evaluation.report import (
+    TIMELINE_HEADINGS,
+    markdown_report,
+    markdown_table,
+    percent,
+    summary,
+    write_results,
+)
 from modeling_mmemo.evaluation.run import corpus_table, pairs_table
 
 
 LABELS = ["angry", "happy", "sad"]
+PARTS = ("missed", "confused", "false_alarm")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +43,10 @@ def results():
         "bootstrap": {"samples": 1000, "level": 0.95},
         "corpora": [corpus_table("ravdess", "ravdess, test part", rows, {"audio": voice}, LABELS, "audio")],
         "pairs": [pairs_table("ravdess + meld", "Simulated pairs", rows, scores, rows, right, LABELS)],
+        "timelines": [
+            {"name": "ravdess", "protocol": "ravdess, test part", "rows": 40, "minutes": 2.5, "changes": 30}
+            | {measure: {"value": 0.5, "interval": [0.4, 0.6]} for measure in (*TIMELINE_HEADINGS, *PARTS)}
+        ],
     }
 
 
@@ -76,6 +88,14 @@ def test_the_report_calls_pairs_simulated_and_judges_their_losses(results):
     assert "Simulated pairs: 40 rows; intervals over 4 speakers. Given here: both." in report
     assert "| blank audio | text          | 0.0 [0.0, 0.0]" in report
     assert "mmemo 1.0." in report
+
+
+def test_the_report_has_the_followed_recordings(results):
+    report = markdown_report(results)
+
+    assert "| ravdess   | 2.5     | 50.0 [40.0, 60.0] |" in report
+    assert "40 clips with 30 changes of emotion; EDER = missed 50.0 [40.0, 60.0]" in report
+    assert "## Timelines" not in markdown_report({**results, "timelines": []})
 
 
 def test_the_summary_has_a_line_a_condition(results):

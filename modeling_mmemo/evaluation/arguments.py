@@ -26,6 +26,10 @@ class EvaluationArguments:
         default_factory=list,
         metadata={"help": "Simulated pairs to score, AUDIO+TEXT: voices of one corpus, words of another."},
     )
+    timelines: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Corpora, or pairs AUDIO+TEXT, whose clips are joined to one recording to be followed."},
+    )
     conditions: list[str] = field(
         default_factory=lambda: list(CONDITIONS),
         metadata={"help": "What is done to the rows, where it applies; everything by default."},
@@ -44,12 +48,12 @@ class EvaluationArguments:
     seed: int = field(default=0, metadata={"help": "Of noise, shuffling, pairing, drawing and the bootstrap."})
 
     def __post_init__(self):
-        if not self.corpora and not self.pairs:
-            raise ValueError("There is nothing to score; name --corpora, --pairs, or both.")
+        if not self.corpora and not self.pairs and not self.timelines:
+            raise ValueError("There is nothing to score; name --corpora, --pairs, --timelines, or several of them.")
         for pair in self.pairs:
             if pair.count("+") != 1:
                 raise ValueError(f"pairs={self.pairs}: {pair!r} must be AUDIO+TEXT, two corpora such as ravdess+meld.")
-        named = self.corpora + [name for pair in self.pairs for name in pair.split("+")]
+        named = self.corpora + [name for pair in self.pairs + self.timelines for name in pair.split("+")]
         if unknown := [name for name in named if name not in CORPORA]:
             raise ValueError(f"Unknown corpora {unknown}; the known ones are {sorted(CORPORA)}.")
         if unknown := [name for name in self.conditions if name not in CONDITIONS]:

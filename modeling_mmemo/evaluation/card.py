@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mmemo.evaluation.metrics import MEASURES
-from modeling_mmemo.evaluation.report import HEADINGS, markdown_table, percent
+from modeling_mmemo.evaluation.report import HEADINGS, markdown_table, percent, timelines_table
 
 
 BEGIN, END = "<!-- results: written by eval.py -->", "<!-- end of results -->"
@@ -48,4 +48,10 @@ def results_section(results: dict[str, Any]) -> str:
             f"On the simulated pairs {table['name']}, both have {percent(gain['uar'])} points of UAR more than "
             f"the better of the two alone ({gain['over']}). What the other modality loses: {', '.join(losses)}."
         )
+    if results["timelines"]:
+        parts += [
+            "Held-out clips joined to long recordings and followed: the share of the speech with the right label, and "
+            "the emotion-diarisation error rate (EDER) beside that of always the most frequent label.",
+            timelines_table(results["timelines"]),
+        ]
     return "\n\n".join(parts)

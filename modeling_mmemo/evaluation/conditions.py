@@ -11,7 +11,9 @@ from datasets import Dataset
 from modeling_mmemo.audio_loading_mmemo import SILENCE_PEAK
 from modeling_mmemo.data.augmentation import add_noise, telephone
 from modeling_mmemo.evaluation.scoring import score_items
+from modeling_mmemo.evaluation.timelines import speech_edges
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
+from modeling_mmemo.word_times_mmemo import read_word_times
 
 
 MODALITIES = ("audio", "text")
@@ -29,6 +31,8 @@ class Condition:
             Gives other samples for `(samples, sampling_rate, rng)`, all float32 mono.
         blank_text (`bool`): Whether the text is replaced by the empty one.
         shuffled (`str`, *optional*): The modality that is another row's.
+        word_times (`Callable`, *optional*):
+            Gives times for the words of `(text, samples, sampling_rate, rng)`; without it they have none.
     """
 
     description: str
@@ -36,6 +40,7 @@ class Condition:
     change_audio: AudioChange | None = None
     blank_text: bool = False
     shuffled: str | None = None
+    word_times: Callable[[str, np.ndarray, int, np.random.Generator], list] | None = None
 
 
 def _hush(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -55,6 +60,16 @@ def _telephone(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) 
     return telephone(audio, sampling_rate)
 
 
+def _aligned(text: str, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> list:
+    return read_word_times([(text, *speech_edges(audio, sampling_rate))])
+
+
+def _misaligned(text: str, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> list:
+    words = text.split()
+    times = np.sort(rng.uniform(0, len(audio) / sampling_rate, (len(words), 2)), axis=None).reshape(-1, 2)
+    return [(word, *map(float, time)) for word, time in zip(words, times)]
+
+
 ABLATION = {
     "audio": Condition("The audio alone; the text is missing.", ("audio",)),
     "text": Condition("The text alone; the audio is missing.", ("text",)),
@@ -68,6 +83,10 @@ BLANK = {
 CONDITIONS = {
     **ABLATION,
     **BLANK,
+    "aligned times": Condition(
+        "Audio and text, its words spread over the speech by their lengths.", MODALITIES, word_times=_aligned
+    ),
+    "shuffled times": Condition("Audio and text, its words at random times.", MODALITIES, word_times=_misaligned),
     "shuffled audio": Condition("The text, and the audio of another row.", MODALITIES, shuffled="audio"),
     "shuffled text": Condition("The audio, and the text of another row.", MODALITIES, shuffled="text"),
     **{
@@ -137,6 +156,9 @@ def score_condition(
             item["audio"] = condition.change_audio(audio, sampling_rate, np.random.default_rng([seed, row]))
         if condition.blank_text:
             item["text"] = ""
+        if condition.word_times is not None:
+            audio, rng = emotion.processor.load_audio(item["audio"]), np.random.default_rng([seed, row])
+            item["word_times"] = condition.word_times(item["text"], audio, sampling_rate, rng)
         return item
 
     return score_items(emotion, make_item, lengths, batch_size, name)

@@ -12,6 +12,12 @@ from modeling_mmemo.evaluation.plots import plot_confusion, plot_reliability
 
 HEADINGS = {"wa": "WA", "uar": "UAR", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "ece": "ECE"}
 _FOLD_MEASURES = ("wa", "uar", "macro_f1", "weighted_f1")
+TIMELINE_HEADINGS = {
+    "frame_accuracy": "frame accuracy",
+    "eder": "EDER",
+    "majority": "EDER of the majority",
+    "below_majority": "below it by",
+}
 # A blank or noisy modality may cost the other this much.
 BAR_POINTS = 0.5
 
@@ -49,6 +55,7 @@ def markdown_report(results: dict[str, Any]) -> str:
         summary(results),
         *(_section(table) for table in results["corpora"]),
         *(f"{_section(table)}\n\n{_pairs_section(table)}" for table in results["pairs"]),
+        *([_timelines_section(results["timelines"])] if results["timelines"] else []),
         "## What was given",
         markdown_table(["given", "what is done"], [[name, what.description] for name, what in CONDITIONS.items()]),
         "## Versions",
@@ -133,5 +140,33 @@ def _pairs_section(table: dict[str, Any]) -> str:
             ),
             f"Conflicting pairs ({conflicting['rows']}), in which the words have another label; the answer follows:",
             markdown_table(["modality", "of the answers"], shares),
+        ]
+    )
+
+
+def timelines_table(tables: list[dict[str, Any]]) -> str:
+    """A Markdown table of followed recordings; see [`timeline_table`]."""
+    rows = [
+        [table["name"], f"{table['minutes']:.1f}", *(percent(table[measure]) for measure in TIMELINE_HEADINGS)]
+        for table in tables
+    ]
+    return markdown_table(["recording", "minutes", *TIMELINE_HEADINGS.values()], rows)
+
+
+def _timelines_section(tables: list[dict[str, Any]]) -> str:
+    parts = [
+        f"- {table['name']}: {table['protocol']}; {table['rows']} clips with {table['changes']} changes of emotion; "
+        f"EDER = missed {percent(table['missed'])} + confused {percent(table['confused'])} + false alarm "
+        f"{percent(table['false_alarm'])}."
+        for table in tables
+    ]
+    return "\n\n".join(
+        [
+            "## Timelines",
+            "Held-out clips in random order, joined to one recording and followed. EDER is the emotion-diarisation "
+            "error rate: the speech without an answer or with a wrong one, and the answers where nobody speaks, as a "
+            "share of the speech. The majority always answers with the most frequent label, where somebody speaks.",
+            timelines_table(tables),
+            "\n".join(parts),
         ]
     )

@@ -14,6 +14,7 @@ from modeling_mmemo.evaluation.conditions import ABLATION, BLANK, MODALITIES, ap
 from modeling_mmemo.evaluation.figures import Figures, label_ids
 from modeling_mmemo.evaluation.scoring import held_out, row_lengths
 from modeling_mmemo.evaluation.simulated_pairs import follows, simulated_pairs
+from modeling_mmemo.evaluation.timelines import timeline_table
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
 
 
@@ -26,12 +27,14 @@ def evaluate(emotion: MultimodalEmotionPipeline, args: EvaluationArguments) -> d
 
     Returns:
         `dict` that is `results.json`: the `model`, `versions` and `seed`, the model's `labels`, how intervals were
-        made (`bootstrap`), and the tables `corpora` and `pairs`; see [`corpus_table`] and [`pairs_table`].
+        made (`bootstrap`), and the tables `corpora`, `pairs` and `timelines`; see [`corpus_table`], [`pairs_table`]
+        and [`timeline_table`].
     """
     return {
         **results_head(args.model or "modeling_mmemo/default", model_labels(emotion.model.config), args.seed),
         "corpora": [evaluate_corpus(emotion, name, args) for name in args.corpora],
         "pairs": [evaluate_pairs(emotion, *pair.split("+"), args) for pair in args.pairs],
+        "timelines": [evaluate_timeline(emotion, name, args) for name in args.timelines],
     }
 
 
@@ -116,6 +119,46 @@ def evaluate_pairs(
     Raises:
         ValueError: If the model takes one modality only, or the corpora do not carry emotion in audio and text.
     """
+    voices, sentences, parts = _read_pair(emotion, audio_name, text_name, args)
+    agreeing, conflicting = (simulated_pairs(voices, sentences, agree, args.seed) for agree in (True, False))
+    both = set(MODALITIES)
+    names = list(dict.fromkeys([*ABLATION, *BLANK, *args.conditions]))
+    scores = _score(emotion, agreeing, names, both, both, args)
+    conflict_scores = _score(emotion, conflicting, ["both"], both, both, args)["both"]
+    return pairs_table(
+        f"{audio_name} + {text_name}",
+        f"Simulated pairs: {parts}",
+        agreeing,
+        scores,
+        conflicting,
+        conflict_scores,
+        model_labels(emotion.model.config),
+        args.seed,
+    )
+
+
+def evaluate_timeline(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> dict[str, Any]:
+    """The table of the recording that a corpus, or simulated pairs, make when joined; see [`timeline_table`].
+
+    Raises:
+        ValueError: If the emotion of a corpus is not in its audio, or a pair is not one of audio and text.
+    """
+    audio_name, _, text_name = name.partition("+")
+    if text_name:
+        voices, sentences, parts = _read_pair(emotion, audio_name, text_name, args)
+        rows, protocol = simulated_pairs(voices, sentences, agreeing=True, seed=args.seed), f"Simulated pairs: {parts}"
+    else:
+        if "audio" not in _carriers(name, args):
+            raise ValueError(f"A timeline needs voices, and the emotion of {name} is in {_carriers(name, args)}.")
+        rows, part = _read(emotion, name, args)
+        protocol = f"{name}, {part}{_limited(args)}"
+    return timeline_table(emotion, name.replace("+", " + "), protocol, rows, bool(text_name), args.seed)
+
+
+def _read_pair(
+    emotion: MultimodalEmotionPipeline, audio_name: str, text_name: str, args: EvaluationArguments
+) -> tuple[Dataset, Dataset, str]:
+    """The voices of one corpus, the sentences of another, and what they are."""
     if _taken(emotion) != MODALITIES:
         raise ValueError(f"Pairs need a model of audio and text; this one takes {_taken(emotion)}. Leave --pairs out.")
     for modality, name in zip(MODALITIES, (audio_name, text_name)):
@@ -126,25 +169,8 @@ def evaluate_pairs(
             )
     voices, audio_part = _read(emotion, audio_name, args)
     sentences, text_part = _read(emotion, text_name, args)
-    agreeing, conflicting = (simulated_pairs(voices, sentences, agree, args.seed) for agree in (True, False))
-    both = set(MODALITIES)
-    names = list(dict.fromkeys([*ABLATION, *BLANK, *args.conditions]))
-    scores = _score(emotion, agreeing, names, both, both, args)
-    conflict_scores = _score(emotion, conflicting, ["both"], both, both, args)["both"]
-    protocol = (
-        f"Simulated pairs: voices of {audio_name} ({audio_part}), each with a random text of {text_name} ({text_part})"
-        + _limited(args)
-    )
-    return pairs_table(
-        f"{audio_name} + {text_name}",
-        protocol,
-        agreeing,
-        scores,
-        conflicting,
-        conflict_scores,
-        model_labels(emotion.model.config),
-        args.seed,
-    )
+    parts = f"voices of {audio_name} ({audio_part}), each with a random text of {text_name} ({text_part})"
+    return voices, sentences, parts + _limited(args)
 
 
 def pairs_table(

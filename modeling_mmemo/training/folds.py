@@ -77,4 +77,5 @@ def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
         **results_head(name, data_args.labels, training_args.seed),
         "corpora": [{**table, "folds": {"each": rounded, "mean": mean}}],
         "pairs": [],
+        "timelines": [],
     }
