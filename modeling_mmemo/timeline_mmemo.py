@@ -110,7 +110,9 @@ class Span:
     scores: np.ndarray | None = None
     modality_weights: np.ndarray | None = None
     seconds_heard: float = 0.0
-    is_asked_for: bool = False  # by a window
+    # Windows that hold it, and those of them that are not answered yet.
+    num_windows: int = 0
+    num_unanswered: int = 0
 
     @property
     def reach(self) -> float:
@@ -119,6 +121,7 @@ class Span:
 
     def add(self, scores: np.ndarray, modality_weights: np.ndarray, seconds: float) -> None:
         """Takes the answer of one more window, which holds so many seconds of it, into the mean."""
+        self.num_unanswered -= 1
         self.seconds_heard += seconds
         share = seconds / self.seconds_heard
         if self.scores is None or self.modality_weights is None:
@@ -143,13 +146,11 @@ class Window:
     item: dict[str, Any]
     spans: list[Span]
     seconds: list[float]
-    is_answered: bool = False
 
     def take(self, scores: np.ndarray, modality_weights: np.ndarray) -> None:
         """Hands the answers, of shapes `(spans, num_labels)` and `(spans, 2)`, to its spans."""
         for span, *answer in zip(self.spans, scores, modality_weights, self.seconds):
             span.add(*answer)
-        self.is_answered = True
 
 
 class Track:
@@ -189,7 +190,8 @@ class Track:
         self.words: deque[Word] = deque(words)
         self.duration = 0.0
         self._answers = answers
-        self._is_finished = False
+        self._is_finished = False  # there is no more to hear
+        self._is_cut = False  # and no more window to come
         # Samples from `_buffer_start` on, and which frames hold speech from `_voiced_start` on.
         self._buffer = np.zeros(0, np.float32)
         self._buffer_start = 0
@@ -197,7 +199,6 @@ class Track:
         self._voiced_start = 0
         # Where the last window began and where it ended.
         self._last_start, self._covered = -options.window_hop_s, 0.0
-        self._unanswered: deque[Window] = deque()
         self._num_segments = 0
         self._open: deque[Span] = deque(self._known_spans() if answers else ())
         self._speech: list[tuple[float, float]] = []
@@ -251,18 +252,16 @@ class Track:
             # What was settled before stays so, as who listens live has it already.
             settled = [span for span in self._open if self._is_settled(span, start)]
             yield from self._window(max(0.0, self.duration - self.options.window_s), self.duration, settled)
+        self._is_cut = True
 
     def pop(self) -> Iterator[Span]:
         """Returns, in their order, the spans whose answers no window will change any more."""
-        while self._unanswered and self._unanswered[0].is_answered:
-            self._unanswered.popleft()
-        # The next window that may change an answer.
-        start = self._unanswered[0].start if self._unanswered else self._next_window()[0]
-        is_last = self._is_finished and not self._unanswered
-        while self._open:
+        start = self._next_window()[0]
+        while self._open and not self._open[0].num_unanswered:
             span = self._open[0]
             is_silent = self._is_silent(span)
-            if not (is_last or self._is_settled(span, start) or (is_silent and span.end <= self._known)):
+            is_known = span.end <= self._known and (is_silent or self._is_settled(span, start))
+            if not (self._is_cut or is_known):
                 break
             self._open.popleft()
             span.words = self._words_in(span)
@@ -335,7 +334,7 @@ class Track:
     def _is_late(self, span: Span, window_end: float) -> bool:
         """Whether a window ends too late to count for a span; the first that holds it never does."""
         latency_s = self.options.latency_s
-        return latency_s is not None and span.is_asked_for and window_end > span.end + latency_s + EPSILON
+        return latency_s is not None and span.num_windows > 0 and window_end > span.end + latency_s + EPSILON
 
     def _is_settled(self, span: Span, window_start: float) -> bool:
         """Whether neither the window that begins there, nor any behind it, counts for a span."""
@@ -390,7 +389,6 @@ class Track:
                 continue
             middle, reach = (span.start + span.end) / 2, self.options.context_s / 2
             spans.append(span)
-            span.is_asked_for = True
             seconds.append(stop - begin)
             if span.end < math.inf:
                 begin, stop = min(begin, middle - reach), max(stop, middle + reach)
@@ -398,7 +396,9 @@ class Track:
         item = self._item(start, end)
         if spans and (item["audio"] is not None or item["text"] is not None):
             window = Window(start, end, item | {"segment_times": times}, spans, seconds)
-            self._unanswered.append(window)
+            for span in spans:
+                span.num_windows += 1
+                span.num_unanswered += 1
             yield window
 
     def _item(self, start: float, end: float) -> dict[str, Any]:

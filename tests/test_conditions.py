@@ -105,7 +105,7 @@ def test_words_are_spread_over_the_speech_or_lie_anywhere(given, rows):
         for item, text in zip(given(name, rows), TEXTS):
             words, starts, ends = zip(*item["word_times"])
             assert list(words) == text.split()
-            assert 0 <= starts[0]
+            assert starts[0] >= 0
             assert all(start <= end for start, end in zip(starts, ends))
             assert list(starts) == sorted(starts)
     aligned, shuffled = (given(name, rows)[0]["word_times"] for name in ("aligned times", "shuffled times"))

@@ -122,6 +122,83 @@ def test_a_word_of_no_length_is_answered_for():
     assert [span.scores is None for span in spans] == [False, False]
 
 
+class LoudnessDetector:
+    """Calls loud frames speech."""
+
+    def __init__(self):
+        self.pending = np.zeros(0, np.float32)
+
+    def __call__(self, samples):
+        samples = np.concatenate([self.pending, samples])
+        count = len(samples) // 512
+        self.pending = samples[512 * count :]
+        return np.abs(samples[: 512 * count]).reshape(count, 512).mean(axis=1) * 10
+
+
+def say_what_is_in_it(window):
+    """Answers differently for whatever is different about a window."""
+    audio, text = window.item["audio"], window.item["text"]
+    value = window.start + (0 if audio is None else np.abs(audio).sum(dtype=float)) + sum(map(ord, text or ""))
+    scores = np.array([[value + start + 2 * end] for start, end in window.item["segment_times"]])
+    window.take(scores, np.ones((len(scores), 2)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_live_is_offline_whatever_the_options_the_pauses_and_the_chunks(seed):
+    rng = np.random.default_rng(seed)
+    samples = rng.uniform(-0.01, 0.01, round(rng.uniform(0.5, 25) * RATE)).astype(np.float32)
+    start = 0
+    while start < len(samples):
+        end = start + round(rng.choice([0.1, 1, 3, 8]) * RATE)
+        samples[start:end] *= 50
+        start = end + round(rng.choice([0.2, 1, 4, 9]) * RATE)
+    words = [(f"w{n}", n * 0.7, n * 0.7 + rng.choice([0, 0.3])) for n in range(int(len(samples) / RATE / 0.7))]
+    window_s = rng.choice([1.0, 2.0, 3.5])
+    segment_s = rng.choice([0.25, 0.5, 0.3])
+    window_hop_s = window_s * rng.choice([0.3, 0.5, 1.0])
+    options = TimelineOptions(
+        window_s=window_s,
+        window_hop_s=window_hop_s,
+        segment_s=segment_s,
+        hop_s=rng.choice([segment_s, segment_s / 2, segment_s * 1.5]),
+        latency_s=rng.choice([None, window_hop_s]),
+        granularity=rng.choice(["segment", "word", "sentence", "utterance"] if words else ["segment"]),
+    )
+    words = words if options.granularity != "segment" or seed % 2 else []
+
+    def follow(chunks, at_once):
+        track = Track(options, RATE, words)
+        track.detector = LoudnessDetector()
+        spans, waiting = [], []
+
+        def hear(windows, least):
+            for window in windows:
+                waiting.append(window)
+                if len(waiting) >= least:
+                    while waiting:
+                        say_what_is_in_it(waiting.pop(0))
+                spans.extend(track.pop())
+
+        for chunk in chunks:
+            hear(track.feed(chunk), at_once)
+            spans.extend(track.pop())
+        hear(track.finish(), at_once)
+        while waiting:
+            say_what_is_in_it(waiting.pop(0))
+        return [*spans, *track.pop()]
+
+    cuts = np.sort(rng.integers(len(samples), size=rng.integers(1, 60)))
+    expected = follow([samples], at_once=1)
+    assert expected
+    for chunks, at_once in (([samples], 5), (np.split(samples, cuts), 1), (np.split(samples, cuts), 3)):
+        found = follow(chunks, at_once)
+        for span, other in zip(found, expected, strict=True):
+            assert (span.start, span.end, span.words) == (other.start, other.end, other.words)
+            assert (span.scores is None) == (other.scores is None)
+            if span.scores is not None:
+                assert span.scores[0] == pytest.approx(other.scores[0])
+
+
 def test_nothing_is_done_before_its_last_window_is_answered():
     track = make_track()
     windows = list(track.feed(sound(8)))
