@@ -37,8 +37,9 @@ wheel: install ## The wheel, in dist/
 	rm -rf dist build
 	$(RUN)/python -m build --wheel --outdir dist .
 
-benchmark: install ## Time the feature extractor against what it replaces
+benchmark: install ## Time what the package does against what it replaces
 	$(RUN)/python benchmarks/feature_extraction.py
+	$(RUN)/python benchmarks/timeline.py
 
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info

@@ -274,7 +274,7 @@ class Track:
         """Returns where a voice was heard since the last call, start and end in seconds; an open stretch stays."""
         done = len(self._speech) if self._is_finished else max(len(self._speech) - 1, 0)
         speech, self._speech = self._speech[:done], self._speech[done:]
-        return [(start, min(end, self.duration)) for start, end in speech if start < self.duration]
+        return [(round(start, 6), round(min(end, self.duration), 6)) for start, end in speech if start < self.duration]
 
     def _next_window(self) -> tuple[float, bool]:
         """
