@@ -1,6 +1,6 @@
 """Scores a model on the held-out parts of corpora and on simulated pairs of them, or cross-validates a training run.
 
-python eval.py --data_dir data --corpora ravdess meld emodb goemotions --pairs ravdess+meld
+python eval.py --data_dir data --corpora ravdess meld emodb goemotions --pairs ravdess+meld --timelines ravdess
 python eval.py --model me/my-model --data_dir data --corpora ravdess --conditions audio --limit 100
 python eval.py --folds configs/ravdess_folds.yaml --data_dir data
 """
@@ -22,7 +22,7 @@ def score(argv: list[str]) -> None:
 
     from modeling_mmemo.evaluation.arguments import EvaluationArguments
     from modeling_mmemo.evaluation.card import update_card
-    from modeling_mmemo.evaluation.report import summary, write_results
+    from modeling_mmemo.evaluation.report import summary, timelines_table, write_results
     from modeling_mmemo.evaluation.run import evaluate
     from modeling_mmemo.pipelines import load_pipeline
 
@@ -34,7 +34,10 @@ def score(argv: list[str]) -> None:
     write_results(results, args.output_dir)
     for card in args.cards:
         update_card(card, results)
-    print(summary(results))
+    if args.corpora or args.pairs:
+        print(summary(results))
+    if args.timelines:
+        print(timelines_table(results["timelines"]))
 
 
 def cross_validate(argv: list[str]) -> None:
