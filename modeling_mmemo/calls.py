@@ -6,6 +6,7 @@ Deliberate choices:
 - A speaker's shares of emotion are of the time that the speaker is heard, so long silences do not dilute them.
 """
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -179,10 +180,16 @@ def _span(run: list[dict]) -> dict[str, Any]:
     label = run[0]["label"]
     scores = [score["score"] for entry in run for score in entry["scores"] if score["label"] == label]
     seconds = [max(entry["end"] - entry["start"], 10**-DECIMALS) for entry in run]  # a word may last for no time
+    words, end = [], -math.inf
+    for entry in run:
+        # Entries that overlap share words.
+        if round(entry["start"] - end, DECIMALS) >= 0:
+            words += entry["words"]
+            end = entry["end"]
     return {
         "start": run[0]["start"],
         "end": run[-1]["end"],
         "label": label,
         "score": float(np.average(scores, weights=seconds)),
-        "words": [word for entry in run for word in entry["words"]],
+        "words": words,
     }

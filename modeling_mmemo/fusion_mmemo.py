@@ -77,7 +77,7 @@ class SequencePooling(nn.Module):
             return self(sequence, mask.unsqueeze(1)).squeeze(1)
         mask = mask.to(sequence.dtype)
         if self.attention is not None:
-            scores = self.attention(sequence).transpose(1, 2)
+            scores = self.attention(sequence).transpose(1, 2).to(sequence.dtype)
             weights = scores.masked_fill(mask == 0, torch.finfo(sequence.dtype).min).softmax(dim=-1) * mask
         elif self.kind == "cls":
             weights = mask * (mask.cumsum(dim=-1) == 1)

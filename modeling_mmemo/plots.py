@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from modeling_mmemo.audio_loading_mmemo import AudioInput, load_audio
+from modeling_mmemo.audio_loading_mmemo import AudioBlocks, AudioInput
 
 
 # Colours that the colour-blind tell apart. Source: Okabe and Ito, "Color Universal Design" (2008).
@@ -128,7 +128,9 @@ def _save(figure: Figure, path: str | os.PathLike | None) -> None:
 
 
 def _load(audio: AudioInput, sampling_rate: float | None, duration: float) -> np.ndarray:
-    samples = load_audio(audio, sampling_rate, SAMPLING_RATE)
+    # Silence is refused by `load_audio`, and is a part of recordings.
+    blocks = AudioBlocks(audio, sampling_rate, SAMPLING_RATE)
+    samples = np.concatenate([block.mean(axis=0) for block in blocks])
     seconds = len(samples) / SAMPLING_RATE
     if abs(seconds - duration) > max(DURATION_TOLERANCE[0], DURATION_TOLERANCE[1] * duration):
         raise ValueError(

@@ -6,17 +6,27 @@ Deliberate choices:
 - Who works in a call is not judged unless somebody says so: only the customer's emotions are asked for.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from .audio_loading_mmemo import AudioBlocks, AudioInput
 from .speaker_turns_mmemo import SpeakerTurns, read_speaker_turns
-from .timeline_mmemo import Span, TimelineOptions, Track, Window, Word
-from .word_times_mmemo import WordTimes, clip_word_times, is_subtitles, locate_words, read_word_times, transcribe
+from .timeline_mmemo import FRAME_SECONDS, Span, TimelineOptions, Track, Window, Word
+from .word_times_mmemo import (
+    LATE_START_SECONDS,
+    WordTimes,
+    clip_word_times,
+    is_subtitles,
+    locate_words,
+    read_word_times,
+    transcribe,
+)
 
 
 @dataclass
@@ -30,6 +40,7 @@ class Source:
         start, end (`float`): Where it lies in the recording, in seconds; the spans are shifted accordingly.
         is_asked_for (`bool`): Whether its emotions are; of others it is only known when they speak.
         spans (`list[Span]`), speech (`list[tuple[float, float]]`): What was found, in seconds of the recording.
+        words (`list[str]`): What a turn says.
     """
 
     track: Track
@@ -40,6 +51,7 @@ class Source:
     is_asked_for: bool = True
     spans: list[Span] = field(default_factory=list)
     speech: list[tuple[float, float]] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
     is_finished: bool = False
 
     def collect(self) -> None:
@@ -157,17 +169,29 @@ def open_recording(
             raise ValueError("text holds times, and word_times is given too; pass one of them.")
         text, word_times = None, text
     text = text if text and text.strip() else None
+    reads = processor.tokenizer is not None
+    if text is not None and not reads:
+        raise ValueError(
+            "This processor has no tokenizer and takes no text; pass audio, or word_times to place spans."
+        )
     if audio is None:
         if channels or speaker_turns is not None:
             raise ValueError("Channels and speaker turns are parts of an audio, and there is none; pass audio.")
         words = _read_words(word_times, text, None)
-        if not words:
+        if not words or not reads:
             raise ValueError("A timeline needs audio, or words with their times; pass audio, word_times or subtitles.")
-        track = Track(replace(options, voice_activity=False), rate, words)
-        return Recording(None, [Source(track)], rate, words[-1][2])
+        # A last word of no length is said for a frame.
+        duration = max(words[-1][2], words[-1][1] + FRAME_SECONDS)
+        return Recording(None, [Source(Track(replace(options, voice_activity=False), rate, words))], rate, duration)
 
     blocks = AudioBlocks(audio, sampling_rate, rate)
-    if channel is not None and not 0 <= channel < blocks.channels:
+    longest = processor.max_audio_samples
+    if longest is not None and options.window_s * rate > longest:
+        raise ValueError(
+            f"window_s={options.window_s} is more than this model's feature extractor takes, {longest / rate:g} s; "
+            "shorten the window."
+        )
+    if channel is not None and not (isinstance(channel, Integral) and 0 <= channel < blocks.channels):
         raise ValueError(
             f"The audio has {blocks.channels} channel(s), so channel={channel!r} does not exist; pass 0 to "
             f"{blocks.channels - 1}, or None for the mean of all channels."
@@ -175,21 +199,25 @@ def open_recording(
     if channels:
         if text is not None:
             raise ValueError("A text without times belongs to no channel; pass word_times={0: ..., 1: ...}.")
-        sources = _channel_sources(blocks, word_times, customer, everyone, transcriber, options, rate)
+        sources = _channel_sources(blocks, word_times, customer, everyone, transcriber, options, rate, reads)
         return Recording(blocks, sources, rate, blocks.duration)
     words = _read_words(word_times, text, blocks.duration)
-    if text is None and not words and transcriber is not None:
+    transcribes = text is None and not words and transcriber is not None
+    if transcribes:
         words = _transcribe(transcriber, blocks, channel, rate)
     text = None if words else text
     if speaker_turns is not None:
         if text is not None:
             raise ValueError("A text without times belongs to no turn; pass word_times, or leave the text out.")
         turns = read_speaker_turns(speaker_turns)
-        sources = _turn_sources(turns, words, customer, everyone, options, rate, channel)
+        sources = _turn_sources(turns, words, customer, everyone, options, rate, reads, channel, blocks.duration)
         return Recording(blocks, sources, rate, blocks.duration, has_turns=True)
     if text is not None and (blocks.duration is None or blocks.duration > options.window_s):
         _refuse_long_text(processor, text)
-    return Recording(blocks, [Source(Track(options, rate, words, text), channel=channel)], rate, blocks.duration)
+    # Where a transcriber hears no words, there are none to answer for.
+    answers = not transcribes or _has_spans(options, words)
+    track = Track(options, rate, words, text, answers=answers, reads=reads)
+    return Recording(blocks, [Source(track, channel=channel)], rate, blocks.duration)
 
 
 def _refuse_contradictions(channel, channels, speaker_turns, customer, everyone) -> None:
@@ -217,18 +245,30 @@ def _read_words(word_times: Any, text: str | None, duration: float | None) -> li
     """The words with their times; of a text that is given too, each with the punctuation behind it."""
     words = [] if word_times is None else read_word_times(word_times)
     if duration is not None:
-        words = clip_word_times(words, duration)
+        words = _within(words, duration)
     if words and text is not None:
         spans = locate_words([word for word, _, _ in words], text)
-        stops = [begin for begin, _ in spans[1:]] + [len(text)]
-        pieces = [text[begin:stop].strip() for (begin, _), stop in zip(spans, stops)]
+        # What has no time of its own belongs to the word before it, and to the first word at the beginning.
+        borders = [0, *(begin for begin, _ in spans[1:]), len(text)]
+        pieces = [text[begin:stop].strip() for begin, stop in itertools.pairwise(borders)]
         words = [(piece, start, end) for piece, (_, start, end) in zip(pieces, words)]
     return words
 
 
 def _transcribe(transcriber: Any, blocks: AudioBlocks, channel: int | None, rate: int) -> list[Word]:
     samples = np.concatenate([block.mean(axis=0) if channel is None else block[channel] for block in blocks])
-    return clip_word_times(transcribe(transcriber, samples, rate), len(samples) / rate)
+    return _within(transcribe(transcriber, samples, rate), len(samples) / rate)
+
+
+def _within(words: list[Word], duration: float) -> list[Word]:
+    """The words, those that begin as the recording ends a frame before it, so that they are heard."""
+    last = max(duration - FRAME_SECONDS, 0.0)
+    return [(word, min(start, last), end) for word, start, end in clip_word_times(words, duration)]
+
+
+def _has_spans(options: TimelineOptions, words: list[Word]) -> bool:
+    """Whether there is something to answer for, with these words."""
+    return bool(words) or options.granularity in ("segment", "utterance")
 
 
 def _asked_for(speakers: list, customer: int | str | None, everyone: bool, kind: str) -> set:
@@ -254,6 +294,7 @@ def _channel_sources(
     transcriber: Any,
     options: TimelineOptions,
     rate: int,
+    reads: bool,
 ) -> list[Source]:
     numbers = list(range(blocks.channels))
     if len(numbers) < 2:
@@ -269,7 +310,10 @@ def _channel_sources(
         words = _read_words((word_times or {}).get(number), None, blocks.duration)
         if number in asked and word_times is None and transcriber is not None:
             words = _transcribe(transcriber, blocks, number, rate)
-        track = Track(options, rate, words, answers=number in asked)
+        # Nobody may say a word on a channel; without any words at all the track refuses what asks for them.
+        is_known = word_times is not None or transcriber is not None
+        answers = number in asked and (not is_known or _has_spans(options, words))
+        track = Track(options, rate, words, answers=answers, reads=reads)
         sources.append(Source(track, f"channel_{number}", number, is_asked_for=number in asked))
     return sources
 
@@ -281,21 +325,42 @@ def _turn_sources(
     everyone: bool,
     options: TimelineOptions,
     rate: int,
+    reads: bool,
     channel: int | None,
+    duration: float | None,
 ) -> list[Source]:
     speakers = sorted({speaker for speaker, _, _ in turns})
     asked = _asked_for(speakers, customer, everyone, "speaker") if len(speakers) > 1 else set(speakers)
     sources = []
-    for speaker, start, end in turns:
+    middles = np.array([(begin + stop) / 2 for _, begin, stop in words])
+    for speaker, start, end in _turns_within(turns, duration):
         said = [
             (word, max(begin - start, 0.0), min(stop, end) - start)
-            for word, begin, stop in words
-            if start <= (begin + stop) / 2 < end
+            for word, begin, stop in (words[index] for index in np.flatnonzero((middles >= start) & (middles < end)))
         ]
         # A turn without words has none to answer for.
-        answers = speaker in asked and bool(said or options.granularity in ("segment", "utterance"))
-        track = Track(options if answers else replace(options, voice_activity=False), rate, said, answers=answers)
+        answers = speaker in asked and _has_spans(options, said)
+        listening = options if answers else replace(options, voice_activity=False)
+        track = Track(listening, rate, said, answers=answers, reads=reads)
         source = Source(track, speaker, channel, start, end, is_asked_for=speaker in asked)
         source.speech.append((start, end))
+        source.words = [word for word, _, _ in said]
         sources.append(source)
     return sources
+
+
+def _turns_within(turns: list[tuple[str, float, float]], duration: float | None) -> list[tuple[str, float, float]]:
+    """The turns, cut where the recording ends.
+
+    Raises:
+        ValueError: If one begins clearly behind it.
+    """
+    if duration is None:
+        return turns
+    for position, (speaker, start, _) in enumerate(turns):
+        if start > duration + LATE_START_SECONDS:
+            raise ValueError(
+                f"Turn {position}, of {speaker!r}, starts at {start:g} s, but the audio lasts {duration:.2f} s; are "
+                "the turns of another recording?"
+            )
+    return [(speaker, min(start, duration), min(end, duration)) for speaker, start, end in turns]

@@ -96,7 +96,7 @@ class EmotionStream:
         """Forgets everything; the next chunk begins a new stream at 0 s."""
         rate = self.emotion.processor.feature_extractor.sampling_rate
         self._audio = LiveAudio(self.sampling_rate, rate)
-        self._track = Track(self.options, rate)
+        self._track = Track(self.options, rate, reads=self.emotion.model.config.text_config is not None)
         self._last_word = 0.0
 
     def feed(self, chunk: ArrayLike, word_times: WordTimes | None = None) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class TimelineOptions:
             raise ValueError(f"granularity={self.granularity!r} is unknown; choose one of {GRANULARITIES}.")
         for name in ("segment_s", "hop_s", "window_s", "window_hop_s", "context_s", "latency_s"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
                 raise ValueError(f"{name}={value!r} must be a positive number of seconds.")
         if self.window_hop_s > self.window_s:
             raise ValueError(
@@ -121,7 +122,6 @@ class Span:
 
     def add(self, scores: np.ndarray, modality_weights: np.ndarray, seconds: float) -> None:
         """Takes the answer of one more window, which holds so many seconds of it, into the mean."""
-        self.num_unanswered -= 1
         self.seconds_heard += seconds
         share = seconds / self.seconds_heard
         if self.scores is None or self.modality_weights is None:
@@ -148,9 +148,14 @@ class Window:
     seconds: list[float]
 
     def take(self, scores: np.ndarray, modality_weights: np.ndarray) -> None:
-        """Hands the answers, of shapes `(spans, num_labels)` and `(spans, 2)`, to its spans."""
-        for span, *answer in zip(self.spans, scores, modality_weights, self.seconds):
-            span.add(*answer)
+        """Hands the answers, of shapes `(spans, num_labels)` and `(spans, 2)`, to its spans.
+
+        Where neither modality had a share there was nothing to answer for.
+        """
+        for span, said, weights, seconds in zip(self.spans, scores, modality_weights, self.seconds):
+            span.num_unanswered -= 1
+            if weights.any():
+                span.add(said, weights, seconds)
 
 
 class Track:
@@ -165,6 +170,7 @@ class Track:
         words (`list` of `(word, start, end)`, *optional*): What is said when, in seconds.
         text (`str`, *optional*): What is said, if nobody knows when; it counts in every window.
         answers (`bool`, *optional*, defaults to `True`): Whether there are windows; without, it only finds speech.
+        reads (`bool`, *optional*, defaults to `True`): Whether the model reads; else words only say where spans are.
 
     Raises:
         ValueError: If the options ask for words and there are none, or for a detector that the rate does not suit.
@@ -177,6 +183,7 @@ class Track:
         words: Iterable[Word] = (),
         text: str | None = None,
         answers: bool = True,
+        reads: bool = True,
     ):
         if options.voice_activity and sampling_rate != SAMPLING_RATE:
             raise ValueError(
@@ -190,6 +197,7 @@ class Track:
         self.words: deque[Word] = deque(words)
         self.duration = 0.0
         self._answers = answers
+        self._reads = reads
         self._is_finished = False  # there is no more to hear
         self._is_cut = False  # and no more window to come
         # Samples from `_buffer_start` on, and which frames hold speech from `_voiced_start` on.
@@ -246,7 +254,7 @@ class Track:
             self._listen(self.detector(np.zeros(FRAME_SAMPLES, np.float32)))
         yield from self._complete_windows()
         for span in self._open:
-            span.end = min(span.end, self.duration)
+            span.end = max(min(span.end, self.duration), span.start)
         start, is_needed = self._next_window()
         if is_needed and self.duration > self._covered + EPSILON:
             # What was settled before stays so, as who listens live has it already.
@@ -259,9 +267,10 @@ class Track:
         start = self._next_window()[0]
         while self._open and not self._open[0].num_unanswered:
             span = self._open[0]
+            if not self._is_cut and span.end > self._known:
+                break
             is_silent = self._is_silent(span)
-            is_known = span.end <= self._known and (is_silent or self._is_settled(span, start))
-            if not (self._is_cut or is_known):
+            if not (self._is_cut or is_silent or self._is_settled(span, start)):
                 break
             self._open.popleft()
             span.words = self._words_in(span)
@@ -355,6 +364,15 @@ class Track:
                 words.append(word)
         return words
 
+    def _has_words(self, start: float, end: float) -> bool:
+        """Whether a word reaches into a stretch."""
+        for _, begin, stop in self.words:
+            if begin >= end:
+                return False
+            if max(stop, begin + EPSILON) > start:
+                return True
+        return False
+
     def _complete_windows(self) -> Iterator[Window]:
         if not self._answers:
             self._forget()
@@ -385,7 +403,9 @@ class Track:
             begin, stop = max(span.start, start), min(span.reach, end)
             if stop <= begin + EPSILON or self._is_late(span, end) or span in settled:
                 continue
-            if not (self._words_in(span) or self._is_voiced(begin, stop)):
+            if not (self._has_words(begin, stop) or self._is_voiced(begin, stop)):
+                continue
+            if span.end <= self._known and self._is_silent(span):
                 continue
             middle, reach = (span.start + span.end) / 2, self.options.context_s / 2
             spans.append(span)
@@ -407,13 +427,15 @@ class Track:
         samples = self._buffer[first:last]
         is_heard = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and np.abs(samples).max() >= SILENCE_PEAK
         audio = samples if is_heard else None
-        if self.text is not None:
+        if self.text is not None or not self._reads:
             return {"audio": audio, "text": self.text, "word_times": None}
-        words = [
-            (word, max(begin - start, 0.0), min(stop, end) - start)
-            for word, begin, stop in self.words
-            if begin < end and max(stop, begin + EPSILON) > start
-        ]
+        words = []
+        for word, begin, stop in self.words:
+            if begin >= end:
+                break
+            if max(stop, begin + EPSILON) > start:
+                begin = max(begin - start, 0.0)
+                words.append((word, begin, max(min(stop, end) - start, begin)))
         text = " ".join(word for word, _, _ in words) or None
         return {"audio": audio, "text": text, "word_times": words or None}
 

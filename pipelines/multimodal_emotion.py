@@ -106,6 +106,12 @@ class MultimodalEmotionPipeline(Pipeline):
         if unknown := parameters.keys() - set(known):
             raise TypeError(f"Unknown parameters {sorted(unknown)}; valid ones are {known}.")
         self.check_answer(**{name: parameters.get(name) for name in ANSWER_PARAMETERS})
+        asked = [name for name in RECORDING_PARAMETERS if parameters.get(name)]
+        if asked and parameters.get("return_timeline") is False:
+            raise ValueError(f"return_timeline=False contradicts {asked}, which are about timelines; leave one out.")
+        size = parameters.get("window_batch_size")
+        if size is not None and not (isinstance(size, int) and size >= 1):
+            raise ValueError(f"window_batch_size={size!r} must be an integer of at least 1.")
         preprocess_parameters, forward_parameters, postprocess_parameters = (
             {name: parameters[name] for name in names if name in parameters}
             for names in (PREPROCESS_PARAMETERS, TIMELINE_PARAMETERS, POSTPROCESS_PARAMETERS)
@@ -340,7 +346,8 @@ class MultimodalEmotionPipeline(Pipeline):
 
     def _follow(self, given: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> dict:
         """Hears one recording window by window: its timeline."""
-        options = {name: forward_params[name] for name in RECORDING_PARAMETERS if name in forward_params}
+        options = {name: value for name, value in forward_params.items() if name in RECORDING_PARAMETERS}
+        options = {name: value for name, value in options.items() if value is not None}
         recording = self.processor.open_recording(**self._as_item(given), **preprocess_params, **options)
         batch_size = forward_params.get("window_batch_size") or (8 if self.device.type == "cpu" else 32)
         expected = recording.expected_duration
@@ -398,7 +405,7 @@ class MultimodalEmotionPipeline(Pipeline):
             return {}
         whole = self.summarize(source.spans, **parameters)
         del whole["timeline"], whole["spans"]
-        return whole | {"words": [word for span in source.spans for word in span.words]}
+        return whole | {"words": source.words}
 
     def summarize(self, spans: list[Any], **parameters) -> dict[str, Any]:
         """A timeline of spans, see [`Span`], its stretches of one label, and the mean over its speech."""
@@ -452,12 +459,11 @@ class MultimodalEmotionPipeline(Pipeline):
 
 
 def _wants_timeline(parameters: dict[str, Any]) -> bool:
-    asked = [name for name in RECORDING_PARAMETERS if parameters.get(name) is not None]
-    if asked and parameters.get("return_timeline") is False:
-        raise ValueError(
-            f"return_timeline=False contradicts {asked}, which are about timelines; leave one of them out."
-        )
-    return bool(asked) or bool(parameters.get("return_timeline"))
+    if parameters.get("return_timeline") is not None:
+        return parameters["return_timeline"]
+    return any(parameters.get(name) is not None for name in RECORDING_PARAMETERS if name != "everyone") or bool(
+        parameters.get("everyone")
+    )
 
 
 def _doubts(parameters: dict[str, Any]) -> bool:

@@ -117,12 +117,33 @@ def test_branch_pools_each_layer_by_itself():
 
 
 @torch.no_grad()
-def test_pooling_keeps_its_precision_under_autocast():
+@pytest.mark.parametrize("kind", ["mean", "mean_std"])
+def test_pooling_keeps_its_precision_under_autocast(kind):
     sequence = 1000 + torch.randn(2, 50, 4)
-    pooling = SequencePooling("mean_std", 4)
+    pooling = SequencePooling(kind, 4)
     with torch.autocast("cpu", torch.bfloat16):
         pooled = pooling(sequence, torch.ones(2, 50))
-    assert_close(pooled, pooling(sequence, torch.ones(2, 50)))
+    torch.testing.assert_close(pooled, pooling(sequence, torch.ones(2, 50)))
+
+
+@torch.no_grad()
+def test_attention_pools_under_autocast():
+    sequence, pooling = torch.randn(2, 50, 4), SequencePooling("attention", 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pooling(sequence, torch.ones(2, 50))
+    torch.testing.assert_close(pooled, pooling(sequence, torch.ones(2, 50)), atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mean", "mean_std", "cls", "last", "attention"])
+def test_each_segment_is_pooled_like_a_sequence_of_its_own(kind):
+    sequence, pooling = 100 + torch.randn(2, 6, 4), SequencePooling(kind, 4)
+    masks = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]).bool().expand(2, -1, -1)
+    pooled = pooling(sequence, masks)
+    for segment, positions in enumerate((slice(0, 2), slice(2, 5))):
+        alone = pooling(sequence[:, positions], torch.ones(2, positions.stop - positions.start))
+        torch.testing.assert_close(pooled[:, segment], alone, atol=1e-4, rtol=0)
+    assert not pooled[:, 2].any()
 
 
 @torch.no_grad()

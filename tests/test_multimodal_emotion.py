@@ -447,7 +447,8 @@ def test_timelines_of_many_and_of_none(emotion, make_clip):
         emotion([clips[0], "missing.wav"], return_timeline=True)
     built = MultimodalEmotionPipeline(emotion.model, emotion.processor, return_timeline=True, voice_activity=False)
     assert len(built(clips[0])["timeline"]) == 2
-    assert isinstance(built(clips[0], return_timeline=False, voice_activity=None), list)
+    assert isinstance(built(clips[0], return_timeline=False), list)
+    assert isinstance(emotion(clips[0], everyone=False, segment_s=None), list)
 
 
 @pytest.mark.parametrize(
@@ -549,6 +550,8 @@ def test_coverage_gives_the_labels_that_are_likely_enough(emotion, items):
         ({"threshold": 1.5}, "threshold=1.5 must be a score"),
         ({"threshold": 0.5, "function_to_apply": "none"}, "softmax of a single label"),
         ({"return_timeline": False, "segment_s": 1.0}, r"return_timeline=False contradicts \['segment_s'\]"),
+        ({"window_batch_size": -1, "return_timeline": True}, "window_batch_size=-1"),
+        ({"channel": 0.0, "return_timeline": True}, "channel=0.0 does not exist"),
         ({"segment_s": 9.0}, "segment_s=9.0 exceeds window_s=3.5"),
     ],
 )

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import soundfile
+from transformers import WhisperFeatureExtractor
 
+from modeling_mmemo import MMEmoProcessor
 from modeling_mmemo.recording_mmemo import open_recording
 
 
@@ -72,7 +74,8 @@ def test_each_turn_is_heard_apart_at_its_own_time(processor, stereo):
     assert [(span.start, span.end) for span in first.spans] == [(0.5, 1.0), (1.0, 1.5), (1.5, 2.0)]
     assert other.spans == []
     assert (last.spans[0].start, last.spans[-1].end) == (7.0, 10.0)
-    assert [source.speech for source in recording.sources] == [[turn[1:]] for turn in turns]
+    assert [source.speech for source in recording.sources] == [[(0.5, 2.0)], [(1.5, 6.25)], [(7.0, 10.0)]]
+    assert [source.words for source in recording.sources] == [["I"], ["wait"], ["so"]]
 
 
 def test_one_speaker_needs_no_customer(processor, stereo):
@@ -152,6 +155,60 @@ def test_a_long_text_without_times_is_refused_where_its_window_is_not_known(proc
 def test_contradictions_are_refused_in_words(processor, stereo, arguments, message):
     with pytest.raises(ValueError, match=message):
         open_recording(processor, **{"audio": stereo, **arguments})
+
+
+def test_words_without_a_length_or_behind_the_end_are_heard(processor, stereo):
+    recording = open_recording(
+        processor, stereo[0, : 2 * RATE], word_times=[("so", 0.5, 0.5), ("sad", 2.1, 2.1)], **CUT
+    )
+    assert [window.item["text"] for window in hear(recording)] == ["so sad"]
+    assert [span.words for span in recording.sources[0].spans] == [[], ["so"], [], ["sad"]]
+    alone = open_recording(
+        processor, word_times=[("so", 5.6, 5.6), ("sad", 9.0, 9.0)], granularity="word", window_hop_s=0.7
+    )
+    hear(alone)
+    assert [span.scores is None for span in alone.sources[0].spans] == [False, False]
+
+
+def test_what_comes_before_the_first_word_with_a_time_is_read_too(processor, stereo):
+    words = [("am", 0.5, 0.6), ("happy", 1.0, 1.5)]
+    recording = open_recording(processor, stereo[0], text="Oh, I am so happy!", word_times=words, **CUT)
+    assert hear(recording)[0].item["text"] == "Oh, I am so happy!"
+
+
+def test_a_channel_on_which_nobody_says_a_word_has_none_to_answer_for(processor, stereo):
+    words = {0: [("so", 0.5, 1.0)]}
+    recording = open_recording(
+        processor, stereo, word_times=words, channels="split", everyone=True, granularity="word", **CUT
+    )
+    hear(recording)
+    assert [len(source.spans) for source in recording.sources] == [1, 0]
+    silent = open_recording(processor, stereo[0], transcriber=lambda *_: [], granularity="word", **CUT)
+    assert not hear(silent)
+
+
+def test_a_model_that_does_not_read_places_spans_by_words(processor, stereo):
+    deaf = MMEmoProcessor(processor.feature_extractor)
+    recording = open_recording(deaf, stereo[0], word_times=[("so", 0.5, 1.0)], granularity="word", **CUT)
+    (window,) = hear(recording)
+    assert window.item["text"] is None
+    assert [span.words for span in recording.sources[0].spans] == [["so"]]
+    with pytest.raises(ValueError, match="has no tokenizer and takes no text"):
+        open_recording(deaf, stereo[0], text="so")
+
+
+def test_turns_are_cut_where_the_recording_ends(processor, stereo):
+    recording = open_recording(processor, stereo[0], speaker_turns=[("ann", 9.0, 12.0)], **CUT)
+    hear(recording)
+    assert recording.sources[0].speech == [(9.0, 10.0)]
+    with pytest.raises(ValueError, match=r"Turn 1, of 'ann', starts at 11 s, but the audio lasts 10.00 s"):
+        open_recording(processor, stereo[0], speaker_turns=[("ann", 1, 2), ("ann", 11, 12)])
+
+
+def test_a_window_that_the_extractor_would_cut_is_refused(stereo, tokenizer):
+    processor = MMEmoProcessor(WhisperFeatureExtractor(chunk_length=2), tokenizer)
+    with pytest.raises(ValueError, match=r"window_s=3.5 is more than this model's feature extractor takes, 2 s"):
+        open_recording(processor, stereo[0])
 
 
 def test_one_channel_cannot_be_split(processor, stereo):

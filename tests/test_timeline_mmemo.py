@@ -342,6 +342,12 @@ def test_words_that_are_not_there_are_refused():
         Track(TimelineOptions(), 8_000)
 
 
+def test_what_neither_modality_had_a_share_in_is_not_answered_for():
+    (window,) = [*(track := make_track()).feed(sound(1)), *track.finish()]
+    window.take(np.ones((2, 1)), np.array([[0.0, 0.0], [1.0, 0.0]]))
+    assert [span.scores is None for span in track.pop()] == [True, False]
+
+
 def test_a_span_takes_a_weighted_mean():
     span = Span(0.0, 2.0)
     span.add(np.array([1.0, 0.0]), np.array([1.0, 0.0]), 1.0)
