@@ -426,7 +426,7 @@ class Track:
         first, last = (round(time * self.sampling_rate) - self._buffer_start for time in (start, end))
         samples = self._buffer[first:last]
         is_heard = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and np.abs(samples).max() >= SILENCE_PEAK
-        audio = samples if is_heard else None
+        audio = samples if is_heard and self._is_voiced(start, end) else None
         if self.text is not None or not self._reads:
             return {"audio": audio, "text": self.text, "word_times": None}
         words = []

@@ -309,6 +309,12 @@ def test_words_are_answered_for_even_where_no_voice_is_found():
     assert [span.start for span in spans if span.scores is not None] == [1.0]
 
 
+def test_a_sound_without_a_voice_counts_as_missing_beside_words():
+    tone = (np.sin(2 * np.pi * 440 * np.arange(4 * RATE) / RATE) / 2).astype(np.float32)
+    windows, _ = run(Track(TimelineOptions(), RATE, [("hello", 1.0, 1.4)]), tone)
+    assert [(window.item["audio"], window.item["text"]) for window in windows] == [(None, "hello")]
+
+
 def test_a_track_that_only_finds_speech_has_no_windows(example_audio):
     track = Track(TimelineOptions(), RATE, answers=False)
     windows, spans = run(track, load_audio(example_audio))
