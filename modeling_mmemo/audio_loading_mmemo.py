@@ -98,16 +98,8 @@ def load_audio(
     with _open(name, source, rate) as recording:
         rate = recording.rate
         samples = np.concatenate(list(_read(recording, MAX_BLOCK_SAMPLES)), axis=1)
-    if channel is None:
-        mono = samples.mean(axis=0) if len(samples) > 1 else samples[0]
-    elif isinstance(channel, Integral) and 0 <= channel < len(samples):
-        mono = samples[channel]
-    else:
-        raise ValueError(
-            f"{name} has {len(samples)} channel(s), so channel={channel!r} does not exist; "
-            f"pass 0 to {len(samples) - 1}, or None for the mean of all channels."
-        )
-    mono = librosa.resample(mono, orig_sr=rate, target_sr=target_sampling_rate)
+    check_channel(name, len(samples), channel)
+    mono = librosa.resample(to_mono(samples, channel), orig_sr=rate, target_sr=target_sampling_rate)
     peak = max(mono.max(), -mono.min())
     if peak < SILENCE_PEAK:
         raise ValueError(
@@ -115,6 +107,22 @@ def load_audio(
             "if only the mean of its channels is silent, choose one with channel=."
         )
     return np.ascontiguousarray(mono)
+
+
+def check_channel(name: str, channels: int, channel: int | None) -> None:
+    """Refuses a channel that an audio of so many does not have; `None` is the mean of all."""
+    if channel is not None and not (isinstance(channel, Integral) and 0 <= channel < channels):
+        raise ValueError(
+            f"{name} has {channels} channel(s), so channel={channel!r} does not exist; pass 0 to {channels - 1}, or "
+            "None for the mean of all channels."
+        )
+
+
+def to_mono(samples: np.ndarray, channel: int | None = None) -> np.ndarray:
+    """One channel of samples of shape `(channels, samples)`, or the mean of all: `(samples,)`."""
+    if channel is not None:
+        return samples[channel]
+    return samples.mean(axis=0) if len(samples) > 1 else samples[0]
 
 
 class AudioBlocks:
@@ -238,7 +246,7 @@ class LiveAudio:
         if not np.isfinite(samples).all():
             raise ValueError(f"The chunk, {name}, holds NaN or infinite samples; audio must be finite.")
         blocks = list(_slices(samples, max(1, samples.shape[1])))
-        mono = blocks[0].mean(axis=0) if blocks else np.zeros(0, np.float32)
+        mono = to_mono(blocks[0]) if blocks else np.zeros(0, np.float32)
         return mono if self._stream is None else self._stream.resample_chunk(mono, last=is_last)
 
 

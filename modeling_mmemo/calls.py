@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from modeling_mmemo.pipelines.multimodal_emotion import SILENCE, UNCERTAIN
+
 
 # Whoever has spoken for less had not taken the floor yet: both began at once.
 FLOOR_SECONDS = 0.5
@@ -23,7 +25,6 @@ STRETCH_SECONDS = 0.5
 DECIMALS = 6
 
 TREND_PARTS = 4
-SILENCE, UNCERTAIN = "silence", "uncertain"
 # What no strongest span is made of.
 UNREMARKABLE = (SILENCE, UNCERTAIN, "neutral")
 

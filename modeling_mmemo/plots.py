@@ -22,7 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from modeling_mmemo.audio_loading_mmemo import AudioBlocks, AudioInput
+from modeling_mmemo.audio_loading_mmemo import AudioBlocks, AudioInput, to_mono
+from modeling_mmemo.pipelines.multimodal_emotion import SILENCE, UNCERTAIN
 
 
 # Colours that the colour-blind tell apart. Source: Okabe and Ito, "Color Universal Design" (2008).
@@ -36,7 +37,6 @@ COLORS = {
     "surprise": "#E69F00",  # orange
 }
 OTHER_COLORS = colormaps["tab20b"]
-SILENCE, UNCERTAIN = "silence", "uncertain"
 UNCERTAIN_COLOR, UNCERTAIN_HATCH = "#777777", "///"
 SHADE = 0.4  # opacity
 
@@ -130,7 +130,7 @@ def _save(figure: Figure, path: str | os.PathLike | None) -> None:
 def _load(audio: AudioInput, sampling_rate: float | None, duration: float) -> np.ndarray:
     # Silence is refused by `load_audio`, and is a part of recordings.
     blocks = AudioBlocks(audio, sampling_rate, SAMPLING_RATE)
-    samples = np.concatenate([block.mean(axis=0) for block in blocks])
+    samples = np.concatenate([to_mono(block) for block in blocks])
     seconds = len(samples) / SAMPLING_RATE
     if abs(seconds - duration) > max(DURATION_TOLERANCE[0], DURATION_TOLERANCE[1] * duration):
         raise ValueError(

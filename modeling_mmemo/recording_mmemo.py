@@ -10,12 +10,11 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from .audio_loading_mmemo import AudioBlocks, AudioInput
+from .audio_loading_mmemo import AudioBlocks, AudioInput, check_channel, to_mono
 from .speaker_turns_mmemo import SpeakerTurns, read_speaker_turns
 from .timeline_mmemo import FRAME_SECONDS, Span, TimelineOptions, Track, Window, Word
 from .word_times_mmemo import (
@@ -101,7 +100,7 @@ class Recording:
             for block in self.blocks:
                 last = first + block.shape[1]
                 self.duration = last / self.sampling_rate
-                mean = block.mean(axis=0) if len(block) > 1 else block[0]
+                mean = to_mono(block)
                 for source in self.sources:
                     if not source.is_finished and source.start < self.duration:
                         yield from self._feed(source, mean if source.channel is None else block[source.channel], first)
@@ -191,11 +190,7 @@ def open_recording(
             f"window_s={options.window_s} is more than this model's feature extractor takes, {longest / rate:g} s; "
             "shorten the window."
         )
-    if channel is not None and not (isinstance(channel, Integral) and 0 <= channel < blocks.channels):
-        raise ValueError(
-            f"The audio has {blocks.channels} channel(s), so channel={channel!r} does not exist; pass 0 to "
-            f"{blocks.channels - 1}, or None for the mean of all channels."
-        )
+    check_channel("The audio", blocks.channels, channel)
     if channels:
         if text is not None:
             raise ValueError("A text without times belongs to no channel; pass word_times={0: ..., 1: ...}.")
@@ -256,7 +251,7 @@ def _read_words(word_times: Any, text: str | None, duration: float | None) -> li
 
 
 def _transcribe(transcriber: Any, blocks: AudioBlocks, channel: int | None, rate: int) -> list[Word]:
-    samples = np.concatenate([block.mean(axis=0) if channel is None else block[channel] for block in blocks])
+    samples = np.concatenate([to_mono(block, channel) for block in blocks])
     return _within(transcribe(transcriber, samples, rate), len(samples) / rate)
 
 

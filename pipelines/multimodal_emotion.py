@@ -157,7 +157,7 @@ class MultimodalEmotionPipeline(Pipeline):
                 torchcodec `AudioDecoder`), or a dictionary with at least one of the first two of
                 - **audio** -- the same;
                 - **text** (`str`) -- what is said; blank counts as missing;
-                - **word_times** -- `[(word, start, end), ...]` in seconds, or the chunks of an ASR pipeline;
+                - **word_times** -- `[(word, start, end), ...]` in seconds, an ASR pipeline's output, or subtitles;
                 - **sampling_rate** (`float`) -- rate in Hz of an audio that is a bare array.
             top_k (`int`, *optional*):
                 How many labels to return, those with the highest scores; all by default.
@@ -174,7 +174,8 @@ class MultimodalEmotionPipeline(Pipeline):
                 A share of answers, such as 0.9: `label_set` then holds the labels among which the true one is found so
                 often, by the scores on development data. Voices and rooms of another kind may fall short of it.
             return_timeline (`bool`, *optional*):
-                Whether to answer for every half second of a recording, of any length; given by any of the following.
+                Whether to answer for every half second of a recording, of any length. Most of what follows asks
+                for it too: how the recording is cut, and who is heard in it.
             segment_s, hop_s, granularity, window_s, window_hop_s, context_s, latency_s, voice_activity (*optional*):
                 How the recording is cut; see [`TimelineOptions`].
             channels, speaker_turns, customer, everyone, transcriber (*optional*):

@@ -14,10 +14,10 @@ from datasets import Dataset
 from modeling_mmemo.evaluation.bootstrap import percentile_interval, resampled_sums, speaker_groups
 from modeling_mmemo.evaluation.figures import figure
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
+from modeling_mmemo.pipelines.multimodal_emotion import SILENCE
 from modeling_mmemo.word_times_mmemo import read_word_times
 
 
-SILENCE = "silence"
 FRAMES_PER_SECOND = 100
 QUIET_DB = 35
 
