@@ -124,23 +124,23 @@ class MMEmoAudioEncoder(PreTrainedModel):
         if attention_mask is not None and not torch.compiler.is_compiling() and attention_mask.all():
             attention_mask = None
 
-        window = 2 * self.config.max_source_positions
-        num_windows = -(-frames // window)
-        if num_windows > 1:
-            missing = num_windows * window - frames
-            if attention_mask is None:
-                attention_mask = input_features.new_ones(batch, frames, dtype=torch.long)
-            input_features = nn.functional.pad(input_features, (0, missing)).unflatten(2, (num_windows, window))
-            input_features = input_features.transpose(1, 2).flatten(0, 1)
+        # Without a branch, so that an exported graph takes clips of any length: a short one is one window of its own.
+        window = torch.sym_min(frames, 2 * self.config.max_source_positions)
+        num_windows = (frames + window - 1) // window
+        missing = num_windows * window - frames
+        if attention_mask is None and missing:
+            attention_mask = input_features.new_ones(batch, frames, dtype=torch.long)
+        input_features = nn.functional.pad(input_features, (0, missing)).unflatten(2, (num_windows, window))
+        input_features = input_features.transpose(1, 2).flatten(0, 1)
+        if attention_mask is not None:
             attention_mask = nn.functional.pad(attention_mask, (0, missing)).unflatten(1, (num_windows, window))
             attention_mask = attention_mask.flatten(0, 1)
 
         hidden_states = self._encode(input_features, attention_mask)
         if not output_hidden_states:
             hidden_states = hidden_states[-1:]
-        if num_windows > 1:
-            positions = self._get_feat_extract_output_lengths(frames)
-            hidden_states = [h.unflatten(0, (batch, num_windows)).flatten(1, 2)[:, :positions] for h in hidden_states]
+        positions = self._get_feat_extract_output_lengths(frames)
+        hidden_states = [h.unflatten(0, (batch, num_windows)).flatten(1, 2)[:, :positions] for h in hidden_states]
 
         output = BaseModelOutput(
             last_hidden_state=hidden_states[-1],

@@ -516,7 +516,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         if features.segments is not None:
             answers = self._answer(self._heads(features.segments), features.segments)
             names = ("segment_logits", "segment_modality_weights")
-            segments = {name: rows.unflatten(0, (len(logits), -1)) for name, rows in zip(names, answers)}
+            segments = {name: rows.unflatten(0, (logits.shape[0], -1)) for name, rows in zip(names, answers)}
 
         loss = None
         if labels is not None:

@@ -90,15 +90,18 @@ def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Ten
             "positions; truncate it in the processor (truncation=True, max_length=...)."
         )
     mask = attendable(mask)
-    real_first = mask.argsort(dim=1, descending=True, stable=True)
+    # Where each token goes: the real ones to the front, the padding behind them. No sort, which ONNX has not.
+    is_real = mask.bool()
+    target = torch.where(is_real, is_real.cumsum(dim=1), is_real.sum(dim=1, keepdim=True) + (~is_real).cumsum(dim=1))
+    target = target - 1
     output = tower(
-        input_ids=input_ids.gather(1, real_first),
-        attention_mask=mask.gather(1, real_first),
+        input_ids=torch.zeros_like(input_ids).scatter(1, target, input_ids),
+        attention_mask=torch.zeros_like(mask).scatter(1, target, mask),
         output_hidden_states=True,
         return_dict=True,
     )
-    back = real_first.argsort(dim=1).unsqueeze(-1)
-    return tuple(states.gather(1, back.expand_as(states)) for states in _states(output))
+    target = target.unsqueeze(-1)
+    return tuple(states.gather(1, target.expand_as(states)) for states in _states(output))
 
 
 def encode_audio(

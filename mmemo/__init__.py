@@ -1,0 +1,1 @@
+"""The command `mmemo`, and answers without torch; everything else is in `modeling_mmemo`."""
