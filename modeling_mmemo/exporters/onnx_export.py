@@ -28,16 +28,17 @@ from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, __version
 
 
 FLOAT_FILE = "model.onnx"
-# The axes that vary; what is not named is fixed by the encoder.
+# The axes that vary: the batch and a length.
 DYNAMIC_AXES = {
-    "input_features": {0: "batch", 2: "frames"},
-    "input_values": {0: "batch", 1: "samples"},
-    "audio_attention_mask": {0: "batch", 1: "audio"},
-    "input_ids": {0: "batch", 1: "tokens"},
-    "attention_mask": {0: "batch", 1: "tokens"},
-    "token_times": {0: "batch", 1: "tokens"},
-    "segment_times": {0: "batch", 1: "segments"},
+    "input_features": (0, 2),
+    "input_values": (0, 1),
+    "audio_attention_mask": (0, 1),
+    "input_ids": (0, 1),
+    "attention_mask": (0, 1),
+    "token_times": (0, 1),
+    "segment_times": (0, 1),
 }
+AUDIO_INPUTS = ("input_features", "input_values", "audio_attention_mask")
 # Encoders that read clips of one length and no other.
 FIXED_LENGTH = ("whisper", "audio-spectrogram-transformer")
 # A graph holds its weights itself up to protobuf's limit.
@@ -120,11 +121,9 @@ def sample_inputs(processor: MMEmoProcessor) -> dict[str, torch.Tensor]:
 
 
 def _dynamic_axes(model: MMEmoForEmotionRecognition, name: str) -> dict[int, Any]:
-    axes = DYNAMIC_AXES[name]
-    if name in ("input_features", "input_values", "audio_attention_mask"):
-        if model.config.audio_config.model_type in FIXED_LENGTH:
-            axes = {0: "batch"}
-    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+    audio_config = model.config.audio_config
+    is_fixed = name in AUDIO_INPUTS and audio_config.model_type in FIXED_LENGTH
+    return dict.fromkeys((0,) if is_fixed else DYNAMIC_AXES[name], torch.export.Dim.DYNAMIC)
 
 
 def _refuse_by_length(model: MMEmoForEmotionRecognition) -> None:
