@@ -123,14 +123,14 @@ class OnnxGraph:
             raise ValueError(f"The graph {self.path.name} has no inputs {unknown}; it has {list(self.input_shapes)}.")
         if not inputs.keys() & MASKED_BY.keys():
             raise ValueError("Got neither audio (input_features or input_values) nor text (input_ids).")
-        outputs = self._session.run(None, self._complete(inputs))
+        outputs = self._session.run(None, self.complete(inputs))
         named = dict(zip(self.output_shapes, outputs))
         if "segment_times" not in inputs:
             named = {name: values for name, values in named.items() if not name.startswith("segment_")}
         return named
 
-    def _complete(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The inputs, and what says that the others are missing: a frame or token under a mask of zeros, times of -1."""
+    def complete(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inputs, and what says that the others are missing: masks of zeros, times of -1."""
         batch = len(next(iter(inputs.values())))
         feed: dict[str, np.ndarray] = {}
         for name, (_, *shape) in self.input_shapes.items():

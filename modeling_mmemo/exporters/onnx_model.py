@@ -1,0 +1,107 @@
+"""An exported graph in place of the model, in the pipeline and wherever else the model is called."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from optimum.modeling_base import OptimizedModel
+
+from mmemo.graph import OnnxGraph, find_graph
+from modeling_mmemo import MMEmoConfig, MMEmoEmotionOutput
+
+
+class MMEmoOnnxModel(OptimizedModel):
+    """
+    An exported model on ONNX Runtime, with the outputs of [`MMEmoForEmotionRecognition`].
+
+    Example:
+
+    ```python
+    >>> from modeling_mmemo import load_pipeline
+    >>> from modeling_mmemo.exporters import MMEmoOnnxModel
+
+    >>> emotion = load_pipeline(MMEmoOnnxModel.from_pretrained("exported"))
+    ```
+    """
+
+    config_class = MMEmoConfig
+    main_input_name = "input_ids"
+    # A graph has all its weights.
+    missing_keys_on_load: tuple[str, ...] = ()
+
+    def __init__(self, model: OnnxGraph, config: MMEmoConfig):
+        super().__init__(model, config)
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_id: str | Path,
+        *,
+        file_name: str | None = None,
+        num_threads: int | None = None,
+        providers: list[str] | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> "MMEmoOnnxModel":
+        """
+        Opens an exported model.
+
+        Args:
+            model_id (`str` or `Path`): A folder or a repository of the Hub.
+            file_name (`str`, *optional*): Of the graph; by default `model_int8.onnx`, or else `model.onnx`.
+            num_threads (`int`, *optional*), providers (`list[str]`, *optional*): See [`OnnxGraph`].
+            revision, token, cache_dir, local_files_only (*optional*): As in `transformers`, for the Hub.
+
+        Raises:
+            FileNotFoundError: If there is no graph.
+            ImportError, ValueError: See [`OnnxGraph`].
+        """
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    str(model_id),
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                    allow_patterns=["*.json", "*.onnx", "*.onnx.data"],
+                )
+            )
+        graph = OnnxGraph(find_graph(folder, file_name), num_threads, providers)
+        config = MMEmoConfig.from_pretrained(folder)
+        # Where `pipeline` looks for the processor.
+        config.name_or_path = str(folder)
+        return cls(graph, config)
+
+    def forward(self, **inputs: torch.Tensor | None) -> MMEmoEmotionOutput:
+        """
+        Args:
+            inputs: Those of [`MMEmoForEmotionRecognition`], but for labels; a modality may be left out.
+
+        Raises:
+            ValueError: If there is an input that the graph does not have, or none.
+        """
+        given = {name: value.cpu().numpy() for name, value in inputs.items() if value is not None}
+        outputs = self.model.run(given)
+        return MMEmoEmotionOutput(**{name: torch.from_numpy(values) for name, values in outputs.items()})
+
+    def can_generate(self) -> bool:
+        return False
+
+    def to(self, *args: Any, **kwargs: Any) -> "MMEmoOnnxModel":
+        """Stays where it is: its device is its session's."""
+        return self
+
+    def _save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        path = self.model.path
+        for file in (path, path.with_name(f"{path.name}.data")):
+            if file.is_file():
+                shutil.copy(file, save_directory)

@@ -1,0 +1,220 @@
+"""
+A graph in int8, through Optimum's interface.
+
+Deliberate choices:
+- What is multiplied by weights becomes int8, each output channel by a scale of its own. `reduce_range` keeps weights
+  within 7 bits: CPUs without VNNI add products in 16 bits, which 8 would overflow, so all CPUs agree.
+- Convolutions and layer norms are left alone. Embeddings are looked up in int8, each row by a scale of its own, and
+  what stays float is stored in half precision where that loses nothing: this is about size, not time.
+- The heads are left alone: they take no time, and the answer is theirs.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from optimum.quantization_base import OptimumQuantizer
+
+from mmemo.graph import METADATA_KEY, OnnxGraph, find_graph
+from modeling_mmemo.exporters.onnx_export import FLOAT_FILE, MAX_FILE_BYTES, describe
+
+
+INT8_FILE = "model_int8.onnx"
+APPROACHES = ("dynamic", "static")
+OPERATORS = ["MatMul", "Gemm"]
+HEADS = ("classifier", "vote", "gate")
+# Smaller tensors are not worth an operator of their own.
+LEAST_VALUES = 2**14
+OPTIONS: dict[str, Any] = {
+    "op_types_to_quantize": OPERATORS,
+    "per_channel": True,
+    "reduce_range": True,
+    "weight_type": QuantType.QInt8,
+}
+
+
+class MMEmoQuantizer(OptimumQuantizer):
+    """
+    Makes `model_int8.onnx` of an exported `model.onnx`.
+
+    Example:
+
+    ```python
+    >>> from modeling_mmemo.exporters import MMEmoQuantizer
+
+    >>> MMEmoQuantizer.from_pretrained("exported").quantize("exported")
+    ```
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        # Refuses what is no graph of ours, in words.
+        precision = OnnxGraph(self.path).metadata["precision"]
+        if precision != "float32":
+            raise ValueError(f"{self.path} is {precision} already; quantize the float32 graph, {FLOAT_FILE}.")
+
+    @classmethod
+    def from_pretrained(cls, model_or_path: str | Path, file_name: str | None = None) -> "MMEmoQuantizer":
+        """
+        Takes the graph of a folder.
+
+        Args:
+            model_or_path (`str` or `Path`): The folder that `export_onnx` wrote to.
+            file_name (`str`, *optional*, defaults to `"model.onnx"`): Of the graph.
+
+        Raises:
+            FileNotFoundError: If the folder holds no graph.
+        """
+        return cls(find_graph(model_or_path, file_name or FLOAT_FILE))
+
+    def quantize(
+        self,
+        save_dir: str | Path,
+        file_prefix: str | None = None,
+        *,
+        approach: str = "dynamic",
+        calibration: Iterable[dict[str, np.ndarray]] | None = None,
+    ) -> Path:
+        """
+        Writes the graph in int8.
+
+        Args:
+            save_dir (`str` or `Path`): The folder, made if need be.
+            file_prefix (`str`, *optional*, defaults to `"model"`): The file is called `{file_prefix}_int8.onnx`.
+            approach (`str`, *optional*, defaults to `"dynamic"`):
+                `"dynamic"` measures the range of activations as it runs; `"static"` takes ranges that were measured
+                beforehand, on the `calibration` inputs.
+            calibration (`Iterable[dict[str, np.ndarray]]`, *optional*):
+                Inputs of the graph, as the processor gives them for a batch of clips from the training data.
+
+        Returns:
+            `Path`: of the graph.
+
+        Raises:
+            ValueError: If the approach is unknown, or `calibration` is missing or needless.
+        """
+        if approach not in APPROACHES:
+            raise ValueError(f"approach={approach!r} is unknown; choose one of {APPROACHES}.")
+        if (approach == "static") != (calibration is not None):
+            raise ValueError(
+                f"approach={approach!r} and calibration={'given' if calibration is not None else None} contradict each "
+                'other: "static" measures on calibration inputs, "dynamic" does not.'
+            )
+        path = Path(save_dir) / (INT8_FILE if file_prefix is None else f"{file_prefix}_int8.onnx")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+            model = onnx.load(self.path)
+            # Stale shapes of weights that quantization transposes.
+            del model.graph.value_info[:]
+            _save(model, prepared)
+            options = OPTIONS | {
+                "nodes_to_exclude": _heads(model.graph),
+                "use_external_data_format": model.ByteSize() > MAX_FILE_BYTES,
+                # What has no weights multiplies two activations: attention.
+                "extra_options": {"MatMulConstBOnly": True},
+            }
+            if calibration is None:
+                quantize_dynamic(prepared, quantized, **options)
+            else:
+                quantize_static(prepared, quantized, _Calibration(self.path, calibration), QuantFormat.QDQ, **options)
+            model = onnx.load(quantized)
+        quantize_embeddings(model.graph)
+        store_in_half(model.graph)
+        _describe(model, precision="int8", approach=approach)
+        _save(model, path)
+        return path
+
+
+class _Calibration(CalibrationDataReader):
+    """Hands complete inputs to `quantize_static`, one batch at a time."""
+
+    def __init__(self, path: Path, batches: Iterable[dict[str, np.ndarray]]):
+        graph = OnnxGraph(path)
+        self._feeds = map(graph.complete, batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)
+
+
+def quantize_embeddings(graph: onnx.GraphProto) -> None:
+    """Replaces each table that rows are looked up in by one of int8, with a scale for every row."""
+    tables = {tensor.name: tensor for tensor in graph.initializer if _is_large_float(tensor)}
+    nodes = []
+    for node in graph.node:
+        if node.op_type != "Gather" or node.input[0] not in tables:
+            nodes.append(node)
+            continue
+        table, ids, (rows,) = node.input[0], node.input[1], node.output
+        if f"{table}_scale" not in {tensor.name for tensor in graph.initializer}:
+            values = numpy_helper.to_array(tables[table])
+            scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127
+            codes = np.round(values / scale).astype(np.int8)
+            graph.initializer.append(numpy_helper.from_array(codes, f"{table}_quantized"))
+            graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), f"{table}_scale"))
+        nodes += [
+            helper.make_node("Gather", [f"{table}_quantized", ids], [f"{rows}_codes"], axis=0),
+            helper.make_node("Cast", [f"{rows}_codes"], [f"{rows}_float"], to=TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{table}_scale", ids], [f"{rows}_scale"], axis=0),
+            helper.make_node("Mul", [f"{rows}_float", f"{rows}_scale"], [rows]),
+        ]
+    _replace_nodes(graph, nodes)
+
+
+def store_in_half(graph: onnx.GraphProto) -> None:
+    """Stores large weights that stay float in half precision, if they came from it; the session makes them float."""
+    casts = []
+    for tensor in graph.initializer:
+        if not _is_large_float(tensor):
+            continue
+        values = numpy_helper.to_array(tensor)
+        half = values.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), values):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    _replace_nodes(graph, [*casts, *graph.node])
+
+
+def _is_large_float(tensor: TensorProto) -> bool:
+    return tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= LEAST_VALUES
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Puts the nodes in the place of the graph's, and drops the weights that none of them reads any more."""
+    nodes = list(nodes)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _heads(graph: onnx.GraphProto) -> list[str]:
+    """The multiplications that give the answer and its weights."""
+    names = [
+        node.name
+        for node in graph.node
+        if node.op_type in OPERATORS and any(part in name for part in HEADS for name in node.input)
+    ]
+    # What ONNX Runtime calls a Gemm once it has split it.
+    return [*names, *(f"{name}_MatMul" for name in names)]
+
+
+def _describe(model: onnx.ModelProto, **facts: Any) -> None:
+    metadata: dict[str, str] = {}
+    describe(metadata, **facts)
+    del model.metadata_props[:]
+    helper.set_model_props(model, {METADATA_KEY: metadata[METADATA_KEY]})
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    is_large = model.ByteSize() > MAX_FILE_BYTES
+    onnx.save(model, path, save_as_external_data=is_large, location=f"{path.name}.data" if is_large else None)
