@@ -102,9 +102,10 @@ class MMEmoQuantizer(OptimumQuantizer):
         if approach not in APPROACHES:
             raise ValueError(f"approach={approach!r} is unknown; choose one of {APPROACHES}.")
         if (approach == "static") != (calibration is not None):
+            given = "none" if calibration is None else "some"
             raise ValueError(
-                f"approach={approach!r} and calibration={'given' if calibration is not None else None} contradict each "
-                'other: "static" measures on calibration inputs, "dynamic" does not.'
+                f'approach={approach!r} with calibration inputs: {given}. "static" needs them to measure the ranges of '
+                'activations on, and "dynamic" measures as it runs; give them to "static" alone.'
             )
         path = Path(save_dir) / (INT8_FILE if file_prefix is None else f"{file_prefix}_int8.onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
