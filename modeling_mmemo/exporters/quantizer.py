@@ -104,8 +104,8 @@ class MMEmoQuantizer(OptimumQuantizer):
         if (approach == "static") != (calibration is not None):
             given = "none" if calibration is None else "some"
             raise ValueError(
-                f'approach={approach!r} with calibration inputs: {given}. "static" needs them to measure the ranges of '
-                'activations on, and "dynamic" measures as it runs; give them to "static" alone.'
+                f'approach={approach!r} with calibration inputs: {given}. "static" needs some to measure the ranges '
+                'of activations on, and "dynamic" measures as it runs; give them to "static" alone.'
             )
         path = Path(save_dir) / (INT8_FILE if file_prefix is None else f"{file_prefix}_int8.onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
