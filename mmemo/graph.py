@@ -20,6 +20,7 @@ FORMAT = 1
 METADATA_KEY = "mmemo"
 # Looked for in this order, in the folder itself and in its folder `onnx`.
 GRAPH_FILES = ("model_int8.onnx", "model.onnx")
+FEATURES_FILE = "features.onnx"
 MASKED_BY = {
     "input_features": "audio_attention_mask",
     "input_values": "audio_attention_mask",
@@ -106,9 +107,17 @@ class OnnxGraph:
             )
         return metadata
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the graph on all of its inputs; all of its outputs, by name."""
+        return dict(zip(self.output_shapes, self._session.run(None, dict(feed))))
+
+
+class EmotionGraph(OnnxGraph):
+    """The graph of a model, which answers for audio, text, or both."""
+
+    def answer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """
-        Answers a batch.
+        Answers for a batch.
 
         Args:
             inputs (`Mapping[str, np.ndarray]`): What the processor gives for a batch, by name: one modality or both.
@@ -123,11 +132,10 @@ class OnnxGraph:
             raise ValueError(f"The graph {self.path.name} has no inputs {unknown}; it has {list(self.input_shapes)}.")
         if not inputs.keys() & MASKED_BY.keys():
             raise ValueError("Got neither audio (input_features or input_values) nor text (input_ids).")
-        outputs = self._session.run(None, self.complete(inputs))
-        named = dict(zip(self.output_shapes, outputs))
+        outputs = self.run(self.complete(inputs))
         if "segment_times" not in inputs:
-            named = {name: values for name, values in named.items() if not name.startswith("segment_")}
-        return named
+            outputs = {name: values for name, values in outputs.items() if not name.startswith("segment_")}
+        return outputs
 
     def complete(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The inputs, and what says that the others are missing: masks of zeros, times of -1."""

@@ -23,7 +23,7 @@ import onnxruntime
 import torch
 from transformers.exporters import OnnxConfig, OnnxExporter
 
-from mmemo.graph import FORMAT, METADATA_KEY, OnnxGraph
+from mmemo.graph import FORMAT, METADATA_KEY, EmotionGraph
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, __version__
 
 
@@ -74,7 +74,7 @@ def export_onnx(
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     model.set_attn_implementation("eager")
     inputs = sample_inputs(processor)
-    with _quiet():
+    with keep_quiet():
         exported = OnnxExporter().export(
             model,
             dict(inputs),
@@ -85,7 +85,7 @@ def export_onnx(
             ),
         )
     graph = exported.program
-    _strip(graph)
+    strip(graph)
     describe(graph.metadata_props, precision="float32")
     path = save_directory / FLOAT_FILE
     is_large = sum(value.const_value.nbytes for value in graph.graph.initializers.values()) > MAX_FILE_BYTES
@@ -136,7 +136,7 @@ def _refuse_by_length(model: MMEmoForEmotionRecognition) -> None:
         )
 
 
-def _strip(graph: onnx_ir.Model) -> None:
+def strip(graph: onnx_ir.Model) -> None:
     """Removes where in the source each node came from: a tenth of a small graph."""
     for part in graph.graphs():
         for node in part:
@@ -155,7 +155,7 @@ def _verify(path: Path, model: MMEmoForEmotionRecognition, inputs: dict[str, tor
     inputs = {name: value[:1] for name, value in inputs.items()}
     with torch.inference_mode():
         expected = model(**inputs)
-    found = OnnxGraph(path).run({name: value.numpy() for name, value in inputs.items()})
+    found = EmotionGraph(path).answer({name: value.numpy() for name, value in inputs.items()})
     for name, values in found.items():
         difference = float(np.abs(values - expected[name].numpy()).max())
         if not difference <= TOLERANCE:
@@ -170,7 +170,7 @@ def _towers(model: MMEmoForEmotionRecognition) -> list[Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def keep_quiet() -> Iterator[None]:
     """Keeps back the exporters' progress and their warnings about operators that no model of ours has."""
     names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "transformers.exporters", "onnxscript")
     levels = {name: logging.getLogger(name).level for name in names}

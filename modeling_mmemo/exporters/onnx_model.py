@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from optimum.modeling_base import OptimizedModel
 
-from mmemo.graph import OnnxGraph, find_graph
+from mmemo.graph import EmotionGraph, find_graph
 from modeling_mmemo import MMEmoConfig, MMEmoEmotionOutput
 
 
@@ -32,7 +32,7 @@ class MMEmoOnnxModel(OptimizedModel):
     # A graph has all its weights.
     missing_keys_on_load: tuple[str, ...] = ()
 
-    def __init__(self, model: OnnxGraph, config: MMEmoConfig):
+    def __init__(self, model: EmotionGraph, config: MMEmoConfig):
         super().__init__(model, config)
         self.device = torch.device("cpu")
         self.dtype = torch.float32
@@ -56,12 +56,12 @@ class MMEmoOnnxModel(OptimizedModel):
         Args:
             model_id (`str` or `Path`): A folder or a repository of the Hub.
             file_name (`str`, *optional*): Of the graph; by default `model_int8.onnx`, or else `model.onnx`.
-            num_threads (`int`, *optional*), providers (`list[str]`, *optional*): See [`OnnxGraph`].
+            num_threads (`int`, *optional*), providers (`list[str]`, *optional*): See [`EmotionGraph`].
             revision, token, cache_dir, local_files_only (*optional*): As in `transformers`, for the Hub.
 
         Raises:
             FileNotFoundError: If there is no graph.
-            ImportError, ValueError: See [`OnnxGraph`].
+            ImportError, ValueError: See [`EmotionGraph`].
         """
         folder = Path(model_id)
         if not folder.is_dir():
@@ -75,7 +75,7 @@ class MMEmoOnnxModel(OptimizedModel):
                     allow_patterns=["*.json", "*.onnx", "*.onnx.data"],
                 )
             )
-        graph = OnnxGraph(find_graph(folder, file_name), num_threads, providers)
+        graph = EmotionGraph(find_graph(folder, file_name), num_threads, providers)
         config = MMEmoConfig.from_pretrained(folder)
         # Where `pipeline` looks for the processor.
         config.name_or_path = str(folder)
@@ -90,7 +90,7 @@ class MMEmoOnnxModel(OptimizedModel):
             ValueError: If there is an input that the graph does not have, or none.
         """
         given = {name: value.cpu().numpy() for name, value in inputs.items() if value is not None}
-        outputs = self.model.run(given)
+        outputs = self.model.answer(given)
         return MMEmoEmotionOutput(**{name: torch.from_numpy(values) for name, values in outputs.items()})
 
     def can_generate(self) -> bool:

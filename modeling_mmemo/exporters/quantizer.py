@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from optimum.quantization_base import OptimumQuantizer
 
-from mmemo.graph import METADATA_KEY, OnnxGraph, find_graph
+from mmemo.graph import METADATA_KEY, EmotionGraph, find_graph
 from modeling_mmemo.exporters.onnx_export import FLOAT_FILE, MAX_FILE_BYTES, describe
 
 
@@ -55,7 +55,7 @@ class MMEmoQuantizer(OptimumQuantizer):
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         # Refuses what is no graph of ours, in words.
-        precision = OnnxGraph(self.path).metadata["precision"]
+        precision = EmotionGraph(self.path).metadata["precision"]
         if precision != "float32":
             raise ValueError(f"{self.path} is {precision} already; quantize the float32 graph, {FLOAT_FILE}.")
 
@@ -137,7 +137,7 @@ class _Calibration(CalibrationDataReader):
     """Hands complete inputs to `quantize_static`, one batch at a time."""
 
     def __init__(self, path: Path, batches: Iterable[dict[str, np.ndarray]]):
-        graph = OnnxGraph(path)
+        graph = EmotionGraph(path)
         self._feeds = map(graph.complete, batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
