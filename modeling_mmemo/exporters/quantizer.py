@@ -4,12 +4,15 @@ A graph in int8, through Optimum's interface.
 Deliberate choices:
 - What is multiplied by weights becomes int8, each output channel by a scale of its own. `reduce_range` keeps weights
   within 7 bits: CPUs without VNNI add products in 16 bits, which 8 would overflow, so all CPUs agree.
+- Some layers take more care, see `BLOCKWISE`: each block of their weights has a scale, and each row of what they hear
+  or read. That is slower for the many frames of audio, so most of the audio encoder has one scale a tensor.
 - Convolutions and layer norms are left alone. Embeddings are looked up in int8, each row by a scale of its own, and
   what stays float is stored in half precision where that loses nothing: this is about size, not time.
 - The heads are left alone: they take no time, and the answer is theirs.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from optimum.quantization_base import OptimumQuantizer
 
 from mmemo.graph import METADATA_KEY, EmotionGraph, find_graph
@@ -28,7 +32,13 @@ from modeling_mmemo.exporters.onnx_export import FLOAT_FILE, MAX_FILE_BYTES, des
 INT8_FILE = "model_int8.onnx"
 APPROACHES = ("dynamic", "static")
 OPERATORS = ["MatMul", "Gemm"]
-HEADS = ("classifier", "vote", "gate")
+HEADS = re.compile(r"(^|\.)(\w*classifier|vote|gate)/")
+# Where int8 loses most: in the text encoder, whose few tokens cost little anyway; in the first audio layer, whose
+# errors all others inherit; and behind the activation of its feed-forward parts, where outliers are.
+BLOCKWISE = re.compile(
+    r"(^|\.)(text_tower\..*|audio_tower\.(.*\.)?layers?\.0\..*|audio_tower\..*(fc2|output_dense|output\.dense))/"
+)
+BLOCK_SIZE = 64
 # Smaller tensors are not worth an operator of their own.
 LEAST_VALUES = 2**14
 OPTIONS: dict[str, Any] = {
@@ -115,8 +125,11 @@ class MMEmoQuantizer(OptimumQuantizer):
             # Stale shapes of weights that quantization transposes.
             del model.graph.value_info[:]
             _save(model, prepared)
+            multiplications = [node.name for node in model.graph.node if node.op_type in OPERATORS]
+            heads, blockwise = (list(filter(part.search, multiplications)) for part in (HEADS, BLOCKWISE))
             options = OPTIONS | {
-                "nodes_to_exclude": _heads(model.graph),
+                # What ONNX Runtime calls a Gemm once it has split it.
+                "nodes_to_exclude": [*heads, *(f"{name}_MatMul" for name in heads), *blockwise],
                 "use_external_data_format": model.ByteSize() > MAX_FILE_BYTES,
                 # What has no weights multiplies two activations: attention.
                 "extra_options": {"MatMulConstBOnly": True},
@@ -125,7 +138,7 @@ class MMEmoQuantizer(OptimumQuantizer):
                 quantize_dynamic(prepared, quantized, **options)
             else:
                 quantize_static(prepared, quantized, _Calibration(self.path, calibration), QuantFormat.QDQ, **options)
-            model = onnx.load(quantized)
+            model = quantize_blockwise(onnx.load(quantized), blockwise)
         quantize_embeddings(model.graph)
         store_in_half(model.graph)
         _describe(model, precision="int8", approach=approach)
@@ -142,6 +155,16 @@ class _Calibration(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._feeds, None)
+
+
+def quantize_blockwise(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """Puts the named multiplications by weights in int8 with a scale for each `BLOCK_SIZE` weights and each row."""
+    others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in names]
+    quantizer = MatMulNBitsQuantizer(
+        model, bits=8, block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
+    )
+    quantizer.process()
+    return quantizer.model.model
 
 
 def quantize_embeddings(graph: onnx.GraphProto) -> None:
@@ -196,17 +219,6 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _heads(graph: onnx.GraphProto) -> list[str]:
-    """The multiplications that give the answer and its weights."""
-    names = [
-        node.name
-        for node in graph.node
-        if node.op_type in OPERATORS and any(part in name for part in HEADS for name in node.input)
-    ]
-    # What ONNX Runtime calls a Gemm once it has split it.
-    return [*names, *(f"{name}_MatMul" for name in names)]
 
 
 def _describe(model: onnx.ModelProto, **facts: Any) -> None:

@@ -1,0 +1,124 @@
+"""
+The model in int8 on PyTorch, for those who have torch at hand and cannot run ONNX: linear layers by `torch.ao`.
+
+The weights are kept as plain int8 tensors and scales in a safetensors file, since torch would pickle its own.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.ao.nn.quantized import dynamic
+
+from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
+
+
+TORCH_INT8_FILE = "model_int8.safetensors"
+FORMAT = "mmemo-torch-int8-1"
+HEADS = ("audio_classifier", "text_classifier", "fused_classifier")
+
+
+def quantize_torch(model: MMEmoForEmotionRecognition) -> MMEmoForEmotionRecognition:
+    """A copy of the model whose linear layers, but for the heads, are int8, each output channel by its own scale.
+
+    It runs on the CPU, and cannot be trained.
+    """
+    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    for name, linear in _linear_layers(model):
+        weight = linear.weight.detach()
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        codes = (weight / scales.unsqueeze(1)).round().to(torch.int8)
+        _put(model, name, codes, scales, linear.bias)
+    return model
+
+
+def save_torch_int8(
+    model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, save_directory: str | Path
+) -> Path:
+    """Writes the model as `model_int8.safetensors`, with the configuration and the processor beside it.
+
+    Args:
+        model (`MMEmoForEmotionRecognition`): In full precision, or what [`quantize_torch`] gave.
+        processor (`MMEmoProcessor`): Its processor.
+        save_directory (`str` or `Path`): The folder, made if need be.
+
+    Returns:
+        `Path`: of the weights.
+    """
+    if not any(isinstance(module, dynamic.Linear) for module in model.modules()):
+        model = quantize_torch(model)
+    tensors, biases = {}, {}
+    for name, module in model.named_modules():
+        if isinstance(module, dynamic.Linear):
+            weight, bias = module._weight_bias()
+            tensors[f"{name}.codes"] = weight.int_repr()
+            tensors[f"{name}.scales"] = weight.q_per_channel_scales().float()
+            if bias is not None:
+                biases[f"{name}.bias"] = bias.detach()
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    quantized = {name.rpartition(".")[0] for name in tensors}
+    rest = {
+        # What came from half precision goes back to it.
+        name: value.half() if value.is_floating_point() and torch.equal(value.half().float(), value) else value
+        for name, value in state.items()
+        if not any(name.startswith(f"{layer}.") for layer in quantized)
+    }
+    path = Path(save_directory) / TORCH_INT8_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contents = {name: value.contiguous() for name, value in (rest | tensors | biases).items()}
+    save_file(contents, path, metadata={"format": FORMAT})
+    model.config.save_pretrained(save_directory)
+    processor.save_pretrained(save_directory)
+    return path
+
+
+def load_torch_int8(folder: str | Path) -> MMEmoForEmotionRecognition:
+    """
+    Loads what [`save_torch_int8`] wrote.
+
+    Raises:
+        FileNotFoundError: If the folder does not hold it.
+        ValueError: If the file is of another kind, or does not have all weights.
+    """
+    path = Path(folder) / TORCH_INT8_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {TORCH_INT8_FILE}. Export the model: mmemo export MODEL --to torch-int8 --output FOLDER."
+        )
+    with safe_open(path, "pt") as file:
+        if (file.metadata() or {}).get("format") != FORMAT:
+            raise ValueError(f"{path} is not of the format {FORMAT}; export the model again with this version.")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    model = MMEmoForEmotionRecognition(MMEmoConfig.from_pretrained(folder)).float().eval()
+    for name, _ in _linear_layers(model):
+        try:
+            codes, scales = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scales")
+        except KeyError as error:
+            raise ValueError(f"{path} lacks {error}; export the model again.") from error
+        _put(model, name, codes, scales, tensors.pop(f"{name}.bias", None))
+    missing, unexpected = model.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, strict=False
+    )
+    missing = [name for name in missing if "_packed_params" not in name]
+    if missing or unexpected:
+        raise ValueError(f"{path} lacks {missing} and has too many {unexpected}; export the model again.")
+    return model
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and name not in HEADS
+    ]
+
+
+def _put(model: nn.Module, name: str, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Puts an int8 layer in the place of the linear one of that name."""
+    weight = torch._make_per_channel_quantized_tensor(codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0)
+    layer = dynamic.Linear(codes.shape[1], codes.shape[0], bias is not None)
+    layer.set_weight_bias(weight, None if bias is None else bias.detach().float())
+    model.set_submodule(name, layer)
