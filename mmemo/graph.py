@@ -8,6 +8,7 @@ Deliberate choices:
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ def find_graph(folder: str | os.PathLike, file_name: str | None = None) -> Path:
     raise FileNotFoundError(
         f"{folder} holds no {' and no '.join(names)}" + (f", but {there}" if there else "") + f". {EXPORT_REMEDY}"
     )
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            value = zlib.crc32(block, value)
+    return value
 
 
 class OnnxGraph:
@@ -105,6 +115,13 @@ class OnnxGraph:
                 f"{self.path} has format {metadata['format']}, made by mmemo {metadata['versions']['mmemo']}; this "
                 f"version runs format {FORMAT}. Export the model again, or install that version."
             )
+        if shared := metadata.get("shares"):
+            weights = self.path.with_name(shared["file"])
+            if checksum(weights) != shared["checksum"]:
+                raise ValueError(
+                    f"{self.path} reads weights from {weights}, which has changed since. Export the model again, or "
+                    "put the graph and the file that it was made of back together."
+                )
         return metadata
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -137,7 +137,7 @@ def _refuse_by_length(model: MMEmoForEmotionRecognition) -> None:
 
 
 def strip(graph: onnx_ir.Model) -> None:
-    """Removes where in the source each node came from, a tenth of a small graph, but for the module, which names it."""
+    """Removes where in the source each node came from, a tenth of a small graph; only its module is kept, as a name."""
     for part in graph.graphs():
         for node in part:
             scopes = json.loads(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))
@@ -176,7 +176,13 @@ def _towers(model: MMEmoForEmotionRecognition) -> list[Any]:
 @contextmanager
 def keep_quiet() -> Iterator[None]:
     """Keeps back the exporters' progress and their warnings about operators that no model of ours has."""
-    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "transformers.exporters", "onnxscript")
+    names = (
+        "onnxruntime.quantization.matmul_nbits_quantizer",
+        "onnxscript",
+        "torch.onnx",
+        "torch.onnx._internal.exporter._registration",
+        "transformers.exporters",
+    )
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,8 +11,10 @@ Deliberate choices:
 - The heads are left alone: they take no time, and the answer is theirs.
 """
 
+import json
 import os
 import re
+import struct
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,24 +25,27 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from optimum.quantization_base import OptimumQuantizer
 
-from mmemo.graph import METADATA_KEY, EmotionGraph, find_graph
-from modeling_mmemo.exporters.onnx_export import FLOAT_FILE, MAX_FILE_BYTES, describe
+from mmemo.graph import METADATA_KEY, EmotionGraph, checksum, find_graph
+from modeling_mmemo.exporters.onnx_export import FLOAT_FILE, MAX_FILE_BYTES, describe, keep_quiet
 
 
 INT8_FILE = "model_int8.onnx"
+WEIGHTS_FILE = "model.safetensors"
 APPROACHES = ("dynamic", "static")
 OPERATORS = ["MatMul", "Gemm"]
 HEADS = re.compile(r"(^|\.)(\w*classifier|vote|gate)/")
-# Where int8 loses most: in the text encoder, whose few tokens cost little anyway; in the first audio layer, whose
+# Where int8 loses most: in the text encoder, whose few tokens cost little anyway; in the first audio layers, whose
 # errors all others inherit; and behind the activation of its feed-forward parts, where outliers are.
 BLOCKWISE = re.compile(
-    r"(^|\.)(text_tower\..*|audio_tower\.(.*\.)?layers?\.0\..*|audio_tower\..*(fc2|output_dense|output\.dense))/"
+    r"(^|\.)(text_tower\..*|audio_tower\.(.*\.)?layers?\.[01]\..*|audio_tower\..*(fc2|output_dense|output\.dense))/"
 )
 BLOCK_SIZE = 64
 # Smaller tensors are not worth an operator of their own.
 LEAST_VALUES = 2**14
+HALF = "_half"
 OPTIONS: dict[str, Any] = {
     "op_types_to_quantize": OPERATORS,
     "per_channel": True,
@@ -90,6 +95,7 @@ class MMEmoQuantizer(OptimumQuantizer):
         *,
         approach: str = "dynamic",
         calibration: Iterable[dict[str, np.ndarray]] | None = None,
+        shares_weights: bool = False,
     ) -> Path:
         """
         Writes the graph in int8.
@@ -102,6 +108,10 @@ class MMEmoQuantizer(OptimumQuantizer):
                 beforehand, on the `calibration` inputs.
             calibration (`Iterable[dict[str, np.ndarray]]`, *optional*):
                 Inputs of the graph, as the processor gives them for a batch of clips from the training data.
+
+            shares_weights (`bool`, *optional*, defaults to `False`):
+                Whether to read the embeddings and whatever else stays float from the `model.safetensors` in
+                `save_dir`, in half precision, for a smaller package. The graph then runs beside that file alone.
 
         Returns:
             `Path`: of the graph.
@@ -124,6 +134,7 @@ class MMEmoQuantizer(OptimumQuantizer):
             model = onnx.load(self.path)
             # Stale shapes of weights that quantization transposes.
             del model.graph.value_info[:]
+            add_pre_process_metadata(model)
             _save(model, prepared)
             multiplications = [node.name for node in model.graph.node if node.op_type in OPERATORS]
             heads, blockwise = (list(filter(part.search, multiplications)) for part in (HEADS, BLOCKWISE))
@@ -139,9 +150,16 @@ class MMEmoQuantizer(OptimumQuantizer):
             else:
                 quantize_static(prepared, quantized, _Calibration(self.path, calibration), QuantFormat.QDQ, **options)
             model = quantize_blockwise(onnx.load(quantized), blockwise)
-        quantize_embeddings(model.graph)
-        store_in_half(model.graph)
-        _describe(model, precision="int8", approach=approach)
+        facts: dict[str, Any] = {"precision": "int8", "approach": approach}
+        if shares_weights:
+            store_in_half(model.graph)
+            weights = path.with_name(WEIGHTS_FILE)
+            share_weights(model.graph, weights)
+            facts["shares"] = {"file": WEIGHTS_FILE, "checksum": checksum(weights)}
+        else:
+            quantize_embeddings(model.graph)
+            store_in_half(model.graph)
+        _describe(model, **facts)
         _save(model, path)
         return path
 
@@ -163,7 +181,8 @@ def quantize_blockwise(model: onnx.ModelProto, names: list[str]) -> onnx.ModelPr
     quantizer = MatMulNBitsQuantizer(
         model, bits=8, block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
     )
-    quantizer.process()
+    with keep_quiet():
+        quantizer.process()
     return quantizer.model.model
 
 
@@ -192,18 +211,51 @@ def quantize_embeddings(graph: onnx.GraphProto) -> None:
 
 
 def store_in_half(graph: onnx.GraphProto) -> None:
-    """Stores large weights that stay float in half precision, if they came from it; the session makes them float."""
-    casts = []
+    """Stores large weights that stay float in half precision, if they came from it.
+
+    Of a table the rows that are looked up are made float again; anything else the session makes float as it opens.
+    """
+    halves = set()
     for tensor in graph.initializer:
-        if not _is_large_float(tensor):
-            continue
-        values = numpy_helper.to_array(tensor)
-        half = values.astype(np.float16)
-        if np.array_equal(half.astype(np.float32), values):
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-    _replace_nodes(graph, [*casts, *graph.node])
+        if _is_large_float(tensor):
+            values = numpy_helper.to_array(tensor)
+            if np.array_equal(values.astype(np.float16).astype(np.float32), values):
+                halves.add(tensor.name)
+                tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name + HALF))
+    nodes, cast = [], set()
+    for node in graph.node:
+        for name in node.input:
+            if name not in halves:
+                continue
+            if node.op_type == "Gather":
+                (rows,) = node.output
+                node.input[0], node.output[0] = name + HALF, rows + HALF
+                nodes += [node, helper.make_node("Cast", [rows + HALF], [rows], to=TensorProto.FLOAT)]
+                break
+            if name not in cast:
+                cast.add(name)
+                nodes.append(helper.make_node("Cast", [name + HALF], [name], to=TensorProto.FLOAT))
+        else:
+            nodes.append(node)
+    _replace_nodes(graph, nodes)
+
+
+def share_weights(graph: onnx.GraphProto, path: Path) -> None:
+    """Has the weights in half precision read from the model's own safetensors file, which lies beside the graph."""
+    with path.open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(header_bytes))
+        for tensor in graph.initializer:
+            entry = header.get(tensor.name.removesuffix(HALF))
+            if not tensor.name.endswith(HALF) or entry is None or entry["dtype"] != "F16":
+                continue
+            start, end = entry["data_offsets"]
+            file.seek(8 + header_bytes + start)
+            if file.read(end - start) == tensor.raw_data:
+                onnx.external_data_helper.set_external_data(
+                    tensor, path.name, offset=8 + header_bytes + start, length=end - start
+                )
+                tensor.ClearField("raw_data")
 
 
 def _is_large_float(tensor: TensorProto) -> bool:

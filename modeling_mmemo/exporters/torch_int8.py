@@ -35,9 +35,7 @@ def quantize_torch(model: MMEmoForEmotionRecognition) -> MMEmoForEmotionRecognit
     return model
 
 
-def save_torch_int8(
-    model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, save_directory: str | Path
-) -> Path:
+def save_torch_int8(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, save_directory: str | Path) -> Path:
     """Writes the model as `model_int8.safetensors`, with the configuration and the processor beside it.
 
     Args:
@@ -58,13 +56,12 @@ def save_torch_int8(
             tensors[f"{name}.scales"] = weight.q_per_channel_scales().float()
             if bias is not None:
                 biases[f"{name}.bias"] = bias.detach()
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    quantized = {name.rpartition(".")[0] for name in tensors}
     rest = {
         # What came from half precision goes back to it.
-        name: value.half() if value.is_floating_point() and torch.equal(value.half().float(), value) else value
-        for name, value in state.items()
-        if not any(name.startswith(f"{layer}.") for layer in quantized)
+        name: value.half()
+        if value.is_floating_point() and torch.equal(value.half().float(), value)
+        else value.detach()
+        for name, value in (*model.named_parameters(), *model.named_buffers())
     }
     path = Path(save_directory) / TORCH_INT8_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,12 +83,13 @@ def load_torch_int8(folder: str | Path) -> MMEmoForEmotionRecognition:
     path = Path(folder) / TORCH_INT8_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {TORCH_INT8_FILE}. Export the model: mmemo export MODEL --to torch-int8 --output FOLDER."
+            f"{folder} holds no {TORCH_INT8_FILE}. Export the model: mmemo export MODEL --to torch-int8 --output "
+            "FOLDER."
         )
     with safe_open(path, "pt") as file:
         if (file.metadata() or {}).get("format") != FORMAT:
             raise ValueError(f"{path} is not of the format {FORMAT}; export the model again with this version.")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     model = MMEmoForEmotionRecognition(MMEmoConfig.from_pretrained(folder)).float().eval()
     for name, _ in _linear_layers(model):
         try:
@@ -99,26 +97,29 @@ def load_torch_int8(folder: str | Path) -> MMEmoForEmotionRecognition:
         except KeyError as error:
             raise ValueError(f"{path} lacks {error}; export the model again.") from error
         _put(model, name, codes, scales, tensors.pop(f"{name}.bias", None))
-    missing, unexpected = model.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}, strict=False
-    )
-    missing = [name for name in missing if "_packed_params" not in name]
-    if missing or unexpected:
-        raise ValueError(f"{path} lacks {missing} and has too many {unexpected}; export the model again.")
+    parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+    if parameters.keys() != tensors.keys():
+        raise ValueError(
+            f"{path} lacks {sorted(parameters.keys() - tensors.keys())} and has too many "
+            f"{sorted(tensors.keys() - parameters.keys())}; export the model again."
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
     return model
 
 
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [
-        (name, module)
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and name not in HEADS
+        (name, module) for name, module in model.named_modules() if type(module) is nn.Linear and name not in HEADS
     ]
 
 
 def _put(model: nn.Module, name: str, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Puts an int8 layer in the place of the linear one of that name."""
-    weight = torch._make_per_channel_quantized_tensor(codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0)
+    weight = torch._make_per_channel_quantized_tensor(
+        codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0
+    )
     layer = dynamic.Linear(codes.shape[1], codes.shape[0], bias is not None)
     layer.set_weight_bias(weight, None if bias is None else bias.detach().float())
     model.set_submodule(name, layer)
