@@ -137,7 +137,7 @@ def _refuse_by_length(model: MMEmoForEmotionRecognition) -> None:
 
 
 def strip(graph: onnx_ir.Model) -> None:
-    """Removes where in the source each node came from, a tenth of a small graph; only its module is kept, as a name."""
+    """Removes where in the source each node came from, a tenth of a small graph, but for its module: a name."""
     for part in graph.graphs():
         for node in part:
             scopes = json.loads(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))

@@ -12,6 +12,7 @@ Deliberate choices:
 """
 
 import json
+import logging
 import os
 import re
 import struct
@@ -24,7 +25,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from optimum.quantization_base import OptimumQuantizer
 
@@ -177,11 +177,17 @@ class _Calibration(CalibrationDataReader):
 
 def quantize_blockwise(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     """Puts the named multiplications by weights in int8 with a scale for each `BLOCK_SIZE` weights and each row."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # Its import sets up the logging of the whole process, which is not for a library to do.
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    root.handlers[:], root.level = handlers, level
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in names]
-    quantizer = MatMulNBitsQuantizer(
-        model, bits=8, block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
-    )
     with keep_quiet():
+        quantizer = MatMulNBitsQuantizer(
+            model, bits=8, block_size=BLOCK_SIZE, is_symmetric=True, accuracy_level=4, nodes_to_exclude=others
+        )
         quantizer.process()
     return quantizer.model.model
 
