@@ -1,6 +1,7 @@
 """The task `multimodal-emotion` for `transformers.pipeline`; import it as `modeling_mmemo.pipelines`."""
 
 import logging
+import os
 from importlib.resources import files
 from typing import Any
 
@@ -10,8 +11,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .multimodal_emotion import TASK, MultimodalEmotionPipeline
 
 
-__all__ = ["DEFAULT_MODEL", "TASK", "MultimodalEmotionPipeline", "load_pipeline"]
+__all__ = ["BACKENDS", "DEFAULT_MODEL", "TASK", "MultimodalEmotionPipeline", "load_pipeline"]
 
+BACKENDS = ("torch", "onnx", "torch-int8")
 DEFAULT_MODEL = str(files("modeling_mmemo") / "default")
 
 PIPELINE_REGISTRY.register_pipeline(
@@ -25,15 +27,41 @@ PIPELINE_REGISTRY.register_pipeline(
 logging.getLogger("transformers.pipelines").addFilter(lambda record: DEFAULT_MODEL not in record.getMessage())
 
 
-def load_pipeline(model: Any = None, **kwargs: Any) -> MultimodalEmotionPipeline:
+def load_pipeline(model: Any = None, backend: str = "torch", **kwargs: Any) -> MultimodalEmotionPipeline:
     """
     Returns the `multimodal-emotion` pipeline of a model.
 
-    It is `transformers.pipeline`, but with this package's pipeline even if the model brings code of its own along.
+    It is `transformers.pipeline`, but with this package's pipeline even if the model brings code of its own along, and
+    with what else can run the model.
 
     Args:
-        model (`str`, `os.PathLike` or `PreTrainedModel`, *optional*):
+        model (`str`, `os.PathLike` or model, *optional*):
             A folder, a repository of the Hub, or a model (with `processor=` then); the embedded model by default.
+        backend (`str`, *optional*, defaults to `"torch"`):
+            What runs a model that is named: `"torch"`; `"onnx"`, its exported graph, int8 if there is one; or
+            `"torch-int8"`, its exported int8 weights.
         kwargs: As in `transformers.pipeline`.
+
+    Raises:
+        ValueError: If the backend is unknown, or a model that is no name comes with one.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; choose one of {BACKENDS}.")
+    if backend != "torch":
+        if model is not None and not isinstance(model, (str, os.PathLike)):
+            raise ValueError(
+                f"backend={backend!r} is about a model that is named; {type(model).__name__} is loaded already. Leave "
+                "backend out."
+            )
+        model = _load_exported(model or DEFAULT_MODEL, backend)
+        kwargs.setdefault("processor", model.config.name_or_path)
     return pipeline(TASK, model=model, pipeline_class=MultimodalEmotionPipeline, **kwargs)
+
+
+def _load_exported(model: str | os.PathLike, backend: str) -> Any:
+    # Not needed by those who run torch alone.
+    from modeling_mmemo import exporters
+
+    if backend == "onnx":
+        return exporters.MMEmoOnnxModel.from_pretrained(model)
+    return exporters.load_torch_int8(model)

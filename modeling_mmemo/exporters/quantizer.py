@@ -182,7 +182,8 @@ def quantize_blockwise(model: onnx.ModelProto, names: list[str]) -> onnx.ModelPr
     # Its import sets up the logging of the whole process, which is not for a library to do.
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    root.handlers[:], root.level = handlers, level
+    root.handlers[:] = handlers
+    root.setLevel(level)
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in names]
     with keep_quiet():
         quantizer = MatMulNBitsQuantizer(
