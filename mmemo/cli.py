@@ -1,7 +1,8 @@
 """The command `mmemo`. What a command needs is imported as it runs, so that `--help` is instant."""
 
 import json
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -94,18 +95,19 @@ def export(
             typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
-class _sentences:  # noqa: N801 (used like a function)
+@contextmanager
+def _sentences() -> Iterator[None]:
     """Ends the command with an error's sentence rather than its trace."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _, error, __) -> None:
-        if isinstance(error, ModuleNotFoundError):
-            error = f"this needs the package {error.name}: pip install 'mmemo[onnx]'."
-        if isinstance(error, (str, ImportError, OSError, ValueError)):
-            typer.echo(f"Error: {error}", err=True)
-            sys.exit(1)
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        sentence = f"this needs the package {error.name}: pip install 'mmemo[onnx]'."
+    except (ImportError, OSError, ValueError) as error:
+        sentence = str(error)
+    else:
+        return
+    typer.echo(f"Error: {sentence}", err=True)
+    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from modeling_mmemo import (
     MMEmoProcessor,
     MultimodalEmotionPipeline,
 )
+from modeling_mmemo.exporters import MMEmoQuantizer, export_features, export_onnx
 
 
 torch.set_num_threads(1)  # the models are too small to share
@@ -168,6 +169,18 @@ def session_model():
 @pytest.fixture
 def model(session_model):
     return copy.deepcopy(session_model)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, session_model, session_tokenizer):
+    """A folder of the random model with its graphs, float and int8, and that of its features."""
+    folder = tmp_path_factory.mktemp("exported")
+    processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), copy.deepcopy(session_tokenizer))
+    session_model.save_pretrained(folder)
+    export_onnx(session_model, processor, folder)
+    export_features(processor, folder)
+    MMEmoQuantizer.from_pretrained(folder).quantize(folder)
+    return folder
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ The weights are kept as plain int8 tensors and scales in a safetensors file, sin
 """
 
 import copy
+import warnings
 from pathlib import Path
 
 import torch
@@ -117,9 +118,12 @@ def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 def _put(model: nn.Module, name: str, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Puts an int8 layer in the place of the linear one of that name."""
-    weight = torch._make_per_channel_quantized_tensor(
-        codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0
-    )
-    layer = dynamic.Linear(codes.shape[1], codes.shape[0], bias is not None)
+    with warnings.catch_warnings():
+        # That torch means to move such tensors elsewhere.
+        warnings.simplefilter("ignore")
+        weight = torch._make_per_channel_quantized_tensor(
+            codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0
+        )
+        layer = dynamic.Linear(codes.shape[1], codes.shape[0], bias is not None)
     layer.set_weight_bias(weight, None if bias is None else bias.detach().float())
     model.set_submodule(name, layer)
