@@ -1,0 +1,103 @@
+import json
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mmemo.graph import METADATA_KEY, EmotionGraph, OnnxGraph, find_graph
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "model")
+
+
+def rewrite_metadata(path, change):
+    model = onnx.load(path)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    metadata = json.loads(entry.value)
+    change(metadata)
+    entry.value = json.dumps(metadata)
+    onnx.save(model, path)
+
+
+def test_int8_comes_first_and_a_folder_onnx_will_do(folder):
+    assert find_graph(folder) == folder / "model_int8.onnx"
+    assert find_graph(folder, "model.onnx") == folder / "model.onnx"
+
+    (folder / "model_int8.onnx").unlink()
+    (folder / "onnx").mkdir()
+    (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
+
+    assert find_graph(folder) == folder / "onnx" / "model.onnx"
+
+
+def test_a_folder_without_a_graph(folder):
+    with pytest.raises(FileNotFoundError, match=r"no other.onnx, but \['features.onnx', .*\]. Export the model: mmemo"):
+        find_graph(folder, "other.onnx")
+    for path in folder.glob("*.onnx"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no model_int8.onnx and no model.onnx. Export the model: mmemo"):
+        find_graph(folder)
+
+
+def test_a_graph_of_others_is_refused(folder):
+    model = onnx.load(folder / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, folder / "model.onnx")
+
+    with pytest.raises(ValueError, match=r"does not say that it is a graph of mmemo. Export the model: mmemo export"):
+        EmotionGraph(folder / "model.onnx")
+
+
+def test_a_graph_of_another_format_is_refused(folder):
+    rewrite_metadata(folder / "model.onnx", lambda metadata: metadata.update(format=99, versions={"mmemo": "9.1"}))
+
+    with pytest.raises(ValueError, match=r"has format 99, made by mmemo 9.1; this version runs format 1. Export the"):
+        EmotionGraph(folder / "model.onnx")
+
+
+def test_a_torn_file_is_refused(folder):
+    path = folder / "model.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+
+    with pytest.raises(ValueError, match=r"cannot open .*model.onnx: .* Was it copied whole"):
+        EmotionGraph(path)
+
+
+def test_without_onnx_runtime(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    with pytest.raises(ImportError, match="needs ONNX Runtime: pip install onnxruntime"):
+        EmotionGraph(exported / "model.onnx")
+
+
+def test_it_says_what_it_is(exported):
+    graph, int8 = EmotionGraph(exported / "model.onnx"), EmotionGraph(exported / "model_int8.onnx")
+
+    assert graph.metadata["precision"] == "float32" and graph.metadata["versions"].keys() >= {"mmemo", "torch"}
+    assert int8.metadata["precision"] == "int8" and int8.metadata["approach"] == "dynamic"
+    assert OnnxGraph(exported / "features.onnx").metadata["sampling_rate"] == 16_000
+
+
+def test_a_mask_that_is_left_out_calls_everything_real(exported, model):
+    graph = EmotionGraph(exported / "model.onnx")
+    inputs = {"input_ids": np.array([[2, 5, 6, 3], [2, 7, 9, 3]]), "input_features": np.ones((2, 16, 30), np.float32)}
+
+    answer = graph.answer(inputs)
+
+    expected = model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
+    np.testing.assert_allclose(answer["logits"], expected.logits.detach().numpy(), atol=1e-4)
+    assert "segment_logits" not in answer
+
+
+def test_bad_inputs_are_refused(exported):
+    graph = EmotionGraph(exported / "model.onnx")
+
+    with pytest.raises(ValueError, match=r"has no inputs \['input_values'\]; it has \['input_features'"):
+        graph.answer({"input_values": np.zeros((1, 400), np.float32)})
+    with pytest.raises(ValueError, match="Got neither audio .* nor text"):
+        graph.answer({"segment_times": np.zeros((1, 1, 2), np.float32)})
