@@ -36,11 +36,15 @@ def test_int8_comes_first_and_a_folder_onnx_will_do(folder):
 
 
 def test_a_folder_without_a_graph(folder):
-    with pytest.raises(FileNotFoundError, match=r"no other.onnx, but \['features.onnx', .*\]. Export the model: mmemo"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no other.onnx, but \['features.onnx', .*\]. Export the model: mmemo"
+    ):
         find_graph(folder, "other.onnx")
     for path in folder.glob("*.onnx"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no model_int8.onnx and no model.onnx. Export the model: mmemo"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no model_int8.onnx and no model.onnx. Export the model: mmemo"
+    ):
         find_graph(folder)
 
 
@@ -99,5 +103,5 @@ def test_bad_inputs_are_refused(exported):
 
     with pytest.raises(ValueError, match=r"has no inputs \['input_values'\]; it has \['input_features'"):
         graph.answer({"input_values": np.zeros((1, 400), np.float32)})
-    with pytest.raises(ValueError, match="Got neither audio .* nor text"):
+    with pytest.raises(ValueError, match=r"Got neither audio .* nor text"):
         graph.answer({"segment_times": np.zeros((1, 1, 2), np.float32)})

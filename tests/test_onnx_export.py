@@ -120,7 +120,7 @@ def test_the_model_is_left_as_it_is(processor, session_model, tmp_path, monkeypa
 
 
 def test_a_norm_over_time_is_refused(processor, tmp_path):
-    with pytest.raises(ValueError, match="feat_extract_norm='group'.*Choose an encoder"):
+    with pytest.raises(ValueError, match=r"feat_extract_norm='group'.*Choose an encoder"):
         export_onnx(tiny.make_model("wav2vec2"), processor, tmp_path)
 
 

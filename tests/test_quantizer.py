@@ -118,7 +118,7 @@ def test_what_cannot_be_quantized_is_refused(folder, batches):
 
     with pytest.raises(ValueError, match=r"approach='int4' is unknown; choose one of \('dynamic', 'static'\)"):
         quantizer.quantize(folder, approach="int4")
-    with pytest.raises(ValueError, match='approach=\'static\' with calibration inputs: none. "static" needs some'):
+    with pytest.raises(ValueError, match=r"approach='static' with calibration inputs: none. \"static\" needs some"):
         quantizer.quantize(folder, approach="static")
     with pytest.raises(ValueError, match="approach='dynamic' with calibration inputs: some"):
         quantizer.quantize(folder, calibration=batches)

@@ -23,7 +23,8 @@ class MMEmoOnnxModel(OptimizedModel):
     >>> from modeling_mmemo import load_pipeline
     >>> from modeling_mmemo.exporters import MMEmoOnnxModel
 
-    >>> emotion = load_pipeline(MMEmoOnnxModel.from_pretrained("exported"))
+    >>> model = MMEmoOnnxModel.from_pretrained("exported", num_threads=1)
+    >>> emotion = load_pipeline(model, processor="exported")
     ```
     """
 
@@ -77,7 +78,7 @@ class MMEmoOnnxModel(OptimizedModel):
             )
         graph = EmotionGraph(find_graph(folder, file_name), num_threads, providers)
         config = MMEmoConfig.from_pretrained(folder)
-        # Where `pipeline` looks for the processor.
+        # Where `load_pipeline` looks for the processor.
         config.name_or_path = str(folder)
         return cls(graph, config)
 

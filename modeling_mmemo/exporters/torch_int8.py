@@ -91,7 +91,10 @@ def load_torch_int8(folder: str | Path) -> MMEmoForEmotionRecognition:
         if (file.metadata() or {}).get("format") != FORMAT:
             raise ValueError(f"{path} is not of the format {FORMAT}; export the model again with this version.")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    model = MMEmoForEmotionRecognition(MMEmoConfig.from_pretrained(folder)).float().eval()
+    config = MMEmoConfig.from_pretrained(folder)
+    # Where `load_pipeline` looks for the processor.
+    config.name_or_path = str(folder)
+    model = MMEmoForEmotionRecognition(config).float().eval()
     for name, _ in _linear_layers(model):
         try:
             codes, scales = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scales")

@@ -1,0 +1,116 @@
+"""`mmemo export`, run as a user runs it."""
+
+import json
+
+import pytest
+import soundfile
+import tiny
+from typer.testing import CliRunner
+
+from mmemo import EmotionPredictor
+from mmemo.cli import app
+from mmemo.graph import EmotionGraph
+from modeling_mmemo import load_pipeline
+from modeling_mmemo.exporters.command import calibration_inputs
+
+
+ITEM = {"text": "you are not happy"}
+
+
+@pytest.fixture
+def trained(model, processor, tmp_path):
+    """A folder as `train.py` leaves it."""
+    folder = tmp_path / "trained"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def table(make_clip, tmp_path):
+    """Rows of both modalities, of audio and of text, some of them for testing."""
+    rows = []
+    for index in range(12):
+        path = tmp_path / f"{index}.wav"
+        soundfile.write(path, make_clip(0.4, index), 16_000)
+        rows.append(
+            {
+                "audio": "" if index % 3 == 1 else str(path),
+                "text": "" if index % 3 == 2 else "so happy " * (index + 1),
+                "label": ["happy", "sad"][index % 2],
+                "split": "test" if index >= 9 else "train",
+            }
+        )
+    return tiny.write_table(tmp_path / "rows.csv", rows)
+
+
+def export(*arguments):
+    result = CliRunner().invoke(app, ["export", *map(str, arguments)])
+    assert result.exit_code == 0, result.stderr
+    return [line.partition("  ")[0] for line in result.stdout.splitlines()]
+
+
+def rows_of(batch):
+    return len(next(iter(batch.values())))
+
+
+def by_label(scores):
+    return {entry["label"]: entry["score"] for entry in scores}
+
+
+def test_static_int8_beside_the_float_graph(trained, table, tmp_path):
+    output = tmp_path / "output"
+
+    written = export(trained, "--output", output, "--int8", "static", "--calibration", table)
+
+    assert written == [str(output / name) for name in ("model.onnx", "model_int8.onnx", "features.onnx")]
+    assert EmotionGraph(output / "model_int8.onnx").metadata["approach"] == "static"
+    expected = by_label(load_pipeline(trained)(ITEM))
+    assert by_label(EmotionPredictor(output, "model.onnx")(**ITEM)) == pytest.approx(expected, abs=1e-4)
+    assert by_label(EmotionPredictor(output)(**ITEM)) == pytest.approx(expected, abs=0.1)
+
+
+def test_in_place_it_shares_the_models_weights(trained, model):
+    model.half().save_pretrained(trained)
+
+    written = export(trained, "--in-place")
+
+    assert written == [str(trained / name) for name in ("model_int8.onnx", "features.onnx")]
+    assert not (trained / "model.onnx").exists()
+    expected = by_label(load_pipeline(trained)(ITEM))
+    assert by_label(load_pipeline(trained, backend="onnx")(ITEM)) == pytest.approx(expected, abs=0.1)
+
+
+def test_int8_for_torch(trained, tmp_path):
+    (path,) = export(trained, "--output", tmp_path / "output", "--to", "torch-int8")
+
+    assert path == str(tmp_path / "output" / "model_int8.safetensors")
+    answer = by_label(load_pipeline(tmp_path / "output", backend="torch-int8")(ITEM))
+    assert answer == pytest.approx(by_label(load_pipeline(trained)(ITEM)), abs=0.1)
+
+
+def test_calibration_takes_training_rows_alone(processor, table):
+    batches = list(calibration_inputs(processor, [str(table)], table.parent, rows_each=100))
+
+    assert sum(map(rows_of, batches)) == 9
+    for mask in ("audio_attention_mask", "attention_mask"):
+        assert sum(batch[mask].any(axis=1).sum() for batch in batches if mask in batch) == 6
+    assert sum(map(rows_of, calibration_inputs(processor, [str(table)], table.parent, rows_each=3))) == 3
+
+
+def test_a_model_that_lacks_weights_is_refused(trained, model):
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("text_classifier")}
+    model.save_pretrained(trained, state_dict=weights)
+
+    result = CliRunner().invoke(app, ["export", str(trained), "--in-place"])
+
+    assert result.exit_code == 1
+    assert "lacks 2 weights, such as text_classifier." in result.stderr and "export a trained model" in result.stderr
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+
+    result = CliRunner().invoke(app, ["export", str(tmp_path), "--in-place"])
+
+    assert result.exit_code == 1 and result.stderr.startswith("Error: ")
