@@ -40,6 +40,7 @@ wheel: install ## The wheel, in dist/
 benchmark: install ## Time what the package does against what it replaces
 	$(RUN)/python benchmarks/feature_extraction.py
 	$(RUN)/python benchmarks/timeline.py
+	$(RUN)/python benchmarks/inference.py
 
 clean: ## Remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info

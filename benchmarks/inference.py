@@ -30,6 +30,7 @@ BATCH = 32
 BATCH_REPETITIONS = 3
 SENTENCE = "I have been waiting for an hour and nobody answers the phone."
 NUM_LABELS = 7
+INT8_FILE, TORCH_INT8_FILE = "model_int8.onnx", "model_int8.safetensors"
 EMBEDDED = Path(__file__).parents[1] / "modeling_mmemo" / "default"
 # Before each call, seconds: the threads of the one before spin on for a while, and would be in its way.
 PAUSE = 0.1
@@ -40,8 +41,10 @@ Row = namedtuple("Row", ["answer", "features", "size"], defaults=[None])
 def load_emotion(file_name, exported, threads):
     from modeling_mmemo import load_pipeline
 
-    if exported is None:
+    if file_name == "model.safetensors":
         return load_pipeline()
+    if file_name == TORCH_INT8_FILE:
+        return load_pipeline(exported, backend="torch-int8")
     from modeling_mmemo.exporters import MMEmoOnnxModel
 
     model = MMEmoOnnxModel.from_pretrained(exported, file_name=file_name, num_threads=threads)
@@ -57,9 +60,23 @@ def mmemo(file_name, exported, threads):
     def answer(items):
         return emotion(items[0]) if len(items) == 1 else emotion(items, batch_size=len(items))
 
-    # A large graph has a file .data beside it.
-    size = sum(path.stat().st_size for path in (exported or EMBEDDED).glob(f"{file_name}*"))
-    return Row(answer, features, size / 1e6)
+    path = (EMBEDDED if file_name == "model.safetensors" else exported) / file_name
+    return Row(answer, features, path.stat().st_size / 1e6)
+
+
+def without_torch(exported, threads):
+    from mmemo import EmotionPredictor
+
+    predict = EmotionPredictor(exported, INT8_FILE, threads)
+
+    def answer(items):
+        return [predict(item.get("audio"), item.get("text")) for item in items]
+
+    def features(items):
+        for item in items:
+            predict._hear(item["audio"], None), predict._read(item["text"])
+
+    return Row(answer, features, (exported / INT8_FILE).stat().st_size / 1e6)
 
 
 def two_towers(exported, threads):
@@ -126,11 +143,13 @@ def megabytes(*modules):
     return sum(4 * parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
 
 
-TORCH, INT8, INT8_FILE = "mmemo, PyTorch fp32", "mmemo, ONNX int8", "model_int8.onnx"
+TORCH, INT8 = "mmemo, PyTorch fp32", "mmemo, ONNX int8"
 ROWS = {
-    TORCH: lambda exported, threads: mmemo("model.safetensors", None, threads),
+    TORCH: partial(mmemo, "model.safetensors"),
+    "mmemo, PyTorch int8": partial(mmemo, TORCH_INT8_FILE),
     "mmemo, ONNX fp32": partial(mmemo, "model.onnx"),
     INT8: partial(mmemo, INT8_FILE),
+    "the same by EmotionPredictor": without_torch,
     "wav2vec2-base and BERT-base": two_towers,
     "Whisper-base encoder, 30 s, no text": whisper,
     "loop over librosa.feature, no text": librosa_loop,
@@ -140,11 +159,13 @@ IMPORTS = "import modeling_mmemo"
 
 def export(folder):
     from modeling_mmemo import load_pipeline
-    from modeling_mmemo.exporters import MMEmoQuantizer, export_onnx
+    from modeling_mmemo.exporters import MMEmoQuantizer, export_features, export_onnx, save_torch_int8
 
     emotion = load_pipeline()
     export_onnx(emotion.model, emotion.processor, folder)
     MMEmoQuantizer.from_pretrained(folder).quantize(folder)
+    export_features(emotion.processor, folder)
+    save_torch_int8(emotion.model, emotion.processor, folder)
     return folder
 
 
@@ -266,7 +287,7 @@ def profile(args, exported):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1] / "examples" / "audio")
-    parser.add_argument("--exported", type=Path, help="a folder with model.onnx and model_int8.onnx")
+    parser.add_argument("--exported", type=Path, help="the embedded model exported, to onnx and torch-int8")
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--profile", action="store_true", help="show where the time of the int8 row goes")

@@ -1,7 +1,7 @@
 """The command `mmemo`. What a command needs is imported as it runs, so that `--help` is instant."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -52,7 +52,8 @@ def predict(
         from mmemo.predictor import EmotionPredictor
 
         predictor = EmotionPredictor(model)
-        for file in files or [None]:
+        inputs: Sequence[Path | None] = files or [None]
+        for file in inputs:
             scores = predictor(file, text, top_k=None if as_json else top_k)
             if as_json:
                 typer.echo(json.dumps({"file": file and str(file), "text": text, "scores": scores}))
@@ -101,7 +102,9 @@ def _sentences() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        sentence = f"this needs the package {error.name}: pip install 'mmemo[onnx]'."
+        sentence = (
+            f"this needs the package {error.name}: pip install 'mmemo[onnx,train]' has all that any command needs."
+        )
     except (ImportError, OSError, ValueError) as error:
         sentence = str(error)
     else:

@@ -69,7 +69,6 @@ class EmotionPredictor:
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.labels = [self.config["id2label"][str(index)] for index in range(len(self.config["id2label"]))]
         self._features: OnnxGraph | None = None
-        self._num_threads = num_threads
         self._folder = folder
         self._tokenizer: Any = None
 
@@ -80,7 +79,7 @@ class EmotionPredictor:
         sampling_rate: float | None = None,
         top_k: int | None = None,
         return_modality_weights: bool = False,
-    ) -> list[dict[str, Any]] | dict[str, Any]:
+    ) -> Any:
         """
         Answers for one clip, its words, or both.
 
@@ -123,7 +122,8 @@ class EmotionPredictor:
             raise ValueError("This model has no audio encoder; leave the audio out.")
         if self._features is None:
             try:
-                self._features = OnnxGraph(find_graph(self._folder, FEATURES_FILE), self._num_threads)
+                # One thread: more would spin on for a while, in the way of those of the model.
+                self._features = OnnxGraph(find_graph(self._folder, FEATURES_FILE), num_threads=1)
             except FileNotFoundError as error:
                 raise ValueError(
                     f"{self._folder} holds no {FEATURES_FILE}: its feature extractor could not be exported. Run it "
