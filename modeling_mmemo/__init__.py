@@ -28,6 +28,15 @@ AutoFeatureExtractor.register(MMEmoAudioConfig, MMEmoFeatureExtractor)
 AutoFeatureExtractor.register(MMEmoConfig, MMEmoFeatureExtractor)
 AutoProcessor.register(MMEmoConfig, MMEmoProcessor)
 
+# Whatever is saved or pushed brings its code along, for those who have not installed this package.
+MMEmoConfig.register_for_auto_class()
+MMEmoAudioConfig.register_for_auto_class()
+MMEmoModel.register_for_auto_class("AutoModel")
+MMEmoAudioEncoder.register_for_auto_class("AutoModel")
+MMEmoForEmotionRecognition.register_for_auto_class("AutoModelForAudioClassification")
+MMEmoFeatureExtractor.register_for_auto_class()
+MMEmoProcessor.register_for_auto_class()
+
 # Registers the task, and needs the names above.
 from .pipelines import MultimodalEmotionPipeline, load_pipeline  # noqa: E402
 from .streaming import EmotionStream  # noqa: E402

@@ -209,6 +209,9 @@ class MMEmoConfig(PreTrainedConfig):
             self.id2label = dict(enumerate(EMOTIONS))
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: int(index) for index, label in self.id2label.items()}
+        if not __name__.startswith("transformers_modules."):
+            # Of a repository: `pipeline` would ask to run its code, though the installed package has the task.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self._refuse_contradictions()
 

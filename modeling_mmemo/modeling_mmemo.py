@@ -6,6 +6,7 @@ Deliberate choices:
   - logits come out divided by the fitted temperature, so their softmax is the calibrated score everywhere.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,18 @@ class MMEmoPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     # Names of weights that the checkpoint did not hold; [`MultimodalEmotionPipeline`] refuses a model that has any.
     missing_keys_on_load: tuple[str, ...] = ()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the model and its code; see [`~PreTrainedModel.save_pretrained`]."""
+        # Either class loads what the other saved; the class that saves would name itself alone.
+        self.config.auto_map = {
+            auto_class: f"{__name__.rpartition('.')[2]}.{name}"
+            for auto_class, name in (
+                ("AutoModel", "MMEmoModel"),
+                ("AutoModelForAudioClassification", "MMEmoForEmotionRecognition"),
+            )
+        }
+        super().save_pretrained(save_directory, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
