@@ -335,7 +335,8 @@ def test_saved_and_loaded_it_answers_the_same(emotion, items, tmp_path):
         assert_same(loaded(items), expected)
 
 
-def test_saved_with_its_code_it_answers_without_the_package(emotion, items, tmp_path):
+def test_saved_with_its_code_it_is_heard_by_the_package_all_the_same(emotion, items, tmp_path):
+    """Without the package: see `test_remote_code.py`."""
     expected = emotion(items)
     emotion.save_pretrained(tmp_path, remote_code=True)
     entry = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
@@ -345,15 +346,12 @@ def test_saved_with_its_code_it_answers_without_the_package(emotion, items, tmp_
             "pt": ["AutoModelForAudioClassification"],
         }
     }
-    remote = pipeline("multimodal-emotion", model=str(tmp_path), trust_remote_code=True, device="cpu")
-    assert type(remote).__module__.startswith("transformers_modules.")
-    assert_same(remote(items), expected)
-    local = load_pipeline(str(tmp_path), device="cpu")
-    assert type(local) is MultimodalEmotionPipeline
-    assert_same(local(items), expected)
-    local.save_pretrained(tmp_path / "again")
-    again = pipeline("multimodal-emotion", model=str(tmp_path / "again"), device="cpu")
-    assert_same(again(items), expected)
+    for options in ({}, {"trust_remote_code": True}):
+        loaded = pipeline("multimodal-emotion", model=str(tmp_path), device="cpu", **options)
+        assert type(loaded) is MultimodalEmotionPipeline
+        assert_same(loaded(items), expected)
+    loaded.save_pretrained(tmp_path / "again")
+    assert not json.loads((tmp_path / "again" / "config.json").read_text()).get("custom_pipelines")
 
 
 def test_what_is_pushed_brings_its_code_along(emotion, monkeypatch):
