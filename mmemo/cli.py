@@ -96,6 +96,23 @@ def export(
             typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Of a trained model, or of its adapter.")],
+    repo: Annotated[str, typer.Option(help="Repository of the Hub, owner/name; made if need be.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if need be; main by default.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Name for what is pushed, such as v1.0.")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Add its graphs, float and int8.")] = False,
+    results: Annotated[Path | None, typer.Option(help="Folder of results that eval.py left, to add.")] = None,
+) -> None:
+    """Pushes a trained model to the Hub with its code, in one commit. Log in before: hf auth login."""
+    with _sentences():
+        from modeling_mmemo.hub import push as run
+
+        typer.echo(run(folder, repo, private or None, revision, tag, onnx, results).commit_url)
+
+
 @contextmanager
 def _sentences() -> Iterator[None]:
     """Ends the command with an error's sentence rather than its trace."""

@@ -1,0 +1,134 @@
+"""Pushed to a Hub on loopback through the real client, and loaded from it in fresh processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hub_server import TOKEN, serve
+from test_remote_code import ANSWER, WITHOUT_PACKAGE
+
+
+REPO = "someone/emotion"
+
+
+@pytest.fixture
+def hub():
+    with serve() as (hub, address):
+        hub.address = address
+        yield hub
+
+
+@pytest.fixture
+def folder(emotion, tmp_path):
+    emotion.save_pretrained(tmp_path / "trained")
+    (tmp_path / "trained" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    return tmp_path / "trained"
+
+
+@pytest.fixture
+def run(hub, tmp_path, example_audio):
+    """Runs a program, or the command `mmemo`, in a fresh process that has never heard of the Hub before."""
+
+    def run(*command, token=TOKEN):
+        given = [sys.executable, "-m", "mmemo.cli", *map(str, command)]
+        if len(command) == 1:
+            names = f"REPO, CLIP = {REPO!r}, {str(example_audio)!r}\n"
+            given = [sys.executable, "-c", names + command[0]]
+        home = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        environment = os.environ | home | {"HF_TOKEN": token, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        environment.pop("HF_HUB_OFFLINE")
+        return subprocess.run(given, capture_output=True, text=True, env=environment)
+
+    return run
+
+
+def printed(result):
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def expected(emotion, example_audio):
+    inputs = emotion.processor(audio=[str(example_audio)], text=["you are so sad"], return_tensors="pt")
+    answer = emotion({"audio": str(example_audio), "text": "you are so sad"})
+    return {"logits": emotion.model(**inputs).logits.tolist(), "answer": answer}
+
+
+def test_pushed_it_answers_anywhere_to_the_bit(run, hub, folder, expected):
+    result = run("push", folder, "--repo", REPO, "--private", "--tag", "v1.0")
+    assert result.returncode == 0, result.stderr
+
+    repository = hub.repositories[REPO]
+    assert result.stdout.strip() == f"{hub.address}/{REPO}/commit/{repository['refs']['main']}"
+    assert repository["private"] and repository["messages"] == ["Push model"]
+    assert repository["tags"] == {"v1.0": repository["refs"]["main"]}
+    files = hub.files(REPO)
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+    assert {"multimodal_emotion.py", "modeling_mmemo.py", "processor_config.json", "tokenizer.json"} <= files.keys()
+    assert not [path for path in files if path.endswith((".bin", ".pt", ".pkl"))]
+
+    load = "import pipeline\nemotion = pipeline('multimodal-emotion', model=REPO, device='cpu'"
+    with_package = printed(run(f"from modeling_mmemo {load}, revision='v1.0')\n{ANSWER}"))
+    without = printed(run(f"{WITHOUT_PACKAGE}from transformers {load}, trust_remote_code=True)\n{ANSWER}"))
+
+    assert with_package.pop("module") == "modeling_mmemo.modeling_mmemo"
+    assert without.pop("module").startswith("transformers_modules.")
+    assert with_package == without == expected
+
+
+def test_a_second_push_replaces_the_first_and_leaves_what_is_not_ours(run, hub, folder):
+    assert run("push", folder, "--repo", REPO).returncode == 0
+    first = hub.repositories[REPO]["refs"]["main"]
+    hub.repositories[REPO]["commits"][first] |= {"old_mmemo.py": b"", "onnx/model.onnx": b"old", "photo.jpg": b"mine"}
+    (folder / "README.md").write_text("# Another card\n")
+
+    assert run("push", folder, "--repo", REPO).returncode == 0
+
+    files = hub.files(REPO)
+    assert files["README.md"] == b"# Another card\n" and files["photo.jpg"] == b"mine"
+    assert not {"old_mmemo.py", "onnx/model.onnx"} & files.keys()
+    assert hub.files(REPO, first).keys() > files.keys() - {"README.md"}
+
+
+@pytest.mark.parametrize("fails", ["PUT /lfs", "POST .*/commit/"])
+def test_a_push_that_fails_leaves_the_repository_as_it_was(run, hub, folder, fails):
+    hub.create(REPO)
+    before = hub.repositories[REPO]["refs"]["main"]
+    hub.fail = fails
+
+    result = run("push", folder, "--repo", REPO, "--tag", "v1.0")
+
+    assert result.returncode == 1 and f"Error: The push to {REPO} broke off, and the repository is" in result.stderr
+    assert hub.repositories[REPO]["refs"]["main"] == before and not hub.repositories[REPO]["tags"]
+    hub.fail = None
+    assert run("push", folder, "--repo", REPO, "--tag", "v1.0").returncode == 0
+    assert "model.safetensors" in hub.files(REPO, "v1.0")
+
+
+def test_branches_and_tags(run, hub, folder):
+    assert run("push", folder, "--repo", REPO, "--revision", "next").returncode == 0
+    assert "model.safetensors" in hub.files(REPO, "next") and not hub.files(REPO)
+
+    assert run("push", folder, "--repo", REPO, "--tag", "v1.0").returncode == 0
+    commits = len(hub.repositories[REPO]["commits"])
+    result = run("push", folder, "--repo", REPO, "--tag", "v1.0")
+
+    assert (result.returncode, len(hub.repositories[REPO]["commits"])) == (1, commits)
+    assert f"{REPO} has a tag 'v1.0' already, and tags stay where they are; choose another." in result.stderr
+
+
+def test_what_cannot_be_is_a_sentence(run, hub, folder, tmp_path):
+    wrong_token = run("push", folder, "--repo", REPO, token="hf_wrong")
+    assert wrong_token.returncode == 1 and "Error: " in wrong_token.stderr and "401" in wrong_token.stderr
+    empty = run("push", tmp_path, "--repo", REPO)
+    assert empty.returncode == 1 and "holds neither a model (config.json) nor an adapter" in empty.stderr
+    without_results = run("push", folder, "--repo", REPO, "--results", tmp_path / "home")
+    assert "holds no results; run eval.py" in without_results.stderr
+    assert not hub.repositories
+
+    hub.create(REPO)
+    missing = run("from modeling_mmemo import load_pipeline\nload_pipeline(REPO, revision='v9')")
+    assert missing.returncode == 1 and "v9" in missing.stderr
