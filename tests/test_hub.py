@@ -6,8 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hub_server import TOKEN, serve
 from test_remote_code import ANSWER, WITHOUT_PACKAGE
+
+from modeling_mmemo import load_pipeline
+from modeling_mmemo.training.adapters import set_trainable
+from modeling_mmemo.training.arguments import ModelArguments
 
 
 REPO = "someone/emotion"
@@ -132,3 +137,78 @@ def test_what_cannot_be_is_a_sentence(run, hub, folder, tmp_path):
     hub.create(REPO)
     missing = run("from modeling_mmemo import load_pipeline\nload_pipeline(REPO, revision='v9')")
     assert missing.returncode == 1 and "v9" in missing.stderr
+
+
+def test_with_graphs_and_results(run, hub, folder, example_audio, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "results.json").write_text("{}")
+    (results / "confusion-ravdess.png").write_bytes(b"a picture")
+
+    result = run("push", folder, "--repo", REPO, "--onnx", "--results", results)
+
+    assert result.returncode == 0, result.stderr
+    files = hub.files(REPO)
+    graphs = {path for path in files if path.startswith("onnx/")}
+    assert graphs == {"onnx/model.onnx", "onnx/model_int8.onnx", "onnx/features.onnx"}
+    assert {path for path in files if path.startswith("results/")} == {
+        "results/results.json",
+        "results/confusion-ravdess.png",
+    }
+    text = "you are so sad"
+    program = f"""
+import json
+from mmemo import EmotionPredictor
+from modeling_mmemo import load_pipeline
+print(json.dumps([EmotionPredictor(REPO)(CLIP, {text!r}),
+                  load_pipeline(REPO, backend="onnx")({{"audio": CLIP, "text": {text!r}}})]))
+"""
+    answers = [{entry["label"]: entry["score"] for entry in answer} for answer in printed(run(program))]
+    answer = load_pipeline(folder)({"audio": str(example_audio), "text": text})
+    expected = {entry["label"]: entry["score"] for entry in answer}
+    assert answers[0] == pytest.approx(answers[1], abs=1e-3)
+    assert answers[1] == pytest.approx(expected, abs=0.1)
+
+
+def test_an_adapter_loads_back_onto_its_base(run, hub, folder, model, tmp_path):
+    args = ModelArguments(audio_encoder="a", text_encoder="b", lora_dropout=0.0)
+    trained = set_trainable(model, args, new_branches=("audio", "text")).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    input_ids = torch.tensor([[2, 5, 6, 3]])
+    expected = trained(input_ids=input_ids).logits.tolist()
+
+    result = run("push", tmp_path / "adapter", "--repo", REPO)
+
+    assert result.returncode == 0, result.stderr
+    assert hub.files(REPO).keys() == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    program = f"""
+import json, torch
+from peft import PeftModel
+from modeling_mmemo import MMEmoForEmotionRecognition
+model = PeftModel.from_pretrained(MMEmoForEmotionRecognition.from_pretrained({str(folder)!r}), REPO).eval()
+print(json.dumps(model(input_ids=torch.tensor({input_ids.tolist()})).logits.tolist()))
+"""
+    assert printed(run(program)) == expected
+
+
+@pytest.mark.parametrize("part", ["model", "processor", "emotion"])
+def test_push_to_hub_of_each_part(run, hub, folder, part):
+    program = f"""
+from modeling_mmemo import load_pipeline
+emotion = load_pipeline({str(folder)!r}, device="cpu")
+{{"model": emotion.model, "processor": emotion.processor, "emotion": emotion}}[{part!r}].push_to_hub(REPO)
+"""
+    result = run(program)
+
+    assert result.returncode == 0, result.stderr
+    expected = {
+        "model": {"model.safetensors", "config.json", "modeling_mmemo.py", "towers_mmemo.py"},
+        "processor": {"processor_config.json", "tokenizer.json", "processing_mmemo.py", "audio_loading_mmemo.py"},
+        "emotion": {"multimodal_emotion.py", "model.safetensors", "modeling_mmemo.py", "processing_mmemo.py"},
+    }
+    assert expected[part] <= hub.files(REPO).keys()
