@@ -113,6 +113,26 @@ def push(
         typer.echo(run(folder, repo, private or None, revision, tag, onnx, results).commit_url)
 
 
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    results: Annotated[Path, typer.Option(help="Folder of results that eval.py left.")],
+    output: Annotated[Path | None, typer.Option(help="The card; README.md in the model's folder by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model, such as owner/name; its folder's by default.")
+    ] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="As the Hub has it, such as apache-2.0.")] = None,
+    training_data: Annotated[
+        Path | None, typer.Option(help="Markdown file on what it was trained on, and under which licences that is.")
+    ] = None,
+) -> None:
+    """Writes a model card from results, or brings the figures of one that is there up to date."""
+    with _sentences():
+        from modeling_mmemo.evaluation.card import write_card
+
+        typer.echo(write_card(model, results, output, name, license_, training_data))
+
+
 @contextmanager
 def _sentences() -> Iterator[None]:
     """Ends the command with an error's sentence rather than its trace."""

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, HfApi
 
+from modeling_mmemo.evaluation.card import write_card
 from modeling_mmemo.pipelines import load_pipeline
 
 
@@ -40,7 +41,9 @@ def push(
         revision (`str`, *optional*): The branch, made if need be; `main` by default.
         tag (`str`, *optional*): A name for what was pushed, such as `v1.0`.
         onnx (`bool`, *optional*, defaults to `False`): Whether to add its graphs, float and int8, in `onnx/`.
-        results (`str` or `Path`, *optional*): The folder that `eval.py` left, which goes to `results/`.
+        results (`str` or `Path`, *optional*):
+            The folder that `eval.py` left, which goes to `results/`; a card is made of it if the model's folder has no
+            `README.md`.
         token (`str`, *optional*): Of the Hub; by default the one that `hf auth login` stored.
 
     Raises:
@@ -63,6 +66,8 @@ def push(
             (stage / "results").mkdir()
             if not _copy(Path(results), stage / "results", RESULTS):
                 raise FileNotFoundError(f"{results} holds no results; run eval.py --output_dir {results}.")
+            if not (stage / CARDS[0]).exists() and (stage / "config.json").exists():
+                write_card(stage, results, name=repo_id)
         # Refused before the upload rather than behind it.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:

@@ -2,7 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
+from mmemo.cli import app
 from modeling_mmemo.evaluation.card import BEGIN, END, results_section, update_card
 
 
@@ -43,3 +46,51 @@ def test_a_card_without_its_marks_is_refused(text, results, tmp_path):
         update_card(card, results)
 
     assert card.read_text(encoding="utf-8") == text
+
+
+def test_the_metadata_are_the_figures(results):
+    card = ModelCard.load(ROOT / "model_card.md")
+
+    figures = {(result.dataset_type, result.metric_name): result.metric_value for result in card.data.eval_results}
+    ravdess = results["corpora"][0]["conditions"]["audio"]
+    assert figures["ravdess", "WA"] == round(100 * ravdess["wa"]["value"], 2)
+    assert len(figures) == 3 * (len(results["corpora"]) + len(results["pairs"]))
+    assert card.data.license == "cc-by-nc-sa-4.0" and card.data.base_model[0] == "openai/whisper-base"
+
+
+@pytest.fixture
+def trained(model, processor, tmp_path):
+    folder = tmp_path / "my-model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["card", *map(str, arguments)])
+
+
+def test_a_new_card_says_what_is_known(trained, tmp_path):
+    (tmp_path / "data.md").write_text("Calls of 2025, our own.\n")
+    options = ("--license", "apache-2.0", "--training-data", tmp_path / "data.md")
+
+    result = run(trained, "--results", ROOT / "results" / "default", *options)
+
+    assert (result.exit_code, result.stdout.strip()) == (0, str(trained / "README.md"))
+    card = ModelCard.load(trained / "README.md")
+    assert (card.data.license, card.data.model_name) == ("apache-2.0", "my-model")
+    assert "which of 4 labels is\nthere: angry, happy, neutral, sad." in card.text
+    assert "Calls of 2025, our own." in card.text and "| ravdess        | telephone" in card.text
+    assert "prohibited in the European Union" in card.text
+    written = (trained / "README.md").read_text()
+    assert run(trained, "--results", ROOT / "results" / "default").exit_code == 0
+    assert (trained / "README.md").read_text() == written
+    other = run(trained, "--results", ROOT / "results" / "default", "--license", "mit")
+    assert other.exit_code == 1 and "is there already: its name, licence and training data are changed" in other.stderr
+
+
+def test_without_results_there_is_no_card(trained, tmp_path):
+    result = run(trained, "--results", tmp_path)
+
+    assert result.exit_code == 1 and "holds no results.json; run eval.py --model" in result.stderr
+    assert not (trained / "README.md").exists()

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hub_server import TOKEN, serve
+from huggingface_hub import ModelCard
 from test_remote_code import ANSWER, WITHOUT_PACKAGE
 
 from modeling_mmemo import load_pipeline
@@ -142,8 +145,9 @@ def test_what_cannot_be_is_a_sentence(run, hub, folder, tmp_path):
 def test_with_graphs_and_results(run, hub, folder, example_audio, tmp_path):
     results = tmp_path / "results"
     results.mkdir()
-    (results / "results.json").write_text("{}")
+    shutil.copy(Path(__file__).parents[1] / "results" / "default" / "results.json", results)
     (results / "confusion-ravdess.png").write_bytes(b"a picture")
+    (folder / "README.md").unlink()
 
     result = run("push", folder, "--repo", REPO, "--onnx", "--results", results)
 
@@ -155,6 +159,8 @@ def test_with_graphs_and_results(run, hub, folder, example_audio, tmp_path):
         "results/results.json",
         "results/confusion-ravdess.png",
     }
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.model_name == REPO and f'model="{REPO}"' in card.text and len(card.data.eval_results) == 15
     text = "you are so sad"
     program = f"""
 import json
