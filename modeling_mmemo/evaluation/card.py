@@ -59,8 +59,8 @@ Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with 
 
 ## How to reproduce and cite
 
-`python eval.py --model {name} --data_dir DATA` of mmemo {version} writes the figures above. Cite the package by its name
-and version, and this repository.
+`python eval.py --model {name} --data_dir DATA` of mmemo {version} writes the figures above. Cite the package by its
+name and version, and this repository.
 """
 
 
