@@ -40,6 +40,7 @@ def predict(
     model: Annotated[
         str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
     top_k: Annotated[int, typer.Option(help="How many labels to show.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all labels.")] = False,
 ) -> None:
@@ -51,7 +52,7 @@ def predict(
     with _sentences():
         from mmemo.predictor import EmotionPredictor
 
-        predictor = EmotionPredictor(model)
+        predictor = EmotionPredictor(model, revision=revision)
         inputs: Sequence[Path | None] = files or [None]
         for file in inputs:
             scores = predictor(file, text, top_k=None if as_json else top_k)

@@ -9,7 +9,7 @@ Deliberate choices:
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,33 @@ MASKED_BY = {
 # A missing waveform is so long: no encoder's convolutions reach further than 25 ms.
 MISSING_SAMPLES = 400
 EXPORT_REMEDY = "Export the model: mmemo export MODEL --output FOLDER (pip install 'mmemo[onnx]')."
+
+
+def local_folder(
+    model: str | os.PathLike, patterns: Iterable[str] = ("*.json", "*.onnx", "*.onnx.data"), **options: Any
+) -> Path:
+    """
+    The folder of a model, fetched from the Hub if it is none here.
+
+    Args:
+        model (`str` or `os.PathLike`): A folder or a repository of the Hub.
+        patterns (`Iterable[str]`, *optional*): Which files to fetch.
+        options: Of `huggingface_hub.snapshot_download`, such as `revision`.
+
+    Raises:
+        ImportError: If it has to be fetched and huggingface_hub is not installed.
+        OSError: If it cannot be fetched.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{model} is no folder here, and fetching it from the Hub needs huggingface_hub: pip install "
+            "huggingface_hub."
+        ) from error
+    return Path(snapshot_download(str(model), allow_patterns=list(patterns), **options))
 
 
 def find_graph(folder: str | os.PathLike, file_name: str | None = None) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmemo.graph import EXPORT_REMEDY, FEATURES_FILE, EmotionGraph, OnnxGraph, find_graph
+from mmemo.graph import EXPORT_REMEDY, FEATURES_FILE, EmotionGraph, OnnxGraph, find_graph, local_folder
 
 
 AudioSource = str | os.PathLike | bytes | np.ndarray
@@ -41,6 +41,7 @@ class EmotionPredictor:
             The folder of an exported model, or a repository of the Hub; the embedded model by default.
         file_name (`str`, *optional*): Of the graph; by default `model_int8.onnx`, or else `model.onnx`.
         num_threads (`int`, *optional*): See [`OnnxGraph`].
+        revision (`str`, *optional*): Branch, tag or commit of a repository.
 
     Raises:
         FileNotFoundError: If there is no graph.
@@ -62,8 +63,9 @@ class EmotionPredictor:
         model: str | os.PathLike | None = None,
         file_name: str | None = None,
         num_threads: int | None = None,
+        revision: str | None = None,
     ):
-        folder = embedded_folder() if model is None else _local(model)
+        folder = embedded_folder() if model is None else local_folder(model, revision=revision)
         graph_path = find_graph(folder, file_name)
         self.graph = EmotionGraph(graph_path, num_threads)
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -194,20 +196,6 @@ def load_samples(audio: AudioSource, sampling_rate: float | None, target_rate: i
     if peak < SILENCE_PEAK:
         raise ValueError(f"{name} is silent: its peak is {peak:.1e}, and it must reach {SILENCE_PEAK}. Leave it out.")
     return mono
-
-
-def _local(model: str | os.PathLike) -> Path:
-    """The folder of a model, fetched from the Hub if it is none here."""
-    if Path(model).is_dir():
-        return Path(model)
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{model} is no folder here, and fetching it from the Hub needs huggingface_hub: pip install "
-            "huggingface_hub."
-        ) from error
-    return Path(snapshot_download(str(model), allow_patterns=["*.json", "*.onnx", "*.onnx.data"]))
 
 
 def _load_tokenizer(folder: Path) -> Any:

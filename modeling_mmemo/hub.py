@@ -6,7 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
+from modeling_mmemo import MMEmoConfig
 from modeling_mmemo.evaluation.card import write_card
 from modeling_mmemo.pipelines import load_pipeline
 
@@ -48,7 +50,8 @@ def push(
 
     Raises:
         FileNotFoundError: If the folder holds neither a model nor an adapter, or `results` no results.
-        ValueError: If the model lacks weights or cannot be exported, or the tag is taken.
+        ValueError: If the model lacks weights or cannot be exported, the tag is taken, or the repository has other
+            labels.
         OSError: If the Hub refuses, or the connection breaks.
     """
     folder = Path(folder)
@@ -72,6 +75,8 @@ def push(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
             raise ValueError(f"{repo_id} has a tag {tag!r} already, and tags stay where they are; choose another.")
+        if (stage / "config.json").exists():
+            _refuse_other_labels(api, repo_id, revision, stage)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         try:
@@ -111,6 +116,20 @@ def _stage_model(folder: Path, stage: Path, onnx: bool) -> None:
                 exporters.export_features(emotion.processor, exported)
             (stage / "onnx").mkdir()
             _copy(Path(exported), stage / "onnx", ("*.onnx", "*.onnx.data"))
+
+
+def _refuse_other_labels(api: HfApi, repo_id: str, revision: str | None, stage: Path) -> None:
+    """The names and the order of labels are a promise to whoever has loaded the repository before."""
+    try:
+        there = MMEmoConfig.from_pretrained(api.hf_hub_download(repo_id, "config.json", revision=revision))
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return
+    old, new = (list(config.id2label.values()) for config in (there, MMEmoConfig.from_pretrained(stage)))
+    if old != new:
+        raise ValueError(
+            f"{repo_id} answers {old}, and the model {new}: whoever loads it would read its scores wrongly. Push to "
+            "another repository, or to a new branch (--revision)."
+        )
 
 
 def _copy(source: Path, target: Path, patterns: Iterable[str]) -> list[Path]:

@@ -53,15 +53,16 @@ def load_pipeline(model: Any = None, backend: str = "torch", **kwargs: Any) -> M
                 f"backend={backend!r} is about a model that is named; {type(model).__name__} is loaded already. Leave "
                 "backend out."
             )
-        model = _load_exported(model or DEFAULT_MODEL, backend)
+        options = {name: kwargs.get(name) for name in ("revision", "token")}
+        model = _load_exported(model or DEFAULT_MODEL, backend, **options)
         kwargs.setdefault("processor", model.config.name_or_path)
     return pipeline(TASK, model=model, pipeline_class=MultimodalEmotionPipeline, **kwargs)
 
 
-def _load_exported(model: str | os.PathLike, backend: str) -> Any:
+def _load_exported(model: str | os.PathLike, backend: str, **options: Any) -> Any:
     # Not needed by those who run torch alone.
     from modeling_mmemo import exporters
 
     if backend == "onnx":
-        return exporters.MMEmoOnnxModel.from_pretrained(model)
-    return exporters.load_torch_int8(model)
+        return exporters.MMEmoOnnxModel.from_pretrained(model, **options)
+    return exporters.load_torch_int8(model, **options)

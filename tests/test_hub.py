@@ -128,6 +128,33 @@ def test_branches_and_tags(run, hub, folder):
     assert f"{REPO} has a tag 'v1.0' already, and tags stay where they are; choose another." in result.stderr
 
 
+def test_labels_and_their_order_are_a_promise(run, hub, folder):
+    assert run("push", folder, "--repo", REPO).returncode == 0
+    first = hub.repositories[REPO]["refs"]["main"]
+    config = json.loads((folder / "config.json").read_text())
+    labels = list(config["id2label"].values())
+    config["id2label"] = dict(enumerate(labels[::-1]))
+    config["label2id"] = {label: index for index, label in enumerate(labels[::-1])}
+    (folder / "config.json").write_text(json.dumps(config))
+
+    result = run("push", folder, "--repo", REPO)
+
+    assert result.returncode == 1
+    assert f"{REPO} answers {labels}, and the model {labels[::-1]}: whoever loads it" in result.stderr
+    assert hub.repositories[REPO]["refs"]["main"] == first
+    assert run("push", folder, "--repo", REPO, "--revision", "reversed").returncode == 0
+    program = """
+import json
+from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, load_pipeline
+MMEmoProcessor.from_pretrained(REPO, revision="reversed")
+configs = [load_pipeline(REPO, revision="reversed").model.config,
+           MMEmoForEmotionRecognition.from_pretrained(REPO, revision="reversed").config,
+           load_pipeline(REPO).model.config]
+print(json.dumps([list(config.id2label.values()) for config in configs]))
+"""
+    assert printed(run(program)) == [labels[::-1], labels[::-1], labels]
+
+
 def test_what_cannot_be_is_a_sentence(run, hub, folder, tmp_path):
     wrong_token = run("push", folder, "--repo", REPO, token="hf_wrong")
     assert wrong_token.returncode == 1 and "Error: " in wrong_token.stderr and "401" in wrong_token.stderr
@@ -149,7 +176,7 @@ def test_with_graphs_and_results(run, hub, folder, example_audio, tmp_path):
     (results / "confusion-ravdess.png").write_bytes(b"a picture")
     (folder / "README.md").unlink()
 
-    result = run("push", folder, "--repo", REPO, "--onnx", "--results", results)
+    result = run("push", folder, "--repo", REPO, "--onnx", "--results", results, "--tag", "v1.0")
 
     assert result.returncode == 0, result.stderr
     files = hub.files(REPO)
@@ -166,8 +193,8 @@ def test_with_graphs_and_results(run, hub, folder, example_audio, tmp_path):
 import json
 from mmemo import EmotionPredictor
 from modeling_mmemo import load_pipeline
-print(json.dumps([EmotionPredictor(REPO)(CLIP, {text!r}),
-                  load_pipeline(REPO, backend="onnx")({{"audio": CLIP, "text": {text!r}}})]))
+print(json.dumps([EmotionPredictor(REPO, revision="v1.0")(CLIP, {text!r}),
+                  load_pipeline(REPO, backend="onnx", revision="v1.0")({{"audio": CLIP, "text": {text!r}}})]))
 """
     answers = [{entry["label"]: entry["score"] for entry in answer} for answer in printed(run(program))]
     answer = load_pipeline(folder)({"audio": str(example_audio), "text": text})

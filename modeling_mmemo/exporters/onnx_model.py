@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from optimum.modeling_base import OptimizedModel
 
-from mmemo.graph import EmotionGraph, find_graph
+from mmemo.graph import EmotionGraph, find_graph, local_folder
 from modeling_mmemo import MMEmoConfig, MMEmoEmotionOutput
 
 
@@ -64,18 +63,9 @@ class MMEmoOnnxModel(OptimizedModel):
             FileNotFoundError: If there is no graph.
             ImportError, ValueError: See [`EmotionGraph`].
         """
-        folder = Path(model_id)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    str(model_id),
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
-                    allow_patterns=["*.json", "*.onnx", "*.onnx.data"],
-                )
-            )
+        folder = local_folder(
+            model_id, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
         graph = EmotionGraph(find_graph(folder, file_name), num_threads, providers)
         config = MMEmoConfig.from_pretrained(folder)
         # Where `load_pipeline` looks for the processor.

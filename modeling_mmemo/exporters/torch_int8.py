@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.ao.nn.quantized import dynamic
 
+from mmemo.graph import local_folder
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
 
 
@@ -73,15 +74,22 @@ def save_torch_int8(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor
     return path
 
 
-def load_torch_int8(folder: str | Path) -> MMEmoForEmotionRecognition:
+def load_torch_int8(
+    model_id: str | Path, revision: str | None = None, token: str | bool | None = None
+) -> MMEmoForEmotionRecognition:
     """
     Loads what [`save_torch_int8`] wrote.
+
+    Args:
+        model_id (`str` or `Path`): A folder or a repository of the Hub.
+        revision, token (*optional*): As in `transformers`, for the Hub.
 
     Raises:
         FileNotFoundError: If the folder does not hold it.
         ValueError: If the file is of another kind, or does not have all weights.
     """
-    path = Path(folder) / TORCH_INT8_FILE
+    folder = local_folder(model_id, ["*.json", TORCH_INT8_FILE], revision=revision, token=token)
+    path = folder / TORCH_INT8_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} holds no {TORCH_INT8_FILE}. Export the model: mmemo export MODEL --to torch-int8 --output "
