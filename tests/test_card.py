@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from mmemo.cli import app
-from modeling_mmemo.evaluation.card import BEGIN, END, results_section, update_card
+from modeling_mmemo.evaluation.card import BEGIN, END, make_card, results_section, update_card
 
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +80,7 @@ def test_a_new_card_says_what_is_known(trained, tmp_path):
     assert (result.exit_code, result.stdout.strip()) == (0, str(trained / "README.md"))
     card = ModelCard.load(trained / "README.md")
     assert (card.data.license, card.data.model_name) == ("apache-2.0", "my-model")
-    assert "which of 4 labels is\nthere: angry, happy, neutral, sad." in card.text
+    assert "which of 4 labels is there: angry, happy, neutral, sad." in card.text
     assert "Calls of 2025, our own." in card.text and "| ravdess        | telephone" in card.text
     assert "prohibited in the European Union" in card.text
     written = (trained / "README.md").read_text()
@@ -94,3 +95,10 @@ def test_without_results_there_is_no_card(trained, tmp_path):
 
     assert result.exit_code == 1 and "holds no results.json; run eval.py --model" in result.stderr
     assert not (trained / "README.md").exists()
+
+
+def test_a_card_of_one_modality_speaks_of_that_one():
+    card = make_card(tiny.make_config(None, "bert"), "me/reader")
+
+    assert "It reads a text, and says which" in card and 'emotion({"text": "I have' in card
+    assert "voice" not in card.partition("## Limits")[0]

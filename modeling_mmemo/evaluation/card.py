@@ -22,17 +22,25 @@ BEGIN, END = "<!-- results: written by eval.py -->", "<!-- end of results -->"
 
 TASKS = {"audio": "audio-classification", "text": "text-classification", "both": "audio-classification"}
 INDEXED = {"wa": "accuracy", "uar": "recall", "weighted_f1": "f1"}
+# By whether it has an encoder for audio and one for text: what a model does, and what it is given.
+SENSES = {
+    (True, True): (
+        "hears a voice, reads its words, or does both",
+        '{"audio": "call.wav", "text": "I have been waiting for an hour."}',
+    ),
+    (True, False): ("hears a voice", '"call.wav"'),
+    (False, True): ("reads a text", '{"text": "I have been waiting for an hour."}'),
+}
 TEMPLATE = """\
 # {name}
 
-A model of the package `mmemo`. It hears a voice, reads its words, or does both, and says which of {count} labels is
-there: {labels}.
+A model of the package `mmemo`. It {senses}, and says which of {count} labels is there: {labels}.
 
 ```python
 from modeling_mmemo import pipeline  # pip install mmemo
 
 emotion = pipeline("multimodal-emotion", model="{name}")
-emotion({{"audio": "call.wav", "text": "I have been waiting for an hour."}})
+emotion({item})
 ```
 
 Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with torch and librosa.
@@ -123,6 +131,7 @@ def make_card(
         license (`str`, *optional*): As the Hub names licences, such as `apache-2.0`.
         training_data (`str`, *optional*): Markdown on what it was trained on, and under which licences that is.
     """
+    senses, item = SENSES[config.audio_config is not None, config.text_config is not None]
     encoders = [
         f"a {tower.model_type} encoder for the {modality}"
         for modality, tower in (("voice", config.audio_config), ("words", config.text_config))
@@ -139,6 +148,8 @@ def make_card(
     )
     text = TEMPLATE.format(
         name=name,
+        senses=senses,
+        item=item,
         count=len(labels),
         labels=", ".join(labels),
         architecture=f"{' and '.join(encoders).capitalize()}{fused}.",
