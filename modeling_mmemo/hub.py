@@ -9,7 +9,6 @@ from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from modeling_mmemo import MMEmoConfig
-from modeling_mmemo.evaluation.card import write_card
 from modeling_mmemo.pipelines import load_pipeline
 
 
@@ -70,6 +69,9 @@ def push(
             if not _copy(Path(results), stage / "results", RESULTS):
                 raise FileNotFoundError(f"{results} holds no results; run eval.py --output_dir {results}.")
             if not (stage / CARDS[0]).exists() and (stage / "config.json").exists():
+                # Needs what evaluating needs, and pushing alone does not.
+                from modeling_mmemo.evaluation.card import write_card
+
                 write_card(stage, results, name=repo_id)
         # Refused before the upload rather than behind it.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

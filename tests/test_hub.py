@@ -116,6 +116,19 @@ def test_a_push_that_fails_leaves_the_repository_as_it_was(run, hub, folder, fai
     assert "model.safetensors" in hub.files(REPO, "v1.0")
 
 
+def test_pushing_takes_no_extras(hub, run, folder):
+    program = f"""
+import sys
+from modeling_mmemo.hub import push
+push({str(folder)!r}, REPO)
+print(sorted({{"datasets", "evaluate", "sklearn", "onnx", "onnxruntime", "peft"}} & sys.modules.keys()))
+"""
+    result = run(program)
+
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 def test_branches_and_tags(run, hub, folder):
     assert run("push", folder, "--repo", REPO, "--revision", "next").returncode == 0
     assert "model.safetensors" in hub.files(REPO, "next") and not hub.files(REPO)
