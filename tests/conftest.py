@@ -8,6 +8,7 @@ from pathlib import Path
 
 # Read by the libraries as they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmemo-modules-")
 
 import numpy as np
