@@ -28,11 +28,6 @@ class Int8(StrEnum):
     STATIC = "static"
 
 
-@app.callback()
-def _commands() -> None:
-    """Has typer expect the name of a command, however few there are."""
-
-
 @app.command()
 def predict(
     files: Annotated[list[Path] | None, typer.Argument(help="Audio files.", show_default=False)] = None,

@@ -108,14 +108,10 @@ def _stage_model(folder: Path, stage: Path, onnx: bool) -> None:
         path.unlink()
     _copy(folder, stage, WEIGHTS)
     if onnx:
-        from modeling_mmemo import exporters
-        from modeling_mmemo.exporters.feature_graph import can_export
+        from modeling_mmemo.exporters.command import export_graphs
 
         with TemporaryDirectory() as exported:
-            exporters.export_onnx(emotion.model, emotion.processor, exported)
-            exporters.MMEmoQuantizer.from_pretrained(exported).quantize(exported)
-            if can_export(emotion.processor):
-                exporters.export_features(emotion.processor, exported)
+            export_graphs(emotion.model, emotion.processor, exported)
             (stage / "onnx").mkdir()
             _copy(Path(exported), stage / "onnx", ("*.onnx", "*.onnx.data"))
 

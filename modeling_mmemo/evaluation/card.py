@@ -5,21 +5,18 @@ What stands between two marks, and the `model-index` that the Hub shows, is rewr
 """
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from modeling_mmemo import MMEmoConfig
+from modeling_mmemo import MMEmoConfig, __version__
 from modeling_mmemo.evaluation.conditions import ABLATION
 from modeling_mmemo.evaluation.metrics import MEASURES
 from modeling_mmemo.evaluation.report import HEADINGS, markdown_table, percent, timelines_table
 
 
 BEGIN, END = "<!-- results: written by eval.py -->", "<!-- end of results -->"
-
-
 TASKS = {"audio": "audio-classification", "text": "text-classification", "both": "audio-classification"}
 INDEXED = {"wa": "accuracy", "uar": "recall", "weighted_f1": "f1"}
 # By whether it has an encoder for audio and one for text: what a model does, and what it is given.
@@ -156,7 +153,7 @@ def make_card(
         training_data=training_data or "Not stated.",
         begin=BEGIN,
         end=END,
-        version=version("mmemo"),
+        version=__version__,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
 

@@ -36,7 +36,6 @@ def export(
         ValueError: If the model lacks weights, or cannot be exported.
     """
     from modeling_mmemo import exporters
-    from modeling_mmemo.exporters.feature_graph import can_export
 
     loaded = MMEmoForEmotionRecognition.from_pretrained(model)
     if loaded.missing_keys_on_load:
@@ -53,14 +52,31 @@ def export(
             exporters.export_onnx(loaded, processor, folder)
             quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
             written = [quantizer.quantize(model, approach=int8, calibration=batches, shares_weights=True)]
-    else:
-        written = [exporters.export_onnx(loaded, processor, output)]
-        if int8 != "none":
-            quantizer = exporters.MMEmoQuantizer.from_pretrained(output)
-            written.append(quantizer.quantize(output, approach=int8, calibration=batches))
-    if can_export(processor):
-        written.append(exporters.export_features(processor, output or model))
-    return written
+        return written + _export_features(processor, model)
+    return export_graphs(loaded, processor, output, int8, batches)
+
+
+def export_graphs(
+    model: MMEmoForEmotionRecognition,
+    processor: MMEmoProcessor,
+    folder: str | Path,
+    int8: str = "dynamic",
+    calibration: Iterator[dict[str, np.ndarray]] | None = None,
+) -> list[Path]:
+    """Writes all graphs of a model to a folder: float, int8 and, where it can be one, that of its features."""
+    from modeling_mmemo import exporters
+
+    written = [exporters.export_onnx(model, processor, folder)]
+    if int8 != "none":
+        quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
+        written.append(quantizer.quantize(folder, approach=int8, calibration=calibration))
+    return written + _export_features(processor, folder)
+
+
+def _export_features(processor: MMEmoProcessor, folder: str | Path) -> list[Path]:
+    from modeling_mmemo.exporters.feature_graph import can_export, export_features
+
+    return [export_features(processor, folder)] if can_export(processor) else []
 
 
 def calibration_inputs(
