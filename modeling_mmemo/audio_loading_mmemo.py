@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import librosa
 import numpy as np
 import soundfile
 import soxr
@@ -83,7 +82,7 @@ def load_audio(
             Rate of bare samples in Hz; without it they count as being at the target rate already. Files, dictionaries
             and decoders know their own rate.
         target_sampling_rate (`int`, *optional*, defaults to 16000):
-            Rate of the result in Hz. Resampling is `librosa.resample` with its default, soxr's high quality.
+            Rate of the result in Hz; see [`resample`].
         channel (`int`, *optional*):
             The channel to take, counted from 0. Without it the channels are averaged.
 
@@ -99,7 +98,7 @@ def load_audio(
         rate = recording.rate
         samples = np.concatenate(list(_read(recording, MAX_BLOCK_SAMPLES)), axis=1)
     check_channel(name, len(samples), channel)
-    mono = librosa.resample(to_mono(samples, channel), orig_sr=rate, target_sr=target_sampling_rate)
+    mono = resample(to_mono(samples, channel), rate, target_sampling_rate)
     peak = max(mono.max(), -mono.min())
     if peak < SILENCE_PEAK:
         raise ValueError(
@@ -107,6 +106,29 @@ def load_audio(
             "if only the mean of its channels is silent, choose one with channel=."
         )
     return np.ascontiguousarray(mono)
+
+
+def resample(samples: np.ndarray, sampling_rate: float, target_sampling_rate: float) -> np.ndarray:
+    """
+    Brings samples of shape `(samples,)` to another rate, as `librosa.resample` does by default: soxr's high quality,
+    and as long as the ratio of the rates says, rounded up.
+    """
+    if sampling_rate == target_sampling_rate:
+        return samples
+    resampled = soxr.resample(samples, sampling_rate, target_sampling_rate, quality="HQ")
+    return _fix_length(resampled, _resampled_length(len(samples), sampling_rate, target_sampling_rate))
+
+
+def _resampled_length(length: int, sampling_rate: float, target_sampling_rate: float) -> int:
+    return math.ceil(length * (float(target_sampling_rate) / float(sampling_rate)))
+
+
+def _fix_length(samples: np.ndarray, length: int) -> np.ndarray:
+    """Cuts samples of shape `(samples, ...)` to a length, or fills them up with zeros."""
+    missing = length - len(samples)
+    if missing <= 0:
+        return samples[:length]
+    return np.pad(samples, [(0, missing)] + [(0, 0)] * (samples.ndim - 1))
 
 
 def check_channel(name: str, channels: int, channel: int | None) -> None:
@@ -454,9 +476,9 @@ def _resample(blocks: Iterator[np.ndarray], recording: _Recording, target_rate: 
         if len(resampled):
             yield resampled.T
     rest = stream.resample_chunk(np.empty((0, channels), np.float32), last=True)
-    missing = math.ceil(read * (target_rate / rate)) - sent
+    missing = _resampled_length(read, rate, target_rate) - sent
     if missing > 0:
-        yield librosa.util.fix_length(rest, size=missing, axis=0).T
+        yield _fix_length(rest, missing).T
 
 
 def _short(text: object) -> str:

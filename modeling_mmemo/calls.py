@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_mmemo.pipelines.multimodal_emotion import SILENCE, UNCERTAIN
+from modeling_mmemo.answers_mmemo import SILENCE, UNCERTAIN
 
 
 # Whoever has spoken for less had not taken the floor yet: both began at once.

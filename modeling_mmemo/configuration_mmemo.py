@@ -6,7 +6,6 @@ Deliberate choices:
   - label names and their order are part of the contract of every released model.
 """
 
-import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -312,26 +311,3 @@ class MMEmoConfig(PreTrainedConfig):
         if unknown := set(self.temperature) - set(PRESENCES):
             raise ValueError(f"temperature has unknown keys {sorted(unknown)}; valid keys are {PRESENCES}.")
         return float(self.temperature.get(presence, 1.0))
-
-    def conformal_minimum(self, presence: str, coverage: float) -> float:
-        """The least score of a label in a set of labels that holds the true one with probability `coverage`.
-
-        Args:
-            presence (`str`): What the answer is given from, one of `"audio"`, `"text"`, `"both"`.
-            coverage (`float`): Between 0 and 1, rounded up to whole percents.
-
-        Raises:
-            ValueError: If the coverage is impossible, or the model does not know its own mistakes.
-
-        Source: Sadinle et al., "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", 2019.
-        """
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage={coverage!r} must lie between 0 and 1, such as 0.9.")
-        quantiles = (self.conformal_quantiles or {}).get(presence)
-        if quantiles is None:
-            raise ValueError(
-                f"coverage= needs this model's conformal_quantiles for {presence!r}, which train.py fits to "
-                "development data; train the model further, or use threshold=."
-            )
-        # 0.07 * 100 is a little more than 7.
-        return 1 - quantiles[math.ceil(round(100 * coverage, 6))]

@@ -3,10 +3,7 @@ Feature extractor of MMEmo.
 
 Deliberate choices:
 - A clip is analysed at its true length and padded afterwards, so its features do not depend on its neighbours.
-- The frames of a whole batch lie in one strided view: one FFT a chunk, not one a clip.
-- The FFT runs in double precision, as librosa's does: in single precision, bins 80 dB below a clip's maximum are off
-  by up to 1e-3 dB.
-- The filterbank is nearly all zeros, so it is multiplied in blocks of bands, each with the bins that it reaches.
+- Window, filterbank and cosines are librosa's; what is done with them is [`MelAnalysis`].
 """
 
 import math
@@ -19,17 +16,13 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, TensorType
 
 from .audio_loading_mmemo import AUDIO_INPUT_FORMS, AudioInput, load_audio
+from .mel_analysis_mmemo import FEATURES, MelAnalysis, pad
 
 
-FEATURES = ("mel", "log_mel", "mfcc")
 PRESETS = {
     "whisper": {"n_mels": 80, "n_fft": 400, "hop_length": 160},
     "librosa": {"n_mels": 128, "n_fft": 2048, "hop_length": 512},
 }
-# Windowed samples a chunk. An FFT's temporary arrays take 28 bytes a sample: below 2 MiB, however large the batch, and
-# near enough to the CPU's cache that larger chunks are slower.
-CHUNK_SAMPLES = 2**16
-BANDS_PER_BLOCK = 32
 # How `trim_db` measures: RMS over windows, a hop apart; what is kept keeps a margin on either side.
 TRIM_WINDOW_SECONDS, TRIM_HOP_SECONDS, TRIM_MARGIN_SECONDS = 0.032, 0.008, 0.05
 
@@ -130,13 +123,20 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         channels = {"mel": self.n_mels, "log_mel": self.n_mels, "mfcc": self.n_mfcc}
         feature_size = sum(channels[feature] for feature in self.features)
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
-        # `FeatureExtractionMixin.to_dict` leaves attributes of these two names out of the saved configuration.
-        self.window = librosa.filters.get_window("hann", self.n_fft, fftbins=True)
-        self.mel_filters = _blocks(librosa.filters.mel(sr=sampling_rate, n_fft=self.n_fft, n_mels=self.n_mels).T)
+        self.analysis = MelAnalysis(
+            self.preset,
+            self.features,
+            self.hop_length,
+            self.loudness_dbfs,
+            window=librosa.filters.get_window("hann", self.n_fft, fftbins=True),
+            mel_filters=librosa.filters.mel(sr=sampling_rate, n_fft=self.n_fft, n_mels=self.n_mels),
+            cosines=librosa.feature.mfcc(S=np.eye(self.n_mels), n_mfcc=min(n_mfcc, self.n_mels)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration to save: the arguments, without what follows from them."""
-        return {name: value for name, value in super().to_dict().items() if name != "feature_size"}
+        derived = {"feature_size", "analysis"}
+        return {name: value for name, value in super().to_dict().items() if name not in derived}
 
     @property
     def frame_seconds(self) -> float:
@@ -145,8 +145,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a clip of `num_samples` samples at `sampling_rate`."""
-        frames = num_samples // self.hop_length
-        return max(frames, 1) if self.preset == "whisper" else frames + 1
+        return self.analysis.num_frames(num_samples)
 
     def __call__(
         self,
@@ -201,13 +200,13 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         is_batch = isinstance(raw_speech, (list, tuple)) and not (raw_speech and isinstance(raw_speech[0], Real))
         inputs: Any = raw_speech if is_batch else [raw_speech]
         loaded = [self._trim(load_audio(clip, sampling_rate, self.sampling_rate, channel)) for clip in inputs]
-        clips = [self._level(clip) for clip, _ in loaded]
+        clips = [self.analysis.level(clip) for clip, _ in loaded]
         if not clips:
             raise ValueError(f"The batch is empty; pass at least one clip: {AUDIO_INPUT_FORMS}.")
         if truncation:
             clips = [clip[:max_length] for clip in clips]
 
-        features = [self._stack(mel) for mel in self._mel_spectrograms(clips)]
+        features = self.analysis(clips)
         masks = [np.ones(feature.shape[1], np.int32) for feature in features]
         batch: dict[str, Any] = {"input_features": features, "attention_mask": masks}
         if strategy != PaddingStrategy.DO_NOT_PAD:
@@ -221,8 +220,8 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
             frames = self.num_frames(longest)
             frames += -frames % (pad_to_multiple_of or 1)
             batch = {
-                "input_features": _pad(batch["input_features"], frames, self.padding_value),
-                "attention_mask": _pad(batch["attention_mask"], frames, 0),
+                "input_features": pad(batch["input_features"], frames, self.padding_value),
+                "attention_mask": pad(batch["attention_mask"], frames, 0),
             }
         if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
             del batch["attention_mask"]
@@ -241,65 +240,3 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         _, (start, end) = librosa.effects.trim(samples, top_db=self.trim_db, frame_length=window, hop_length=hop)
         start = max(start - margin, 0)
         return samples[start : end + margin], start / self.sampling_rate
-
-    def _level(self, samples: np.ndarray) -> np.ndarray:
-        """Returns a clip at the loudness asked for."""
-        if self.loudness_dbfs is None:
-            return samples
-        rms = math.sqrt(np.mean(np.square(samples, dtype=np.float64)))
-        return samples * (10 ** (self.loudness_dbfs / 20) / rms)
-
-    def _mel_spectrograms(self, clips: list[np.ndarray]) -> list[np.ndarray]:
-        """Returns the mel power of every clip, float32 of shape `(n_mels, frames)`."""
-        # Every padded clip begins at a multiple of the hop in one long signal, so one strided view holds all frames.
-        # The few of them that straddle two clips are computed too, and dropped.
-        lengths = [math.ceil((len(clip) + self.n_fft) / self.hop_length) * self.hop_length for clip in clips]
-        starts = np.cumsum([0, *lengths])
-        signal = np.zeros(starts[-1], np.float32)
-        for clip, start in zip(clips, starts):
-            padded = np.pad(clip, self.n_fft // 2, mode="reflect" if self.preset == "whisper" else "constant")
-            signal[start : start + len(padded)] = padded
-        frames = np.lib.stride_tricks.sliding_window_view(signal, self.n_fft)[:: self.hop_length]
-        mel = np.empty((len(frames), self.n_mels), np.float32)
-        step = max(1, CHUNK_SAMPLES // self.n_fft)
-        for start in range(0, len(frames), step):
-            spectrum = np.fft.rfft(frames[start : start + step] * self.window)
-            power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-            for bins, bands, filters in self.mel_filters:
-                np.matmul(power[:, bins], filters, out=mel[start : start + step, bands])
-        firsts = starts // self.hop_length
-        return [mel[first : first + self.num_frames(len(clip))].T for first, clip in zip(firsts, clips)]
-
-    def _stack(self, mel: np.ndarray) -> np.ndarray:
-        """Returns the features of one clip, `(feature_size, frames)`, from its mel power, `(n_mels, frames)`."""
-        stacked = []
-        for feature in self.features:
-            if feature == "mel":
-                stacked.append(mel)
-            elif feature == "mfcc":
-                stacked.append(librosa.feature.mfcc(S=librosa.power_to_db(mel), n_mfcc=self.n_mfcc))
-            elif self.preset == "librosa":
-                stacked.append(librosa.power_to_db(mel))
-            else:
-                log_mel = np.log10(np.maximum(mel, 1e-10))
-                stacked.append((np.maximum(log_mel, log_mel.max() - 8.0) + 4.0) / 4.0)
-        return np.concatenate(stacked)
-
-
-def _blocks(mel_filters: np.ndarray) -> list[tuple[slice, slice, np.ndarray]]:
-    """Cuts a filterbank of shape `(bins, bands)` into blocks of bands: the bins they reach, the bands, the filters."""
-    blocks = []
-    for band in range(0, mel_filters.shape[1], BANDS_PER_BLOCK):
-        bands = slice(band, band + BANDS_PER_BLOCK)
-        reached = np.flatnonzero(np.any(mel_filters[:, bands], axis=1))
-        bins = slice(min(reached, default=0), max(reached, default=0) + 1)
-        blocks.append((bins, bands, mel_filters[bins, bands]))
-    return blocks
-
-
-def _pad(arrays: list[np.ndarray], width: int, value: float) -> np.ndarray:
-    """Stacks arrays of shape `(..., length)` into one of shape `(batch, ..., width)`, filled up with `value`."""
-    padded = np.full((len(arrays), *arrays[0].shape[:-1], width), value, arrays[0].dtype)
-    for row, array in zip(padded, arrays):
-        row[..., : array.shape[-1]] = array
-    return padded

@@ -2,20 +2,13 @@
 Processor of MMEmo: audio, text and word times become the inputs of a model.
 
 Deliberate choices:
-- Whatever is wrong with one item is found in `prepare`, so a pipeline can check items one by one and batch them later.
-- A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros, and a modality that the whole
-  batch lacks is left out.
-- Nothing is cut silently: cut tokens and word times are logged, and clips that an extractor would cut are refused.
+- What becomes of an item is [`ItemProcessing`]; here are its parts, how they are saved, and their tensors.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from numbers import Real
 from typing import Any
 
-import librosa
 import numpy as np
 from transformers import (
     ASTFeatureExtractor,
@@ -25,18 +18,15 @@ from transformers import (
     ProcessorMixin,
     WhisperFeatureExtractor,
 )
-from transformers.utils import logging
 
-from .audio_loading_mmemo import MIN_AUDIO_SECONDS, AudioInput, load_audio
-from .recording_mmemo import Recording, open_recording
-from .voice_activity_mmemo import SAMPLING_RATE, has_voice
-from .word_times_mmemo import WordTimes, clip_word_times, is_subtitles, locate_words, read_word_times, token_times
-
-
-logger = logging.get_logger(__name__)
+from .answers_mmemo import Answers
+from .audio_loading_mmemo import AudioInput
+from .item_processing_mmemo import ItemProcessing
+from .transcription_mmemo import transcribe
+from .word_times_mmemo import WordTimes
 
 
-class MMEmoProcessor(ProcessorMixin):
+class MMEmoProcessor(ItemProcessing, ProcessorMixin):
     r"""
     Constructs an MMEmo processor from any feature extractor for audio and any tokenizer; for a model of one modality,
     from one of them.
@@ -60,9 +50,6 @@ class MMEmoProcessor(ProcessorMixin):
     >>> inputs = processor(audio=["call.wav", None], text=[None, "I am so happy!"], return_tensors="pt")
     ```
     """
-
-    feature_extractor: Any = None
-    tokenizer: Any = None
 
     def __init__(self, feature_extractor: Any = None, tokenizer: Any = None):
         parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
@@ -99,11 +86,12 @@ class MMEmoProcessor(ProcessorMixin):
         return audio + text
 
     @property
-    def _audio_input_name(self) -> str:
-        return self.feature_extractor.model_input_names[0]
+    def audio_padding(self) -> bool | str:  # type: ignore[override]
+        """The feature extractor's `padding`: the longest clip's length, but Whisper's encoder takes 30 s."""
+        return "max_length" if isinstance(self.feature_extractor, WhisperFeatureExtractor) else True
 
     @property
-    def max_audio_samples(self) -> int | None:
+    def max_audio_samples(self) -> int | None:  # type: ignore[override]
         """Length in samples beyond which the feature extractor would cut a clip; `None` if it takes any length."""
         if isinstance(self.feature_extractor, WhisperFeatureExtractor):
             return self.feature_extractor.n_samples
@@ -112,99 +100,6 @@ class MMEmoProcessor(ProcessorMixin):
             seconds = 0.025 + 0.010 * self.feature_extractor.max_length
             return round(seconds * self.feature_extractor.sampling_rate) - 1
         return None
-
-    def load_audio(
-        self, audio: AudioInput, sampling_rate: float | None = None, channel: int | None = None
-    ) -> np.ndarray:
-        """
-        Loads one clip at the feature extractor's rate; see [`load_audio`] for the arguments.
-
-        Returns:
-            `np.ndarray` of shape `(samples,)`: float32, mono.
-
-        Raises:
-            ValueError: if the clip is refused, too short or too long, or if there is no feature extractor.
-        """
-        if self.feature_extractor is None:
-            raise ValueError("this processor has no feature extractor and takes no audio; pass text.")
-        rate = self.feature_extractor.sampling_rate
-        waveform = load_audio(audio, sampling_rate, rate, channel)
-        if len(waveform) < MIN_AUDIO_SECONDS * rate:
-            raise ValueError(
-                f"the clip lasts {len(waveform) / rate:.4f} s, but at least {MIN_AUDIO_SECONDS} s are needed; leave "
-                "it out, or check its sampling_rate."
-            )
-        if self.max_audio_samples is not None and len(waveform) > self.max_audio_samples:
-            raise ValueError(
-                f"the clip lasts {len(waveform) / rate:.2f} s, but {type(self.feature_extractor).__name__} takes at "
-                f"most {self.max_audio_samples / rate:.2f} s; cut it, or use the mmemo_audio encoder, which takes any "
-                "length."
-            )
-        return waveform
-
-    def prepare(
-        self,
-        audio: AudioInput | None = None,
-        text: str | WordTimes | None = None,
-        word_times: WordTimes | None = None,
-        sampling_rate: float | None = None,
-        channel: int | None = None,
-        index: int | None = None,
-    ) -> dict[str, Any]:
-        """
-        Loads and checks one item, without computing features. What it returns can be prepared again, unchanged.
-
-        Args:
-            audio, text, word_times, sampling_rate, channel: See [`~MMEmoProcessor.__call__`]; of one item.
-            index (`int`, *optional*): Position in the batch, for error messages: `"audio[2]: ..."`.
-
-        Returns:
-            `dict` with
-            - **audio** -- float32 array of shape `(samples,)` at the feature extractor's rate, or `None`.
-            - **text** -- `str`, or `None` if it is blank and there are no words.
-            - **word_times** -- list of `(word, start, end)` in seconds, of single words, sorted, without overlaps and
-              within the clip; or `None`.
-
-        Raises:
-            ValueError: if anything in the item is refused, or if it has neither audio nor text.
-        """
-        place = "" if index is None else f"[{index}]"
-        if audio is not None:
-            with _naming(f"audio{place}"):
-                audio = self.load_audio(audio, sampling_rate, channel)
-        if text is not None and not isinstance(text, (str, os.PathLike, dict, list, tuple)):
-            raise ValueError(f"text{place}: expected a str, word times or None, got {type(text).__name__}.")
-        times_place = f"word_times{place}"
-        if text is not None and (not isinstance(text, str) or is_subtitles(text)):
-            if word_times:
-                raise ValueError(
-                    f"text{place} and {times_place} both say when words were spoken; pass a plain str as text, or "
-                    "leave word_times out."
-                )
-            times_place, text, word_times = f"text{place}", None, text
-        words: list[tuple[str, float, float]] = []
-        if word_times is not None:
-            with _naming(times_place):
-                words = read_word_times(word_times)
-                if audio is not None:
-                    words = clip_word_times(words, len(audio) / self.feature_extractor.sampling_rate)
-        if text is None or not text.strip():
-            text = " ".join(word for word, _, _ in words) or None
-        if text is not None and self.tokenizer is None:
-            raise ValueError(f"text{place}: this processor has no tokenizer and takes no text; pass audio.")
-        if words and text:
-            with _naming(times_place):
-                if not self.tokenizer.is_fast:
-                    raise ValueError(
-                        f"{type(self.tokenizer).__name__} does not say which characters a token covers, which placing "
-                        "words in time needs; load a fast tokenizer, or leave word_times out."
-                    )
-                locate_words([word for word, _, _ in words], text)
-        if audio is None and text is None:
-            raise ValueError(
-                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
-            )
-        return {"audio": audio, "text": text, "word_times": words or None}
 
     def __call__(
         self,
@@ -261,149 +156,30 @@ class MMEmoProcessor(ProcessorMixin):
             ValueError: naming the place in the batch, if an item is refused by [`~MMEmoProcessor.prepare`]; if the
                 batch is empty or its parts differ in size.
         """
-        columns = {
-            "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
-            "text": _as_batch(text, one=_is_timed_word(_first(text))),
-            "word_times": _as_batch(word_times or None, one=_is_timed_word(_first(word_times))),
-        }
-        sizes = {name: len(column) for name, column in columns.items() if column is not None}
-        if not any(sizes.values()):
-            raise ValueError("There is nothing to process; pass audio, text, or both.")
-        if len(set(sizes.values())) > 1:
-            counts = " but ".join(f"{size} {_PLURALS[name]}" for name, size in sizes.items())
-            raise ValueError(f"Got {counts}; they must match 1:1. Pass None where an item has none.")
-
-        size = max(sizes.values())
-        rows = zip(*(column or [None] * size for column in columns.values()))
-        items = [
-            self.prepare(**dict(zip(columns, row)), sampling_rate=sampling_rate, channel=channel, index=index)
-            for index, row in enumerate(rows)
-        ]
-        waveforms, texts, timings = ([item[name] for item in items] for name in columns)
-        features: dict[str, Any] = {}
-        if any(waveform is not None for waveform in waveforms):
-            features |= self._audio_features(waveforms, audio_kwargs or {})
-        starts = features.pop("start_seconds", np.zeros(size))
-        if any(text is not None for text in texts):
-            features |= self._text_features(texts, timings, starts, padding, truncation, max_length)
-        if segment_times is not None:
-            if len(segment_times) != size:
-                raise ValueError(
-                    f"Got {len(segment_times)} lists of segment times but {size} items; they must match 1:1."
-                )
-            features["segment_times"] = _pad_segments(segment_times, starts)
+        features = self.make_inputs(
+            audio,
+            text,
+            word_times,
+            segment_times,
+            sampling_rate,
+            channel,
+            padding,
+            truncation,
+            max_length,
+            audio_kwargs,
+        )
         return BatchFeature(features, tensor_type=return_tensors)
 
-    def _audio_features(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
-        """Extracts the features of the clips that are there and scatters them into a batch of zeros."""
-        present = [index for index, waveform in enumerate(waveforms) if waveform is not None]
-        options = {
-            "sampling_rate": self.feature_extractor.sampling_rate,
-            # Whisper's encoder takes 30 s and nothing else.
-            "padding": "max_length" if isinstance(self.feature_extractor, WhisperFeatureExtractor) else True,
-            "return_attention_mask": True,
-            "return_tensors": "np",
-        }
-        extracted = self.feature_extractor([waveforms[index] for index in present], **(options | audio_kwargs))
-        values = np.asarray(extracted[self._audio_input_name], np.float32)
-        # AST's extractor makes no mask: its encoder reads every clip as `max_length` frames.
-        mask = np.asarray(extracted.get("attention_mask", np.ones(values.shape[:2])), np.int64)
-        starts = np.asarray(extracted.get("start_seconds", np.zeros(len(present))), np.float32)
-        batch = {
-            self._audio_input_name: np.zeros((len(waveforms), *values.shape[1:]), values.dtype),
-            "audio_attention_mask": np.zeros((len(waveforms), mask.shape[1]), mask.dtype),
-            "start_seconds": np.zeros(len(waveforms), np.float32),
-        }
-        for rows, found in zip(batch.values(), (values, mask, starts)):
-            rows[present] = found
-        return batch
-
-    def _text_features(
-        self,
-        texts: list[str | None],
-        timings: list[list[tuple[str, float, float]] | None],
-        starts: np.ndarray,
-        padding: bool | str,
-        truncation: bool,
-        max_length: int | None,
-    ) -> dict[str, list]:
-        """Tokenizes the texts; the tokens of a missing one are padding under a mask of zeros."""
-        timed = any(timing is not None for timing in timings)
-        tokenize = partial(
-            self.tokenizer,
-            [text or "" for text in texts],
-            padding=padding,
-            return_attention_mask=True,
-            return_token_type_ids=False,
-            return_offsets_mapping=timed,
-            verbose=False,
+    def answers(self, config: Any) -> Answers:
+        """What puts the answers of a model in words, by its configuration; see [`Answers`]."""
+        towers = {"audio": config.audio_config, "text": config.text_config}
+        return Answers(
+            [config.id2label[index] for index in range(config.num_labels)],
+            config.problem_type,
+            config.conformal_quantiles,
+            [modality for modality, tower in towers.items() if tower is not None],
         )
-        encoding = tokenize(truncation=False, max_length=max_length)
-        lengths = [sum(mask) for mask in encoding["attention_mask"]]
-        limit = max_length or self.tokenizer.model_max_length
-        if truncation and max(lengths) > limit:
-            encoding = tokenize(truncation=True, max_length=limit)
-            for index, (length, mask) in enumerate(zip(lengths, encoding["attention_mask"])):
-                if length > limit:
-                    logger.warning(
-                        f"text[{index}]: {length - sum(mask)} of {length} tokens were cut; {limit} is the limit."
-                    )
 
-        input_ids, attention_mask = encoding["input_ids"], encoding["attention_mask"]
-        for index, text in enumerate(texts):
-            if text is None:
-                input_ids[index] = [self.tokenizer.pad_token_id] * len(input_ids[index])
-                attention_mask[index] = [0] * len(attention_mask[index])
-        features = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if timed:
-            features["token_times"] = [
-                token_times(*row) for row in zip(texts, timings, encoding["offset_mapping"], starts)
-            ]
-        return features
-
-    def has_voice(self, samples: np.ndarray) -> bool:
-        """Whether a voice is heard in a clip of shape `(samples,)`, at the rate of the feature extractor."""
-        rate = self.feature_extractor.sampling_rate
-        return has_voice(librosa.resample(samples, orig_sr=rate, target_sr=SAMPLING_RATE))
-
-    def open_recording(self, audio: AudioInput | None = None, **kwargs: Any) -> Recording:
-        """Opens a recording of any length, to be heard window by window; see [`open_recording`]."""
-        return open_recording(self, audio, **kwargs)
-
-
-_PLURALS = {"audio": "audios", "text": "texts", "word_times": "lists of word times"}
-
-
-def _pad_segments(segment_times: list[list[tuple[float, float]]], starts: np.ndarray) -> np.ndarray:
-    """Segments from where the frames begin, `(batch, segments, 2)`; what lies before, or is padding, has -1."""
-    padded = np.full((len(segment_times), max(map(len, segment_times)), 2), -1.0, np.float32)
-    for row, segments, start in zip(padded, segment_times, starts):
-        if segments:
-            shifted = np.asarray(segments, np.float32) - start
-            row[: len(segments)] = np.where(shifted[:, 1:] > 0, np.maximum(shifted, 0), -1.0)
-    return padded
-
-
-@contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Puts the place in the batch before the message of a `ValueError` that is raised inside."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-
-
-def _first(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, (list, tuple)) and batch else None
-
-
-def _as_batch(value: Any, one: bool = False) -> list | None:
-    """Returns a batch as a list, and `one` item as a list of it."""
-    if value is None:
-        return None
-    return list(value) if isinstance(value, (list, tuple)) and not one else [value]
-
-
-def _is_timed_word(entry: Any) -> bool:
-    """Whether an entry is a word or chunk of one item; the output of an ASR pipeline, with its chunks, is an item."""
-    return (isinstance(entry, dict) and "chunks" not in entry) or isinstance(_first(entry), str)
+    def transcribe(self, transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[tuple[str, float, float]]:
+        """What is said in a recording, and when; see [`transcribe`]."""
+        return transcribe(transcriber, samples, sampling_rate)

@@ -8,8 +8,9 @@ Deliberate choices:
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from .word_times_mmemo import (
     is_subtitles,
     locate_words,
     read_word_times,
-    transcribe,
 )
 
 
@@ -154,7 +154,7 @@ def open_recording(
         speaker_turns (`SpeakerTurns`, *optional*): Who speaks when; each turn is heard apart.
         customer (`int` or `str`, *optional*): The channel or speaker whose emotions are asked for.
         everyone (`bool`, *optional*, defaults to `False`): Whether everyone's emotions are asked for.
-        transcriber: What finds the words if there are none; see [`transcribe`].
+        transcriber: What finds the words if there are none; see [`MMEmoProcessor.transcribe`].
         cutting: How it is cut; see [`TimelineOptions`].
 
     Raises:
@@ -191,27 +191,29 @@ def open_recording(
             "shorten the window."
         )
     check_channel("The audio", blocks.channels, channel)
+    make_track = partial(Track, sampling_rate=rate, reads=reads)
+    transcribed = None if transcriber is None else partial(_transcribe, processor, transcriber, blocks)
     if channels:
         if text is not None:
             raise ValueError("A text without times belongs to no channel; pass word_times={0: ..., 1: ...}.")
-        sources = _channel_sources(blocks, word_times, customer, everyone, transcriber, options, rate, reads)
+        sources = _channel_sources(blocks, word_times, customer, everyone, transcribed, options, make_track)
         return Recording(blocks, sources, rate, blocks.duration)
     words = _read_words(word_times, text, blocks.duration)
-    transcribes = text is None and not words and transcriber is not None
+    transcribes = text is None and not words and transcribed is not None
     if transcribes:
-        words = _transcribe(transcriber, blocks, channel, rate)
+        words = transcribed(channel)
     text = None if words else text
     if speaker_turns is not None:
         if text is not None:
             raise ValueError("A text without times belongs to no turn; pass word_times, or leave the text out.")
         turns = read_speaker_turns(speaker_turns)
-        sources = _turn_sources(turns, words, customer, everyone, options, rate, reads, channel, blocks.duration)
+        sources = _turn_sources(turns, words, customer, everyone, options, make_track, channel, blocks.duration)
         return Recording(blocks, sources, rate, blocks.duration, has_turns=True)
     if text is not None and (blocks.duration is None or blocks.duration > options.window_s):
         _refuse_long_text(processor, text)
     # Where a transcriber hears no words, there are none to answer for.
     answers = not transcribes or _has_spans(options, words)
-    track = Track(options, rate, words, text, answers=answers, reads=reads)
+    track = make_track(options, words=words, text=text, answers=answers)
     return Recording(blocks, [Source(track, channel=channel)], rate, blocks.duration)
 
 
@@ -250,9 +252,10 @@ def _read_words(word_times: Any, text: str | None, duration: float | None) -> li
     return words
 
 
-def _transcribe(transcriber: Any, blocks: AudioBlocks, channel: int | None, rate: int) -> list[Word]:
+def _transcribe(processor: Any, transcriber: Any, blocks: AudioBlocks, channel: int | None) -> list[Word]:
+    rate = processor.feature_extractor.sampling_rate
     samples = np.concatenate([to_mono(block, channel) for block in blocks])
-    return _within(transcribe(transcriber, samples, rate), len(samples) / rate)
+    return _within(processor.transcribe(transcriber, samples, rate), len(samples) / rate)
 
 
 def _within(words: list[Word], duration: float) -> list[Word]:
@@ -286,10 +289,9 @@ def _channel_sources(
     word_times: Any,
     customer: int | str | None,
     everyone: bool,
-    transcriber: Any,
+    transcribed: Callable[[int], list[Word]] | None,
     options: TimelineOptions,
-    rate: int,
-    reads: bool,
+    make_track: Callable[..., Track],
 ) -> list[Source]:
     numbers = list(range(blocks.channels))
     if len(numbers) < 2:
@@ -303,12 +305,12 @@ def _channel_sources(
     sources = []
     for number in numbers:
         words = _read_words((word_times or {}).get(number), None, blocks.duration)
-        if number in asked and word_times is None and transcriber is not None:
-            words = _transcribe(transcriber, blocks, number, rate)
+        if number in asked and word_times is None and transcribed is not None:
+            words = transcribed(number)
         # Nobody may say a word on a channel; without any words at all the track refuses what asks for them.
-        is_known = word_times is not None or transcriber is not None
+        is_known = word_times is not None or transcribed is not None
         answers = number in asked and (not is_known or _has_spans(options, words))
-        track = Track(options, rate, words, answers=answers, reads=reads)
+        track = make_track(options, words=words, answers=answers)
         sources.append(Source(track, f"channel_{number}", number, is_asked_for=number in asked))
     return sources
 
@@ -319,8 +321,7 @@ def _turn_sources(
     customer: int | str | None,
     everyone: bool,
     options: TimelineOptions,
-    rate: int,
-    reads: bool,
+    make_track: Callable[..., Track],
     channel: int | None,
     duration: float | None,
 ) -> list[Source]:
@@ -336,7 +337,7 @@ def _turn_sources(
         # A turn without words has none to answer for.
         answers = speaker in asked and _has_spans(options, said)
         listening = options if answers else replace(options, voice_activity=False)
-        track = Track(listening, rate, said, answers=answers, reads=reads)
+        track = make_track(listening, words=said, answers=answers)
         source = Source(track, speaker, channel, start, end, is_asked_for=speaker in asked)
         source.speech.append((start, end))
         source.words = [word for word, _, _ in said]

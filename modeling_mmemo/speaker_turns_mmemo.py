@@ -6,6 +6,7 @@ Deliberate choices:
 - Speakers may talk at once, but one speaker has one voice: turns of the same speaker that overlap or touch are one.
 """
 
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -13,10 +14,8 @@ from numbers import Real
 from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from transformers.utils import logging
 
-
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable

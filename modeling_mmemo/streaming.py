@@ -63,7 +63,7 @@ class EmotionStream:
         **answer: Any,
     ):
         self.emotion = load_pipeline() if emotion is None else emotion
-        if self.emotion.model.config.audio_config is None:
+        if "audio" not in self.emotion.answers.modalities:
             raise ValueError("A stream is heard, and this model has no audio encoder; choose one that has.")
         self.options = TimelineOptions(
             segment_s=segment_s,
@@ -77,7 +77,7 @@ class EmotionStream:
         valid = {"top_k", "threshold", "coverage"}
         if unknown := answer.keys() - valid:
             raise TypeError(f"Unknown arguments {sorted(unknown)}; those about the answer are {sorted(valid)}.")
-        self.emotion.check_answer(**answer)
+        self.emotion.answers.check(**answer)
         self._answer = answer
         self.sampling_rate = sampling_rate
         self.reset()
@@ -96,7 +96,7 @@ class EmotionStream:
         """Forgets everything; the next chunk begins a new stream at 0 s."""
         rate = self.emotion.processor.feature_extractor.sampling_rate
         self._audio = LiveAudio(self.sampling_rate, rate)
-        self._track = Track(self.options, rate, reads=self.emotion.model.config.text_config is not None)
+        self._track = Track(self.options, rate, reads="text" in self.emotion.answers.modalities)
         self._last_word = 0.0
 
     def feed(self, chunk: ArrayLike, word_times: WordTimes | None = None) -> list[dict[str, Any]]:
@@ -145,4 +145,4 @@ class EmotionStream:
 
     def _take(self) -> list[dict[str, Any]]:
         self._track.pop_speech()
-        return [self.emotion.describe(span, **self._answer) for span in self._track.pop()]
+        return [self.emotion.answers.describe(span, **self._answer) for span in self._track.pop()]

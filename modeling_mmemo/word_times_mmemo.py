@@ -1,31 +1,26 @@
 """
-Word times of MMEmo: when each word was spoken, from a list, an ASR pipeline, subtitles or a transcriber.
+Word times of MMEmo: when each word was spoken, from a list, the output of an ASR pipeline, or subtitles.
 
 Deliberate choices:
 - Every form becomes one list of single words, `(word, start, end)` in seconds, sorted and without overlaps. Reading
   that list again changes nothing and logs nothing.
 - Within a phrase, time goes by the number of characters: the times of a phrase are known, those of its words guessed.
-- Of what a person wrote, bad times are refused; of what a transcriber heard, they are straightened.
 """
 
 import html
+import logging
 import math
 import os
 import re
-from collections.abc import Callable
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from transformers import AutomaticSpeechRecognitionPipeline, Pipeline, PreTrainedModel
-from transformers.utils import logging
-
-from .audio_loading_mmemo import SILENCE_PEAK, load_audio
 
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 WordTimes: TypeAlias = list[tuple[str, float, float]] | list[dict[str, Any]] | dict[str, Any] | str | os.PathLike
 """
@@ -42,18 +37,11 @@ WORD_TIMES_FORMS = (
     "a list of (word, start, end) in seconds, the output of an ASR pipeline with its chunks, or SRT or WebVTT "
     "subtitles, as their content or as a path that ends in .srt or .vtt"
 )
-TRANSCRIBER_FORMS = (
-    'pipeline("automatic-speech-recognition", model=...) of transformers, a faster_whisper.WhisperModel, or a '
-    "function of (samples, sampling_rate) that returns words and their times"
-)
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
 # How far beyond the end of the audio a word may start, and up to where its end counts as rounded, not as cut.
 LATE_START_SECONDS = 0.5
 ROUNDING_SECONDS = 0.01
 SENTENCE_PAUSE_SECONDS = 1.0
-FASTER_WHISPER_RATE = 16_000  # Hz
-# CTC encoders attend to all that they are given, so hours go to them in pieces.
-CTC_CHUNK_SECONDS = 30
 
 _TIME = r"(?:\d{1,4}:)?\d{1,2}:\d{1,2}[.,]\d{1,3}"
 _CUE_TIMES = re.compile(rf"{_TIME}[ \t]*-->[ \t]*{_TIME}")
@@ -251,74 +239,6 @@ def split_sentences(words: list[tuple[str, float, float]]) -> list[tuple[int, in
         if _SENTENCE_END.search(word) or start - end >= SENTENCE_PAUSE_SECONDS
     ]
     return list(zip([0, *stops], [*stops, len(words)])) if words else []
-
-
-def transcribe(
-    transcriber: AutomaticSpeechRecognitionPipeline | Callable[[np.ndarray, int], WordTimes] | Any,
-    samples: np.ndarray,
-    sampling_rate: int,
-) -> list[tuple[str, float, float]]:
-    """
-    Finds out what is said in a recording of any length, and when.
-
-    Args:
-        transcriber (`AutomaticSpeechRecognitionPipeline`, `faster_whisper.WhisperModel` or `Callable`):
-            An ASR pipeline over Whisper or a CTC model; a model of faster-whisper; or a function of samples and
-            sampling rate that returns [`WordTimes`]. Whisper hears long recordings in its own manner, one stretch of
-            30 s after the other, unless its pipeline was built with `chunk_length_s`; CTC models hear chunks of 30 s.
-        samples (`np.ndarray` of shape `(samples,)`): float32, mono.
-        sampling_rate (`int`): Rate of the samples in Hz. Models get the rate that they need.
-
-    Returns:
-        `list[tuple[str, float, float]]`: words with start and end in seconds; empty if there are none. Where a model
-        goes back in time or beyond the end, its times are moved to where they may be; the words keep their order.
-
-    Raises:
-        ValueError: if the transcriber is of no accepted form, a model gives no word times, or a function's are bad.
-    """
-    if isinstance(transcriber, AutomaticSpeechRecognitionPipeline):
-        listen = _listen_with_pipeline
-    elif any(kind.__module__.partition(".")[0] == "faster_whisper" for kind in type(transcriber).__mro__):
-        listen = _listen_with_faster_whisper
-    elif callable(transcriber) and not isinstance(transcriber, (Pipeline, PreTrainedModel)):
-        return read_word_times(transcriber(samples, sampling_rate))
-    else:
-        raise ValueError(f"{type(transcriber).__name__} is not a transcriber; pass {TRANSCRIBER_FORMS}.")
-    # Whisper makes words up where there is silence.
-    if np.abs(samples).max(initial=0.0) < SILENCE_PEAK:
-        return []
-    chunks = listen(transcriber, samples, sampling_rate)
-    return read_word_times(_straighten(chunks, len(samples) / sampling_rate))
-
-
-def _listen_with_pipeline(
-    transcriber: AutomaticSpeechRecognitionPipeline, samples: np.ndarray, sampling_rate: int
-) -> list[dict[str, Any]]:
-    rate = transcriber.feature_extractor.sampling_rate
-    samples = load_audio(samples, sampling_rate, rate)
-    is_long_ctc = transcriber.type in ("ctc", "ctc_with_lm") and len(samples) > CTC_CHUNK_SECONDS * rate
-    options = {"chunk_length_s": CTC_CHUNK_SECONDS} if is_long_ctc else {}
-    return transcriber({"raw": samples, "sampling_rate": rate}, return_timestamps="word", **options)["chunks"]
-
-
-def _listen_with_faster_whisper(transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[dict[str, Any]]:
-    samples = load_audio(samples, sampling_rate, FASTER_WHISPER_RATE)
-    segments, _ = transcriber.transcribe(samples, word_timestamps=True)
-    words = (word for segment in segments for word in segment.words or ())
-    return [{"text": word.word, "timestamp": (word.start, word.end)} for word in words]
-
-
-def _straighten(chunks: list[dict[str, Any]], duration: float) -> list[dict[str, Any]]:
-    """Moves times of chunks so that they never go back and lie within the audio, and drops chunks without text."""
-    straight, earliest = [], 0.0
-    for chunk in chunks:
-        if not chunk["text"].strip():
-            continue
-        start, end = chunk["timestamp"]
-        start = earliest = min(max(start, earliest), duration)
-        end = None if end is None else min(max(end, start), duration)
-        straight.append({"text": chunk["text"], "timestamp": (start, end)})
-    return straight
 
 
 def locate_words(words: list[str], text: str) -> list[tuple[int, int]]:

@@ -5,12 +5,13 @@ Deliberate choices:
 - The file is stand-alone: it is copied to the Hub and imports nothing of its package.
 - `preprocess` loads and checks one item; the features of a batch are extracted together, so that items with audio,
   with text and with both share a batch.
-- For a timeline the processor cuts a recording into windows; here they pass the model and are put in words.
+- For a timeline the processor cuts a recording into windows; here they pass the model. What it says is put in words by
+  `self.answers`, which the processor makes: see [`Answers`].
 """
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Sized
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -35,12 +36,6 @@ ANSWERS = ("logits", "modality_weights", "segment_logits", "segment_modality_wei
 # What is one item, although it can be iterated over.
 ITEM_TYPES = (str, bytes, os.PathLike, dict, np.ndarray, torch.Tensor)
 
-FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "softmax": partial(torch.softmax, dim=-1),
-    "sigmoid": torch.sigmoid,
-    "none": torch.clone,
-}
-
 PREPROCESS_PARAMETERS = ("channel",)
 # How a recording is cut in time, and who is heard in it; see `MMEmoProcessor.open_recording`.
 CUTTING_PARAMETERS = (
@@ -58,7 +53,6 @@ TIMELINE_PARAMETERS = ("return_timeline", "window_batch_size", *RECORDING_PARAME
 ANSWER_PARAMETERS = ("top_k", "function_to_apply", "threshold", "coverage")
 POSTPROCESS_PARAMETERS = (*ANSWER_PARAMETERS, "return_modality_weights")
 
-SILENCE, UNCERTAIN = "silence", "uncertain"
 # Shorter recordings are done before a progress bar is read, seconds.
 PROGRESS_FROM = 60.0
 
@@ -101,11 +95,16 @@ class MultimodalEmotionPipeline(Pipeline):
             model.eval()
         super().__init__(model=model, processor=processor, **kwargs)
 
+    @property
+    def answers(self) -> Any:
+        """What puts the model's answers in words, as its configuration is now; see [`Answers`]."""
+        return self.processor.answers(self.model.config)
+
     def _sanitize_parameters(self, **parameters):
         known = PREPROCESS_PARAMETERS + TIMELINE_PARAMETERS + POSTPROCESS_PARAMETERS
         if unknown := parameters.keys() - set(known):
             raise TypeError(f"Unknown parameters {sorted(unknown)}; valid ones are {known}.")
-        self.check_answer(**{name: parameters.get(name) for name in ANSWER_PARAMETERS})
+        self.answers.check(**{name: parameters.get(name) for name in ANSWER_PARAMETERS})
         asked = [name for name in RECORDING_PARAMETERS if parameters.get(name)]
         if asked and parameters.get("return_timeline") is False:
             raise ValueError(f"return_timeline=False contradicts {asked}, which are about timelines; leave one out.")
@@ -117,33 +116,6 @@ class MultimodalEmotionPipeline(Pipeline):
             for names in (PREPROCESS_PARAMETERS, TIMELINE_PARAMETERS, POSTPROCESS_PARAMETERS)
         )
         return preprocess_parameters, forward_parameters, postprocess_parameters
-
-    def check_answer(
-        self,
-        function_to_apply: str | None = None,
-        threshold: float | None = None,
-        coverage: float | None = None,
-        top_k: int | None = None,
-    ) -> None:
-        """Refuses what the answers of this model cannot be given like; see [`~MultimodalEmotionPipeline.__call__`]."""
-        if function_to_apply is not None and function_to_apply not in FUNCTIONS:
-            raise ValueError(f"function_to_apply={function_to_apply!r} is unknown; choose one of {list(FUNCTIONS)}.")
-        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
-            raise ValueError(f"top_k={top_k!r} must be an integer of at least 1, or None for all labels.")
-        if threshold is None and coverage is None:
-            return
-        if (function_to_apply or self._default_function()) != "softmax":
-            raise ValueError(
-                "threshold= and coverage= are about the softmax of a single label; this model, or function_to_apply, "
-                "gives other scores. Leave them out."
-            )
-        if threshold is not None and not 0 < threshold < 1:
-            raise ValueError(f"threshold={threshold!r} must be a score between 0 and 1.")
-        if coverage is not None:
-            # Refuses what it cannot promise.
-            self.model.config.conformal_minimum(
-                "text" if self.model.config.audio_config is None else "audio", coverage
-            )
 
     def __call__(self, inputs: Any, **kwargs):
         """
@@ -294,49 +266,12 @@ class MultimodalEmotionPipeline(Pipeline):
     def postprocess(
         self,
         outputs: dict[str, torch.Tensor],
-        top_k: int | None = None,
         function_to_apply: str | None = None,
-        return_modality_weights: bool = False,
-        threshold: float | None = None,
-        coverage: float | None = None,
+        **parameters: Any,
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        scores = FUNCTIONS[function_to_apply or self._default_function()](outputs["logits"][0].float())
+        scores = self.answers.scores(outputs["logits"][0].float().numpy(), function_to_apply)
         weights = outputs["modality_weights"][0].tolist()
-        answer = self._in_words(scores.numpy(), weights, top_k, threshold, coverage)
-        if not outputs["has_voice"][0]:
-            answer["label"] = UNCERTAIN
-            if coverage is not None:
-                answer["label_set"] = list(self.model.config.id2label.values())
-        if threshold is None and coverage is None:
-            del answer["label"]
-        if not return_modality_weights:
-            del answer["modality_weights"]
-        return answer if len(answer) > 1 else answer["scores"]
-
-    def _in_words(
-        self,
-        scores: np.ndarray,
-        weights: Any,
-        top_k: int | None = None,
-        threshold: float | None = None,
-        coverage: float | None = None,
-    ) -> dict[str, Any]:
-        """What the model says, `(num_labels,)`, and from which modalities, `(2,)`, as `label`, `scores`, ..."""
-        id2label = self.model.config.id2label
-        best = np.argsort(-scores, kind="stable").tolist()
-        audio, text = map(float, weights)
-        is_sure = threshold is None or scores[best[0]] >= threshold
-        answer = {
-            "label": id2label[best[0]] if is_sure else UNCERTAIN,
-            "scores": [{"label": id2label[index], "score": float(scores[index])} for index in best[:top_k]],
-            "modality_weights": {"audio": audio, "text": text},
-        }
-        if coverage is not None:
-            presence = "both" if audio and text else "text" if text else "audio"
-            least = self.model.config.conformal_minimum(presence, coverage)
-            # The set is never empty: the likeliest label is always in it.
-            answer["label_set"] = [id2label[index] for index in best if index == best[0] or scores[index] >= least]
-        return answer
+        return self.answers.whole(scores, weights, bool(outputs["has_voice"][0]), **parameters)
 
     def _follow_numbered(self, numbered: tuple[int, Any], *parameters) -> dict[str, Any]:
         index, item = numbered
@@ -360,78 +295,16 @@ class MultimodalEmotionPipeline(Pipeline):
                 shown = recording.duration
             bar.update(recording.duration - shown)
         recording.collect()
-        return self._account(recording, **postprocess_params)
+        parameters = {name: postprocess_params.get(name) for name in ("top_k", "threshold", "coverage")}
+        return self.answers.account(recording, **parameters)
 
     def answer(self, windows: list[Any], function_to_apply: str | None = None) -> None:
         """Runs the model over windows of recordings, see [`Window`], and hands each its answers."""
         outputs = self.forward(self._collate([window.item for window in windows]))
-        logits = outputs["segment_logits"].float()
-        scores = FUNCTIONS[function_to_apply or self._default_function()](logits).numpy()
+        scores = self.answers.scores(outputs["segment_logits"].float().numpy(), function_to_apply)
         weights = outputs["segment_modality_weights"].float().numpy()
         for window, *answers in zip(windows, scores, weights):
             window.take(*(rows[: len(window.spans)] for rows in answers))
-
-    def _account(self, recording: Any, **parameters) -> dict[str, Any]:
-        """What was found in a recording, in words."""
-        parameters = {name: parameters.get(name) for name in ("top_k", "threshold", "coverage")}
-        result: dict[str, Any] = {"duration": recording.duration}
-        if recording.sources[0].speaker is None:
-            (source,) = recording.sources
-            return result | {"speech": source.speech, **self.summarize(source.spans, **parameters)}
-        by_speaker: dict[str, list] = {}
-        for source in recording.sources:
-            by_speaker.setdefault(source.speaker, []).append(source)
-        result["speakers"] = {}
-        for speaker, sources in by_speaker.items():
-            spans = [span for source in sources for span in source.spans]
-            found = self.summarize(spans, **parameters) if sources[0].is_asked_for else {}
-            result["speakers"][speaker] = {
-                "speech": [stretch for source in sources for stretch in source.speech],
-                **found,
-            }
-        if recording.has_turns:
-            result["turns"] = [
-                {
-                    "speaker": source.speaker,
-                    "start": source.start,
-                    "end": source.end,
-                    **self._turn(source, **parameters),
-                }
-                for source in recording.sources
-            ]
-        return result
-
-    def _turn(self, source: Any, **parameters) -> dict[str, Any]:
-        if not source.is_asked_for:
-            return {}
-        whole = self.summarize(source.spans, **parameters)
-        del whole["timeline"], whole["spans"]
-        return whole | {"words": source.words}
-
-    def summarize(self, spans: list[Any], **parameters) -> dict[str, Any]:
-        """A timeline of spans, see [`Span`], its stretches of one label, and the mean over its speech."""
-        timeline = [self.describe(span, **parameters) for span in spans]
-        heard = [span for span in spans if span.scores is not None]
-        seconds = [max(span.end - span.start, 1e-6) for span in heard]
-        scores, weights = (
-            np.average([getattr(span, name) for span in heard], axis=0, weights=seconds) if heard else None
-            for name in ("scores", "modality_weights")
-        )
-        whole = _nothing() if scores is None else self._in_words(scores, weights, **parameters)
-        return whole | {"timeline": timeline, "spans": _merge(timeline)}
-
-    def describe(self, span: Any, **parameters) -> dict[str, Any]:
-        """An entry of a timeline."""
-        answer = (
-            _nothing() if span.scores is None else self._in_words(span.scores, span.modality_weights, **parameters)
-        )
-        return {"start": span.start, "end": span.end, "words": list(span.words), **answer}
-
-    def _default_function(self) -> str:
-        config = self.model.config
-        if config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1):
-            return "none"
-        return "sigmoid" if config.problem_type == "multi_label_classification" else "softmax"
 
     def save_pretrained(self, save_directory: str | os.PathLike, remote_code: bool = False, **kwargs):
         """
@@ -470,29 +343,6 @@ def _wants_timeline(parameters: dict[str, Any]) -> bool:
 def _doubts(parameters: dict[str, Any]) -> bool:
     """Whether an answer may be `"uncertain"`."""
     return parameters.get("threshold") is not None or parameters.get("coverage") is not None
-
-
-def _nothing() -> dict[str, Any]:
-    """What is said of silence."""
-    return {"label": SILENCE, "scores": [], "modality_weights": {"audio": 0.0, "text": 0.0}}
-
-
-def _merge(timeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Joins what follows on each other with the same label, except silence; `score` is the label's mean over time."""
-    merged: list[dict[str, Any]] = []
-    for entry in timeline:
-        if entry["label"] == SILENCE:
-            continue
-        start, end, label, score = entry["start"], entry["end"], entry["label"], entry["scores"][0]["score"]
-        last = merged[-1] if merged else None
-        if last and last["label"] == label and start <= last["end"] + 1e-6:
-            seconds, added = last["end"] - last["start"], max(end - last["end"], 0.0)
-            if added:
-                last["score"] += (score - last["score"]) * added / (seconds + added)
-            last["end"] = max(end, last["end"])
-        else:
-            merged.append({"start": start, "end": end, "label": label, "score": score})
-    return merged
 
 
 class _Numbered(Dataset):

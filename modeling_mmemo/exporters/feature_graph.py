@@ -7,7 +7,6 @@ It runs in single precision, where the extractor's FFT has double: bins 80 dB be
 
 from pathlib import Path
 
-import librosa
 import numpy as np
 import onnx_ir
 import torch
@@ -16,9 +15,7 @@ from torch import nn
 from mmemo.graph import FEATURES_FILE
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
 from modeling_mmemo.exporters.onnx_export import describe, keep_quiet, strip
-
-
-LOWEST_POWER = 1e-10
+from modeling_mmemo.mel_analysis_mmemo import LOWEST_POWER
 
 
 class FeatureGraph(nn.Module):
@@ -30,12 +27,10 @@ class FeatureGraph(nn.Module):
         size = extractor.n_fft
         # The spectrum as a convolution: cosines, then sines, under the window.
         angles = 2 * np.pi * np.outer(np.arange(size // 2 + 1), np.arange(size)) / size
-        waves = np.concatenate([np.cos(angles), np.sin(angles)]) * extractor.window
+        waves = np.concatenate([np.cos(angles), np.sin(angles)]) * extractor.analysis.window
         self.register_buffer("waves", torch.tensor(waves, dtype=torch.float32).unsqueeze(1))
-        filters = librosa.filters.mel(sr=extractor.sampling_rate, n_fft=size, n_mels=extractor.n_mels)
-        self.register_buffer("mel_filters", torch.tensor(filters))
-        cosines = librosa.feature.mfcc(S=np.eye(extractor.n_mels, dtype=np.float32), n_mfcc=extractor.n_mfcc)
-        self.register_buffer("cosines", torch.tensor(cosines))
+        self.register_buffer("mel_filters", torch.tensor(extractor.analysis.mel_filters))
+        self.register_buffer("cosines", torch.tensor(extractor.analysis.cosines, dtype=torch.float32))
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
         """
