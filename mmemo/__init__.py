@@ -1,6 +1,19 @@
 """The command `mmemo`, and answers without torch; everything else is in `modeling_mmemo`."""
 
-from mmemo.predictor import EmotionPredictor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 
-__all__ = ["EmotionPredictor"]
+if TYPE_CHECKING:
+    from mmemo.core.streaming import EmotionStream
+    from mmemo.predictor import EmotionPredictor
+
+# Each is imported when it is asked for: the command has an answer to `--help` before NumPy is there.
+_MODULES = {"EmotionPredictor": "mmemo.predictor", "EmotionStream": "mmemo.core.streaming"}
+__all__ = ["EmotionPredictor", "EmotionStream"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}.")
+    return getattr(import_module(_MODULES[name]), name)

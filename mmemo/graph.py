@@ -6,6 +6,7 @@ Deliberate choices:
 - The inputs that a caller leaves out are filled in here, once for all who run graphs.
 """
 
+import importlib.util
 import json
 import os
 import zlib
@@ -22,6 +23,9 @@ METADATA_KEY = "mmemo"
 # Looked for in this order, in the folder itself and in its folder `onnx`.
 GRAPH_FILES = ("model_int8.onnx", "model.onnx")
 FEATURES_FILE = "features.onnx"
+# What the feature extractor multiplies by: window, filterbank, cosines.
+ANALYSIS_FILE = "features.safetensors"
+EXPORTED_FILES = ("*.json", "*.onnx", "*.onnx.data", f"*{ANALYSIS_FILE}")
 MASKED_BY = {
     "input_features": "audio_attention_mask",
     "input_values": "audio_attention_mask",
@@ -32,9 +36,20 @@ MISSING_SAMPLES = 400
 EXPORT_REMEDY = "Export the model: mmemo export MODEL --output FOLDER (pip install 'mmemo[onnx]')."
 
 
-def local_folder(
-    model: str | os.PathLike, patterns: Iterable[str] = ("*.json", "*.onnx", "*.onnx.data"), **options: Any
-) -> Path:
+def package_folder() -> Path:
+    """
+    Where the package `modeling_mmemo` lies; found without importing it.
+
+    Raises:
+        FileNotFoundError: If it is not installed.
+    """
+    spec = importlib.util.find_spec("modeling_mmemo")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("The package modeling_mmemo is not installed: pip install mmemo.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def local_folder(model: str | os.PathLike, patterns: Iterable[str] = EXPORTED_FILES, **options: Any) -> Path:
     """
     The folder of a model, fetched from the Hub if it is none here.
 
@@ -73,13 +88,17 @@ def find_graph(folder: str | os.PathLike, file_name: str | None = None) -> Path:
     folder = Path(folder)
     names = GRAPH_FILES if file_name is None else (file_name,)
     for name in names:
-        for path in (folder / name, folder / "onnx" / name):
-            if path.is_file():
-                return path
+        if (path := find_exported(folder, name)) is not None:
+            return path
     there = sorted(str(path.relative_to(folder)) for path in folder.glob("**/*.onnx"))
     raise FileNotFoundError(
         f"{folder} holds no {' and no '.join(names)}" + (f", but {there}" if there else "") + f". {EXPORT_REMEDY}"
     )
+
+
+def find_exported(folder: Path, name: str) -> Path | None:
+    """A file that an export wrote to a folder, or to its folder `onnx`."""
+    return next((path for path in (folder / name, folder / "onnx" / name) if path.is_file()), None)
 
 
 def checksum(path: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_mmemo.answers_mmemo import SILENCE, UNCERTAIN
+from .answers_mmemo import SILENCE, UNCERTAIN
 
 
 # Whoever has spoken for less had not taken the floor yet: both began at once.

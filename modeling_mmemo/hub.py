@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
+from mmemo.graph import ANALYSIS_FILE
 from modeling_mmemo import MMEmoConfig
 from modeling_mmemo.pipelines import load_pipeline
 
@@ -113,7 +114,7 @@ def _stage_model(folder: Path, stage: Path, onnx: bool) -> None:
         with TemporaryDirectory() as exported:
             export_graphs(emotion.model, emotion.processor, exported)
             (stage / "onnx").mkdir()
-            _copy(Path(exported), stage / "onnx", ("*.onnx", "*.onnx.data"))
+            _copy(Path(exported), stage / "onnx", ("*.onnx", "*.onnx.data", ANALYSIS_FILE))
 
 
 def _refuse_other_labels(api: HfApi, repo_id: str, revision: str | None, stage: Path) -> None:

@@ -257,6 +257,17 @@ class ItemProcessing:
             ]
         return features
 
+    def check_voice(self, prepared: dict[str, Any]) -> dict[str, Any]:
+        """
+        What `prepare` returned, and as `has_voice` whether there is a voice or a word in it. Beside words, a sound
+        that holds no voice counts as missing.
+        """
+        if prepared["audio"] is None or self.has_voice(prepared["audio"]):
+            return prepared | {"has_voice": True}
+        if prepared["text"] is None:
+            return prepared | {"has_voice": False}
+        return prepared | {"has_voice": True, "audio": None}
+
     def has_voice(self, samples: np.ndarray) -> bool:
         """Whether a voice is heard in a clip of shape `(samples,)`, at the rate of the feature extractor."""
         samples = resample(samples, self.feature_extractor.sampling_rate, SAMPLING_RATE)

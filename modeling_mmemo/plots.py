@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from modeling_mmemo.answers_mmemo import SILENCE, UNCERTAIN
-from modeling_mmemo.audio_loading_mmemo import AudioBlocks, AudioInput, to_mono
+from .answers_mmemo import SILENCE, UNCERTAIN
+from .audio_loading_mmemo import AudioBlocks, AudioInput, to_mono
 
 
 # Colours that the colour-blind tell apart. Source: Okabe and Ito, "Color Universal Design" (2008).

@@ -200,7 +200,7 @@ def open_recording(
         return Recording(blocks, sources, rate, blocks.duration)
     words = _read_words(word_times, text, blocks.duration)
     transcribes = text is None and not words and transcribed is not None
-    if transcribes:
+    if transcribed is not None and transcribes:
         words = transcribed(channel)
     text = None if words else text
     if speaker_turns is not None:

@@ -3,6 +3,7 @@ Emotion live: samples go in as they come, and segments come out as soon as they 
 
 Deliberate choices:
 - It is the pipeline's own timeline, fed bit by bit: the same windows give the same answers.
+- What answers may be the pipeline, or an [`EmotionPredictor`], which needs no torch.
 - Shorter windows, more often, than offline: a segment is known 1.5 s after it ended. Offline, windows come less often.
 """
 
@@ -11,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from modeling_mmemo.audio_loading_mmemo import LiveAudio
-from modeling_mmemo.pipelines import MultimodalEmotionPipeline, load_pipeline
-from modeling_mmemo.timeline_mmemo import FRAME_SECONDS, TimelineOptions, Track
-from modeling_mmemo.word_times_mmemo import WordTimes, read_word_times
+from .audio_loading_mmemo import LiveAudio
+from .timeline_mmemo import FRAME_SECONDS, TimelineOptions, Track
+from .word_times_mmemo import WordTimes, read_word_times
 
 
 class EmotionStream:
@@ -24,8 +24,8 @@ class EmotionStream:
     It holds a few seconds of sound, however long it runs, and many of them may share one pipeline.
 
     Args:
-        emotion ([`MultimodalEmotionPipeline`], *optional*):
-            What answers; the embedded model by default.
+        emotion ([`MultimodalEmotionPipeline`] or [`EmotionPredictor`]):
+            What answers.
         sampling_rate (`float`, *optional*, defaults to 16000):
             Of the samples to come, in Hz.
         window_s (`float`, defaults to 3.0), window_hop_s (`float`, defaults to 1.5), latency_s (`float`, defaults to
@@ -39,9 +39,9 @@ class EmotionStream:
     Example:
 
     ```python
-    >>> from modeling_mmemo import EmotionStream
+    >>> from modeling_mmemo import EmotionStream, load_pipeline
 
-    >>> stream = EmotionStream()
+    >>> stream = EmotionStream(load_pipeline())
     >>> for chunk in microphone:
     ...     for segment in stream.feed(chunk):
     ...         print(segment["start"], segment["label"])
@@ -51,7 +51,7 @@ class EmotionStream:
 
     def __init__(
         self,
-        emotion: MultimodalEmotionPipeline | None = None,
+        emotion: Any,
         sampling_rate: float = 16_000,
         window_s: float = 3.0,
         window_hop_s: float = 1.5,
@@ -62,7 +62,7 @@ class EmotionStream:
         voice_activity: bool = True,
         **answer: Any,
     ):
-        self.emotion = load_pipeline() if emotion is None else emotion
+        self.emotion = emotion
         if "audio" not in self.emotion.answers.modalities:
             raise ValueError("A stream is heard, and this model has no audio encoder; choose one that has.")
         self.options = TimelineOptions(

@@ -228,11 +228,7 @@ class MultimodalEmotionPipeline(Pipeline):
                     f"{error} A str is the path of an audio; to give a text, pass {{'text': ...}}."
                 ) from error
             raise
-        if find_voice and prepared["audio"] is not None and not self.processor.has_voice(prepared["audio"]):
-            if prepared["text"] is None:
-                return prepared | {"has_voice": False}
-            prepared["audio"] = None
-        return prepared | {"has_voice": True}
+        return self.processor.check_voice(prepared) if find_voice else prepared | {"has_voice": True}
 
     def _as_item(self, given: Any) -> dict[str, Any]:
         """The item as a dictionary of what it has; refuses what the model cannot take."""

@@ -26,7 +26,7 @@ from modeling_mmemo import (
     MMEmoProcessor,
     MultimodalEmotionPipeline,
 )
-from modeling_mmemo.exporters import MMEmoQuantizer, export_features, export_onnx
+from modeling_mmemo.exporters import MMEmoQuantizer, export_features, export_onnx, save_analysis
 
 
 torch.set_num_threads(1)  # the models are too small to share
@@ -180,6 +180,7 @@ def exported(tmp_path_factory, session_model, session_tokenizer):
     session_model.save_pretrained(folder)
     export_onnx(session_model, processor, folder)
     export_features(processor, folder)
+    save_analysis(processor, folder)
     MMEmoQuantizer.from_pretrained(folder).quantize(folder)
     return folder
 

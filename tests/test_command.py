@@ -63,7 +63,9 @@ def test_static_int8_beside_the_float_graph(trained, table, tmp_path):
 
     written = export(trained, "--output", output, "--int8", "static", "--calibration", table)
 
-    assert written == [str(output / name) for name in ("model.onnx", "model_int8.onnx", "features.onnx")]
+    assert written == [
+        str(output / name) for name in ("model.onnx", "model_int8.onnx", "features.safetensors", "features.onnx")
+    ]
     assert EmotionGraph(output / "model_int8.onnx").metadata["approach"] == "static"
     expected = by_label(load_pipeline(trained)(ITEM))
     assert by_label(EmotionPredictor(output, "model.onnx")(**ITEM)) == pytest.approx(expected, abs=1e-4)
@@ -75,7 +77,7 @@ def test_in_place_it_shares_the_models_weights(trained, model):
 
     written = export(trained, "--in-place")
 
-    assert written == [str(trained / name) for name in ("model_int8.onnx", "features.onnx")]
+    assert written == [str(trained / name) for name in ("model_int8.onnx", "features.safetensors")]
     assert not (trained / "model.onnx").exists()
     expected = by_label(load_pipeline(trained)(ITEM))
     assert by_label(load_pipeline(trained, backend="onnx")(ITEM)) == pytest.approx(expected, abs=0.1)

@@ -30,11 +30,13 @@ def test_features_are_those_of_the_extractor(extractor, tokenizer, make_clip, ex
         np.testing.assert_allclose(features, expected, rtol=0, atol=1e-3 * scale)
 
 
-def test_the_embedded_models_features(example_audio):
+def test_the_embedded_models_features(example_audio, tokenizer, tmp_path):
     extractor = MMEmoFeatureExtractor.from_pretrained(DEFAULT_MODEL)
     clip = load_audio(example_audio)
 
-    features = OnnxGraph(f"{DEFAULT_MODEL}/features.onnx").run({"samples": clip[None]})["features"]
+    features = OnnxGraph(export_features(MMEmoProcessor(extractor, tokenizer), tmp_path)).run({"samples": clip[None]})[
+        "features"
+    ]
 
     expected = extractor(clip, sampling_rate=16_000, return_tensors="np")["input_features"]
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4)
@@ -42,5 +44,5 @@ def test_the_embedded_models_features(example_audio):
 
 @pytest.mark.parametrize("extractor", [MMEmoFeatureExtractor(trim_db=35.0), Wav2Vec2FeatureExtractor()])
 def test_other_features_are_refused(extractor, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="cannot be a graph; only those of MMEmoFeatureExtractor without trim_db"):
+    with pytest.raises(ValueError, match="cannot be exported; only those of MMEmoFeatureExtractor without trim_db"):
         export_features(MMEmoProcessor(extractor, tokenizer), tmp_path)

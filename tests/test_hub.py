@@ -193,7 +193,7 @@ def test_with_graphs_and_results(run, hub, folder, example_audio, tmp_path):
     assert result.returncode == 0, result.stderr
     files = hub.files(REPO)
     graphs = {path for path in files if path.startswith("onnx/")}
-    assert graphs == {"onnx/model.onnx", "onnx/model_int8.onnx", "onnx/features.onnx"}
+    assert graphs == {"onnx/model.onnx", "onnx/model_int8.onnx", "onnx/features.onnx", "onnx/features.safetensors"}
     assert {path for path in files if path.startswith("results/")} == {
         "results/results.json",
         "results/confusion-ravdess.png",

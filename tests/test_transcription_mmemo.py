@@ -103,7 +103,10 @@ def test_a_model_of_faster_whisper(make_clip):
     assert calls == [((8_000,), np.float32, True)]
 
 
-@pytest.mark.parametrize("heard", [[("a b", 0, 4)], {"chunks": [chunk("a", 0, 2), chunk("b", 2, 4)]}, "00:00:01,000 --> 00:00:02,000\na", []])
+@pytest.mark.parametrize(
+    "heard",
+    [[("a b", 0, 4)], {"chunks": [chunk("a", 0, 2), chunk("b", 2, 4)]}, "00:00:01,000 --> 00:00:02,000\na", []],
+)
 def test_any_function_may_transcribe(heard, make_clip):
     calls = []
 

@@ -12,6 +12,7 @@ _MODULES = {
     "export_onnx": "onnx_export",
     "load_torch_int8": "torch_int8",
     "quantize_torch": "torch_int8",
+    "save_analysis": "feature_graph",
     "save_torch_int8": "torch_int8",
 }
 __all__ = list(_MODULES)

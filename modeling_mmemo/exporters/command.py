@@ -52,7 +52,7 @@ def export(
             exporters.export_onnx(loaded, processor, folder)
             quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
             written = [quantizer.quantize(model, approach=int8, calibration=batches, shares_weights=True)]
-        return written + _export_features(processor, model)
+        return written + _save_analysis(processor, model)
     return export_graphs(loaded, processor, output, int8, batches)
 
 
@@ -70,13 +70,14 @@ def export_graphs(
     if int8 != "none":
         quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
         written.append(quantizer.quantize(folder, approach=int8, calibration=calibration))
-    return written + _export_features(processor, folder)
+    analysis = _save_analysis(processor, folder)
+    return written + analysis + ([exporters.export_features(processor, folder)] if analysis else [])
 
 
-def _export_features(processor: MMEmoProcessor, folder: str | Path) -> list[Path]:
-    from modeling_mmemo.exporters.feature_graph import can_export, export_features
+def _save_analysis(processor: MMEmoProcessor, folder: str | Path) -> list[Path]:
+    from modeling_mmemo.exporters.feature_graph import can_export, save_analysis
 
-    return [export_features(processor, folder)] if can_export(processor) else []
+    return [save_analysis(processor, folder)] if can_export(processor) else []
 
 
 def calibration_inputs(

@@ -1,8 +1,8 @@
 """
-The feature extractor as a graph: samples in, what the model hears out. For processes without librosa, in any language.
+The feature extractor for processes without librosa: what [`MelAnalysis`] needs, and a graph for any language.
 
-It runs in single precision, where the extractor's FFT has double: bins 80 dB below a clip's maximum are off by up to
-1e-3 dB, the model's scores by less than 1e-4.
+The graph, samples in and what the model hears out, runs in single precision, where the extractor's FFT has double:
+bins 80 dB below a clip's maximum are off by up to 1e-3 dB, the model's scores by less than 1e-4.
 """
 
 from pathlib import Path
@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 import torch
+from safetensors.numpy import save
 from torch import nn
 
-from mmemo.graph import FEATURES_FILE
+from mmemo.graph import ANALYSIS_FILE, FEATURES_FILE
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
 from modeling_mmemo.exporters.onnx_export import describe, keep_quiet, strip
 from modeling_mmemo.mel_analysis_mmemo import LOWEST_POWER
@@ -69,6 +70,24 @@ def can_export(processor: MMEmoProcessor) -> bool:
     return isinstance(extractor, MMEmoFeatureExtractor) and extractor.trim_db is None
 
 
+def save_analysis(processor: MMEmoProcessor, save_directory: str | Path) -> Path:
+    """
+    Writes what the feature extractor multiplies by as `features.safetensors`, for [`EmotionPredictor`].
+
+    Args:
+        processor (`MMEmoProcessor`): One that [`can_export`] agrees to.
+        save_directory (`str` or `Path`): The folder, made if need be.
+    """
+    _refuse_others(processor)
+    analysis = processor.feature_extractor.analysis
+    path = Path(save_directory) / ANALYSIS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"window": analysis.window, "mel_filters": analysis.mel_filters, "cosines": analysis.cosines}
+    # `save_file` would leave a file that nobody else may read.
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    return path
+
+
 def export_features(processor: MMEmoProcessor, save_directory: str | Path) -> Path:
     """
     Writes the feature extractor as `features.onnx`.
@@ -83,11 +102,7 @@ def export_features(processor: MMEmoProcessor, save_directory: str | Path) -> Pa
     Raises:
         ValueError: If the processor has another feature extractor.
     """
-    if not can_export(processor):
-        raise ValueError(
-            f"The features of {type(processor.feature_extractor).__name__} cannot be a graph; only those of "
-            "MMEmoFeatureExtractor without trim_db can."
-        )
+    _refuse_others(processor)
     extractor = processor.feature_extractor
     path = Path(save_directory) / FEATURES_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,3 +119,11 @@ def export_features(processor: MMEmoProcessor, save_directory: str | Path) -> Pa
     describe(program.model.metadata_props, sampling_rate=extractor.sampling_rate)
     onnx_ir.save(program.model, path)
     return path
+
+
+def _refuse_others(processor: MMEmoProcessor) -> None:
+    if not can_export(processor):
+        raise ValueError(
+            f"The features of {type(processor.feature_extractor).__name__} cannot be exported; only those of "
+            "MMEmoFeatureExtractor without trim_db can."
+        )

@@ -1,0 +1,134 @@
+"""
+From an item to the inputs of a graph, without transformers: what an exported folder says of its processor.
+
+Deliberate choices:
+- What becomes of an item, and what is refused, is [`ItemProcessing`], as in the full package; here are a feature
+  extractor and a tokenizer that need NumPy and `tokenizers` alone.
+- Window and filterbank are read, not made anew: so the features are those of the full package, to the bit.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from mmemo.core.audio_loading_mmemo import load_audio
+from mmemo.core.item_processing_mmemo import ItemProcessing
+from mmemo.core.mel_analysis_mmemo import MelAnalysis, pad
+from mmemo.graph import ANALYSIS_FILE, EXPORT_REMEDY, find_exported
+
+
+class OnnxProcessor(ItemProcessing):
+    """
+    The processor of an exported model.
+
+    Args:
+        folder (`Path`): Of the model.
+
+    Raises:
+        FileNotFoundError: If the tokenizer is missing.
+    """
+
+    def __init__(self, folder: Path):
+        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        parts = settings.get("parts", ["feature_extractor", "tokenizer"])
+        analysis = find_exported(folder, ANALYSIS_FILE)
+        if "feature_extractor" in parts and analysis is not None:
+            self.feature_extractor = MelExtractor(settings["feature_extractor"], load_file(analysis))
+        if "tokenizer" in parts:
+            self.tokenizer = FastTokenizer(folder)
+
+    def transcribe(self, transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[tuple[str, float, float]]:
+        """
+        Raises:
+            ValueError: Always; transcribers are the full package's.
+        """
+        raise ValueError("transcriber= takes the full package: modeling_mmemo.load_pipeline(..., backend='onnx').")
+
+
+class MelExtractor:
+    """
+    [`MMEmoFeatureExtractor`] without librosa.
+
+    Args:
+        settings (`dict`): Its configuration.
+        arrays (`dict[str, np.ndarray]`): `window`, `mel_filters` and `cosines`; see [`MelAnalysis`].
+    """
+
+    model_input_names = ["input_features", "attention_mask"]
+
+    def __init__(self, settings: dict[str, Any], arrays: dict[str, np.ndarray]):
+        self.sampling_rate: int = settings["sampling_rate"]
+        self._padding_value = settings["padding_value"]
+        self._analysis = MelAnalysis(
+            settings["preset"],
+            tuple(settings["features"]),
+            settings["hop_length"],
+            settings["loudness_dbfs"],
+            **arrays,
+        )
+
+    def __call__(self, clips: list[np.ndarray], sampling_rate: float, **_: Any) -> dict[str, np.ndarray]:
+        """Returns `input_features` and `attention_mask` of clips, `(samples,)` each, padded to the longest."""
+        analysis = self._analysis
+        clips = [load_audio(clip, sampling_rate, self.sampling_rate) for clip in clips]
+        frames = analysis.num_frames(max(map(len, clips)))
+        features = analysis([analysis.level(clip) for clip in clips])
+        masks = [np.ones(feature.shape[1], np.int32) for feature in features]
+        return {
+            "input_features": pad(features, frames, self._padding_value),
+            "attention_mask": pad(masks, frames, 0),
+        }
+
+
+class FastTokenizer:
+    """
+    A tokenizer of `transformers` without transformers.
+
+    Args:
+        folder (`Path`): That holds its tokenizer.json and tokenizer_config.json.
+
+    Raises:
+        FileNotFoundError: If one of them is missing.
+    """
+
+    is_fast = True
+
+    def __init__(self, folder: Path):
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no tokenizer.json. {EXPORT_REMEDY}")
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        # A tokenizer without a limit says 10^30.
+        self.model_max_length = int(settings.get("model_max_length") or 10**30)
+        self._pads_left = settings.get("padding_side", "right") == "left"
+        # Two of them: to set one anew for a text would be in the way of other threads.
+        self._whole, self._cut = (Tokenizer.from_file(str(path)) for _ in range(2))
+        for tokenizer in (self._whole, self._cut):
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        if self.model_max_length < 10**9:
+            self._cut.enable_truncation(self.model_max_length, direction=settings.get("truncation_side", "right"))
+        pad_token = settings.get("pad_token")
+        content = pad_token["content"] if isinstance(pad_token, dict) else pad_token
+        self.pad_token_id = 0 if content is None else self._whole.token_to_id(content)
+
+    def __call__(self, texts: str | list[str], truncation: bool = False, **_: Any) -> dict[str, list]:
+        """Returns `input_ids`, `attention_mask` and `offset_mapping` of texts, padded to the longest; or of one."""
+        tokenizer = self._cut if truncation else self._whole
+        encodings = tokenizer.encode_batch([texts] if isinstance(texts, str) else texts)
+        longest = max(len(encoding.ids) for encoding in encodings)
+        columns = {
+            "input_ids": [self._pad(encoding.ids, self.pad_token_id, longest) for encoding in encodings],
+            "attention_mask": [self._pad(encoding.attention_mask, 0, longest) for encoding in encodings],
+            "offset_mapping": [self._pad(encoding.offsets, (0, 0), longest) for encoding in encodings],
+        }
+        return {name: rows[0] for name, rows in columns.items()} if isinstance(texts, str) else columns
+
+    def _pad(self, values: list, filler: Any, length: int) -> list:
+        padding = [filler] * (length - len(values))
+        return padding + values if self._pads_left else values + padding
