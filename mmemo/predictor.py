@@ -131,7 +131,7 @@ class EmotionPredictor:
 
     def answer_item(self, prepared: dict[str, Any], **options: Any) -> Any:
         """Answers for what [`~EmotionPredictor.prepare`] returned; `options` are those of [`~Answers.whole`]."""
-        outputs = self._run([prepared])
+        outputs = self.run([prepared])
         scores = self.answers.scores(outputs["logits"][0])
         return self.answers.whole(scores, outputs["modality_weights"][0], prepared["has_voice"], **options)
 
@@ -155,12 +155,13 @@ class EmotionPredictor:
 
     def answer(self, windows: list[Any]) -> None:
         """Runs the model over windows of recordings, see [`Window`], and hands each its answers."""
-        outputs = self._run([window.item for window in windows])
+        outputs = self.run([window.item for window in windows])
         scores = self.answers.scores(outputs["segment_logits"])
         for window, *answers in zip(windows, scores, outputs["segment_modality_weights"]):
             window.take(*(rows[: len(window.spans)] for rows in answers))
 
-    def _run(self, items: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    def run(self, items: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """Runs the model over items that are prepared; what it returns has a row for each."""
         columns = {name: [item[name] for item in items] for name in items[0] if name != "has_voice"}
         inputs = self.processor.make_inputs(**columns)
         return self.graph.answer({name: np.asarray(values) for name, values in inputs.items()})

@@ -62,8 +62,8 @@ DOWNLOAD_TIMEOUT_SECONDS = 30
 # Sizes from here on stand for "unknown" in a WAV that was written to a pipe (SoX 0x7FFFF000, ffmpeg 0xFFFFFFFF).
 STREAMED_WAV_SIZE = 0x7FFFF000
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX, for instance of a FLAC that was written to a pipe
-# Samples of all channels together, 64 MiB: a file may declare 1024 channels and any rate.
-MAX_BLOCK_SAMPLES = 2**24
+# Samples of all channels together, 16 MiB: a file may declare 1024 channels and any rate.
+MAX_BLOCK_SAMPLES = 2**22
 
 
 def load_audio(
@@ -165,11 +165,13 @@ class AudioBlocks:
         target_sampling_rate (`int`, *optional*, defaults to 16000):
             Rate of the blocks in Hz. Resampling is soxr's high quality, carried on from block to block.
         block_seconds (`float`, *optional*, defaults to 30.0):
-            How much is read at once, in seconds; less where that would exceed 2^24 samples of all channels together.
+            How much is read at once, in seconds; less where that would exceed 2^22 samples of all channels together.
 
     Attributes:
         channels (`int`):
             Number of channels.
+        source_rate (`float`):
+            Rate of the recording itself, in Hz.
         duration (`float` or `None`):
             Length in seconds as the container declares it, `None` where it does not.
 
@@ -187,6 +189,7 @@ class AudioBlocks:
     """
 
     channels: int
+    source_rate: float
     duration: float | None
 
     def __init__(
@@ -205,6 +208,7 @@ class AudioBlocks:
         self._target_rate = target_sampling_rate
         with _open(*self._input) as recording:
             self.channels = recording.channels
+            self.source_rate = float(recording.rate)
             self.duration = None if recording.frames is None else recording.frames / float(recording.rate)
             growth = max(1, math.ceil(target_sampling_rate / recording.rate))
             self._block_samples = min(

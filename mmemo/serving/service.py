@@ -1,0 +1,158 @@
+"""
+A predictor, who waits for it, and for how long.
+
+Deliberate choices:
+- Clips and timelines have places of their own, so that an hour of sound never keeps a sentence waiting.
+- Who gets no place is told at once, and when to come again.
+"""
+
+import asyncio
+import math
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from threading import Semaphore
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from mmemo.predictor import EmotionPredictor
+from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
+from mmemo.serving.limits import PendingBytes, check_sound
+from mmemo.serving.observing import Metrics
+from mmemo.serving.settings import ServiceSettings
+
+
+# Clips that are decoded at once: each may take several times `max_decoded_mib`.
+DECODERS = 2
+
+
+class Places:
+    """So many things may be done at once, and their rate is known."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.taken = 0
+        self._mean_seconds = 0.1
+
+    def take(self) -> bool:
+        if self.taken >= self.limit:
+            return False
+        self.taken += 1
+        return True
+
+    def give_back(self, seconds: float) -> None:
+        self.taken -= 1
+        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+
+    def retry_after(self, workers: int) -> int:
+        """When there should be room again, in seconds."""
+        return min(max(1, math.ceil(self.taken * self._mean_seconds / workers)), 60)
+
+
+class Service:
+    """
+    A predictor, and who waits for it.
+
+    Args:
+        settings ([`ServiceSettings`]): What it may be asked.
+    """
+
+    def __init__(self, settings: ServiceSettings):
+        self.settings = settings
+        self.metrics = Metrics()
+        self.pending = PendingBytes(settings.max_pending_bytes)
+        self.predictor = QueuedPredictor(
+            settings.model,
+            settings.revision,
+            settings.workers,
+            settings.max_batch_size,
+            self.metrics.batch_size.observe,
+        )
+        self.clips, self.recordings = Places(settings.max_waiting), Places(settings.max_recordings)
+        self.open_streams = Places(settings.max_streams)
+        # Who is about to be answered decodes meanwhile.
+        threads = settings.workers * (self.predictor.max_batch_size + 1)
+        self._clip_threads = ThreadPoolExecutor(threads, "mmemo-clip")
+        self._recording_threads = ThreadPoolExecutor(settings.max_recordings, "mmemo-recording")
+        self.stream_threads = ThreadPoolExecutor(settings.max_streams, "mmemo-stream")
+        self._decoders = Semaphore(DECODERS)
+        self.metrics.pending.set_function(lambda: self.pending.count)
+        self.metrics.waiting.set_function(lambda: len(self.predictor.batcher))
+        self.metrics.requests.set_function(lambda: self.clips.taken + self.recordings.taken)
+        self.metrics.streams.set_function(lambda: self.open_streams.taken)
+
+    def close(self) -> None:
+        """Answers what is in flight, and ends all threads."""
+        for executor in (self._clip_threads, self._recording_threads, self.stream_threads):
+            executor.shutdown()
+        self.predictor.batcher.close()
+
+    def check_key(self, given: str) -> bool:
+        """Whether an API key is right, in a time that says nothing of how nearly."""
+        keys = self.settings.api_keys
+        matches = [secrets.compare_digest(given.encode(), key.encode()) for key in keys]
+        return not keys or any(matches)
+
+    def refused(self, reason: str) -> None:
+        self.metrics.rejects.labels(reason).inc()
+
+    async def answer(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        """
+        The answer for one item, when it is its turn.
+
+        Raises:
+            HTTPException: If too many wait, or it takes too long.
+            ValueError: If the item is refused.
+        """
+        is_recording = options.pop("return_timeline")
+        places = self.recordings if is_recording else self.clips
+        if not places.take():
+            self.refused("recordings" if is_recording else "queue")
+            raise HTTPException(
+                503,
+                f"{places.limit} {'timelines are being made' if is_recording else 'requests wait'} already; try again "
+                "later.",
+                {"Retry-After": str(places.retry_after(self.settings.workers))},
+            )
+        started = time.monotonic()
+        work = partial(self._answer, item, options, is_recording, started + self.settings.timeout_s)
+        executor = self._recording_threads if is_recording else self._clip_threads
+        future = asyncio.get_running_loop().run_in_executor(executor, work)
+        # Who gives up waiting leaves the work behind, until it finds that its time is up.
+        future.add_done_callback(lambda _: places.give_back(time.monotonic() - started))
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), self.settings.timeout_s)
+        except (TimeoutError, OutOfTimeError) as error:
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self.refused("timeout")
+            raise HTTPException(
+                503,
+                f"There was no answer within {self.settings.timeout_s:g} s; send less, or try again later.",
+                {"Retry-After": str(places.retry_after(self.settings.workers))},
+            ) from error
+
+    def _answer(self, item: dict[str, Any], options: dict[str, Any], is_recording: bool, deadline: float) -> dict:
+        with until(deadline):
+            audio = item.get("audio")
+            if audio is not None:
+                with self._decoders:
+                    check_sound(audio, self.settings, is_recording)
+            if is_recording:
+                return self.predictor.follow(item, **options)
+            find_voice = options.get("threshold") is not None or options.get("coverage") is not None
+            with self._decoders if audio is not None else nullcontext():
+                prepared = self.predictor.prepare(item, options.pop("channel", None), find_voice)
+            answer = self.predictor.answer_item(prepared, return_modality_weights=True, **options)
+        return {"label": answer["scores"][0]["label"], **answer}
+
+
+def warm_up(predictor: EmotionPredictor) -> None:
+    """Runs the model once on each modality that it has."""
+    if "text" in predictor.answers.modalities:
+        predictor(text="Hello.")
+    if "audio" in predictor.answers.modalities:
+        rate = predictor.processor.feature_extractor.sampling_rate
+        predictor([math.sin(index) for index in range(rate)])

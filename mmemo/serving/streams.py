@@ -1,0 +1,192 @@
+"""
+A live stream: sound goes in as binary messages, segments come out as JSON as soon as they can be known.
+
+The client's first message says what comes ([`StreamStart`]). Then binary messages are sound (of Opus, a packet each),
+and text messages are words with their times ([`StreamWords`]) or say that nothing follows ([`StreamEnd`]). The service
+says `{"type": "ready"}`, then `{"type": "segment", ...}`, and at last `{"type": "end"}` or `{"type": "error"}`.
+"""
+
+import asyncio
+import io
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import TypeAdapter, ValidationError
+
+from mmemo.core.streaming import EmotionStream
+from mmemo.serving.schemas import StreamEnd, StreamStart, StreamWords
+from mmemo.serving.settings import ServiceSettings
+
+
+POLICY_VIOLATION, BAD_DATA, TRY_AGAIN_LATER, INTERNAL_ERROR = 1008, 1007, 1013, 1011
+OPUS_RATE = 48_000
+MESSAGES: TypeAdapter[StreamWords | StreamEnd] = TypeAdapter(StreamWords | StreamEnd)
+
+Decode = Callable[[bytes], np.ndarray]
+
+
+class RefusedError(Exception):
+    """A stream that is ended by the service, with a sentence and a code of RFC 6455."""
+
+    def __init__(self, sentence: str, code: int = BAD_DATA):
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.code = code
+
+
+async def follow(
+    socket: WebSocket, emotion: Any, executor: Executor, settings: ServiceSettings, check_key: Callable[[str], bool]
+) -> None:
+    """
+    Follows one live stream to its end.
+
+    Args:
+        socket (`WebSocket`): Accepted already.
+        emotion ([`EmotionPredictor`]): What answers.
+        executor (`Executor`): Where it answers; must have a thread for each stream.
+        settings ([`ServiceSettings`]): Limits.
+        check_key (`Callable`): Whether an API key is right.
+    """
+    try:
+        await _follow(socket, emotion, executor, settings, check_key)
+    except WebSocketDisconnect:
+        return
+    except RefusedError as refusal:
+        await end(socket, {"type": "error", "detail": refusal.sentence}, refusal.code)
+
+
+async def _follow(socket, emotion, executor, settings, check_key) -> None:
+    loop = asyncio.get_running_loop()
+    start = _read(TypeAdapter(StreamStart), await _receive(socket, settings))
+    if not check_key(start.api_key or socket.headers.get("authorization", "").removeprefix("Bearer ")):
+        raise RefusedError("The API key is missing or wrong.", POLICY_VIOLATION)
+    try:
+        decode = _decoder(start)
+        options = {"top_k": start.top_k, "threshold": start.threshold, "coverage": start.coverage}
+        rate = OPUS_RATE if start.encoding == "opus" else start.sampling_rate
+        stream = EmotionStream(emotion, rate, **options)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+    await socket.send_json({"type": "ready", "latency_s": stream.latency_seconds})
+    seconds = 0.0
+    while True:
+        message = await _receive(socket, settings)
+        chunk, words = np.zeros(0, np.float32), None
+        try:
+            if isinstance(message, bytes):
+                chunk = decode(message)
+                seconds += chunk.shape[-1] / rate
+            else:
+                parsed = _read(MESSAGES, message)
+                if isinstance(parsed, StreamEnd):
+                    break
+                words = [tuple(word) for word in parsed.word_times]
+            if seconds > settings.max_recording_s:
+                raise RefusedError(
+                    f"The stream lasts more than {settings.max_recording_s:g} s; begin a new one.", POLICY_VIOLATION
+                )
+            segments = await loop.run_in_executor(executor, stream.feed, chunk, words)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        for segment in segments:
+            await socket.send_json({"type": "segment", **segment})
+    for segment in await loop.run_in_executor(executor, stream.flush):
+        await socket.send_json({"type": "segment", **segment})
+    await end(socket, {"type": "end", "duration": seconds}, 1000)
+
+
+async def _receive(socket: WebSocket, settings: ServiceSettings) -> bytes | str:
+    try:
+        async with asyncio.timeout(settings.idle_s):
+            message = await socket.receive()
+    except TimeoutError as error:
+        raise RefusedError(f"Nothing came for {settings.idle_s:g} s.", POLICY_VIOLATION) from error
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    content = message.get("bytes")
+    return message["text"] if content is None else content
+
+
+def _read(adapter: TypeAdapter, message: bytes | str) -> Any:
+    if isinstance(message, bytes):
+        raise RefusedError('Sound comes before its description; say first what it is: {"encoding": "pcm_s16le", ...}.')
+    try:
+        return adapter.validate_json(message)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RefusedError(f"The message is not what it must be: {place}: {first['msg']}.") from error
+
+
+def _decoder(start: StreamStart) -> Decode:
+    """What turns messages into samples, `(samples,)` or `(channels, samples)`."""
+    if start.encoding == "opus":
+        return _OpusDecoder(start.channels)
+    return _PcmDecoder(start.encoding, start.channels)
+
+
+class _PcmDecoder:
+    """PCM or G.711, interleaved; a message may end within a sample."""
+
+    TYPES = {"pcm_s16le": ("<i2", "PCM_16"), "pcm_f32le": ("<f4", "FLOAT"), "mulaw": ("u1", "ULAW")}
+
+    def __init__(self, encoding: str, channels: int):
+        kind, self._subtype = self.TYPES[encoding]
+        self._channels = channels
+        self._frame_bytes = np.dtype(kind).itemsize * channels
+        self._rest = b""
+
+    def __call__(self, message: bytes) -> np.ndarray:
+        import soundfile
+
+        data = self._rest + message
+        whole = len(data) // self._frame_bytes * self._frame_bytes
+        self._rest = data[whole:]
+        if not whole:
+            return np.zeros(0, np.float32)
+        samples, _ = soundfile.read(
+            io.BytesIO(data[:whole]),
+            dtype="float32",
+            always_2d=True,
+            format="RAW",
+            subtype=self._subtype,
+            endian="LITTLE",
+            samplerate=OPUS_RATE,
+            channels=self._channels,
+        )
+        return samples.mean(axis=1)
+
+
+class _OpusDecoder:
+    """Opus, a packet a message, as WebRTC sends it. Whatever it was made of, it decodes at 48 kHz."""
+
+    def __init__(self, channels: int):
+        try:
+            import av
+        except ModuleNotFoundError as error:
+            raise ValueError("This service was installed without PyAV, which decodes Opus; send PCM.") from error
+        self._av = av
+        self._context = av.CodecContext.create("opus", "r")
+        self._context.sample_rate = OPUS_RATE
+        self._context.layout = "stereo" if channels == 2 else "mono"
+
+    def __call__(self, message: bytes) -> np.ndarray:
+        try:
+            frames = self._context.decode(self._av.Packet(message)) if message else []
+        except self._av.error.FFmpegError as error:
+            raise ValueError("A message is no packet of Opus; send one a message, without a container.") from error
+        samples = [frame.to_ndarray().mean(axis=0) for frame in frames]
+        return np.concatenate(samples) if samples else np.zeros(0, np.float32)
+
+
+async def end(socket: WebSocket, message: dict[str, Any], code: int) -> None:
+    """Says a last word and closes, if the other side still listens."""
+    try:
+        await socket.send_text(json.dumps(message))
+        await socket.close(code)
+    except (RuntimeError, WebSocketDisconnect):
+        return
