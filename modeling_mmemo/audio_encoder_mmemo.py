@@ -157,7 +157,8 @@ class MMEmoAudioEncoder(PreTrainedModel):
 
         embeds = _masked(nn.functional.gelu(self.conv1(_masked(input_features, frame_mask))), frame_mask)
         embeds = nn.functional.gelu(self.conv2(embeds)).transpose(1, 2)
-        embeds = embeds + self.embed_positions.weight[: embeds.shape[1]]
+        # Looked up and not sliced: an exporter would take a slice of everything for no slice.
+        embeds = embeds + self.embed_positions(torch.arange(embeds.shape[1], device=embeds.device))
         hidden_states = [nn.functional.dropout(embeds, p=self.config.dropout, training=self.training)]
 
         bias = None

@@ -57,8 +57,15 @@ def test_a_clip_of_several_windows(exported, model):
     """The audio encoder hears 30 s at once; what is longer has windows, in the graph as well."""
     graph = EmotionGraph(exported / "model.onnx")
 
-    for frames in (3000, 3001, 7400):
-        assert_same_outputs(graph, model, random_inputs(2, frames, seed=frames))
+    for batch, frames in ((1, 2999), (1, 3000), (2, 3001), (1, 3100), (2, 6000), (3, 7401)):
+        inputs = random_inputs(batch, frames, seed=frames)
+        rng = np.random.default_rng(frames)
+        lengths = rng.integers(1, frames + 1, batch)
+        lengths[0] = frames
+        inputs["input_features"] = rng.normal(size=(batch, 16, frames)).astype(np.float32)
+        inputs["audio_attention_mask"] = (np.arange(frames) < lengths[:, None]).astype(np.int64)
+
+        assert_same_outputs(graph, model, inputs)
 
 
 @pytest.mark.parametrize("names", [("input_features", "audio_attention_mask"), ("input_ids", "attention_mask")])
@@ -127,7 +134,7 @@ def test_a_norm_over_time_is_refused(processor, tmp_path):
 def test_a_graph_that_answers_otherwise_is_refused(exported, model, processor):
     for parameter in model.fused_classifier.parameters():
         torch.nn.init.normal_(parameter)
-    inputs = onnx_export.sample_inputs(processor)
+    inputs = onnx_export.sample_inputs(model, processor)
 
     with pytest.raises(ValueError, match=r"The graph's logits differ by .* \['mmemo_audio', 'bert'\], cannot be"):
         onnx_export._verify(exported / "model.onnx", model, inputs)

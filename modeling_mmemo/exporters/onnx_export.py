@@ -75,7 +75,7 @@ def export_onnx(
     save_directory.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     model.set_attn_implementation("eager")
-    inputs = sample_inputs(processor)
+    inputs = sample_inputs(model, processor)
     with keep_quiet():
         exported = OnnxExporter().export(
             model,
@@ -104,14 +104,21 @@ def describe(metadata: Any, **facts: Any) -> None:
     metadata[METADATA_KEY] = json.dumps({"format": FORMAT, "versions": versions, **facts})
 
 
-def sample_inputs(processor: MMEmoProcessor) -> dict[str, torch.Tensor]:
-    """Inputs of three items, of different lengths, with everything that a graph can be given."""
+def sample_inputs(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor) -> dict[str, torch.Tensor]:
+    """
+    Inputs of three items, of different lengths, with everything that a graph can be given.
+
+    Where an encoder hears long clips in windows there are two of them: of one, the exporter would make a constant.
+    """
     given: dict[str, Any] = {"segment_times": [[(0.0, 0.5), (0.5, 1.0)]] * 3}
     if processor.feature_extractor is not None:
         rng = np.random.default_rng(0)
-        rate = processor.feature_extractor.sampling_rate
+        extractor, encoder, window_s = processor.feature_extractor, model.config.audio_config, 0.0
+        if encoder.model_type == "mmemo_audio":
+            window_s = 2 * encoder.max_source_positions * extractor.frame_seconds
         given["audio"] = [
-            rng.uniform(-0.1, 0.1, round(seconds * rate)).astype(np.float32) for seconds in (1.63, 1.3, 0.9)
+            rng.uniform(-0.1, 0.1, round((window_s + seconds) * extractor.sampling_rate)).astype(np.float32)
+            for seconds in (1.63, 1.3, 0.9)
         ]
     if processor.tokenizer is not None:
         given["text"] = [

@@ -194,8 +194,12 @@ def quantize_blockwise(model: onnx.ModelProto, names: list[str]) -> onnx.ModelPr
 
 
 def quantize_embeddings(graph: onnx.GraphProto) -> None:
-    """Replaces each table that rows are looked up in by one of int8, with a scale for every row."""
-    tables = {tensor.name: tensor for tensor in graph.initializer if _is_large_float(tensor)}
+    """Replaces each table of the text that rows are looked up in by one of int8, with a scale for every row."""
+    tables = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if _is_large_float(tensor) and ".audio_tower." not in tensor.name
+    }
     nodes = []
     for node in graph.node:
         if node.op_type != "Gather" or node.input[0] not in tables:
