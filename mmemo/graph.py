@@ -147,6 +147,9 @@ class OnnxGraph:
                 f"ONNX Runtime {onnxruntime.__version__} cannot open {self.path}: {error} Was it copied whole, with "
                 "the files beside it? A graph of a newer operator set needs a newer onnxruntime."
             ) from error
+        # What a long clip took is given back, rather than kept for the next one.
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.metadata = self._checked_metadata()
         self.input_shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self.output_shapes = {value.name: value.shape for value in self._session.get_outputs()}
@@ -172,7 +175,7 @@ class OnnxGraph:
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the graph on all of its inputs; all of its outputs, by name."""
-        return dict(zip(self.output_shapes, self._session.run(None, dict(feed))))
+        return dict(zip(self.output_shapes, self._session.run(None, dict(feed), self._run_options)))
 
 
 class EmotionGraph(OnnxGraph):

@@ -27,7 +27,7 @@ from mmemo.serving.limits import LimitBodies, TooLargeError
 from mmemo.serving.observing import Observe
 from mmemo.serving.openapi import DESCRIPTION, PATHS, REFUSALS, describe
 from mmemo.serving.reading import as_item, as_options, check_words, present, read_form, validate
-from mmemo.serving.schemas import Answer, BatchAnswer, BatchRequest, Failure, Item, PredictRequest, Version
+from mmemo.serving.schemas import Answer, BatchAnswer, BatchRequest, Failure, PredictRequest, Version
 from mmemo.serving.service import Service, warm_up
 from mmemo.serving.settings import ServiceSettings
 
@@ -116,6 +116,12 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                 {"WWW-Authenticate": "Bearer"},
             )
 
+    async def answer(item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        (one,) = await service.answer([item], options)
+        if isinstance(one, ValueError):
+            raise one
+        return one
+
     @app.post("/predict", response_model=Answer, summary="One item", **described)
     async def predict(request: Request) -> dict[str, Any]:
         """The emotions in a voice, its words, or both; over time if `return_timeline` is set."""
@@ -124,14 +130,14 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         if kind == "application/json":
             given = validate(PredictRequest, await request.body())
             check_words(given, settings.max_text_chars)
-            return await service.answer(as_item(given), as_options(given))
+            return await answer(as_item(given), as_options(given))
         if kind != "multipart/form-data":
             raise HTTPException(415, f"{kind or 'Nothing'} is no form; send multipart/form-data or application/json.")
         async with request.form(max_files=2, max_fields=32, max_part_size=4 * settings.max_text_chars) as form:
             fields, audio = await read_form(form)
             check_words(fields, settings.max_text_chars)
             item = {"audio": audio, "text": fields.text, "word_times": fields.subtitles}
-            return await service.answer(present(item), as_options(fields))
+            return await answer(present(item), as_options(fields))
 
     @app.post("/predict/batch", response_model=BatchAnswer, summary="Several items", **described)
     async def predict_batch(request: Request) -> dict[str, Any]:
@@ -145,13 +151,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         for item in given.items:
             check_words(item, settings.max_text_chars)
 
-        async def answer(item: Item) -> dict[str, Any]:
-            try:
-                return await service.answer(as_item(item), as_options(given))
-            except ValueError as error:
-                return {"detail": str(error)}
-
-        return {"answers": await asyncio.gather(*map(answer, given.items))}
+        answers = await service.answer(list(map(as_item, given.items)), as_options(given))
+        return {"answers": [{"detail": str(one)} if isinstance(one, ValueError) else one for one in answers]}
 
     @app.websocket("/stream")
     async def stream(socket: WebSocket) -> None:

@@ -1,5 +1,8 @@
 """Runs the service until it is told to stop."""
 
+import signal
+import sys
+
 import uvicorn
 
 from mmemo.serving.app import create_app
@@ -22,6 +25,8 @@ def serve(settings: ServiceSettings) -> None:
         FileNotFoundError, ImportError, ValueError: If there is no model to run; see [`EmotionPredictor`].
     """
     configure_logging()
+    # Where uvicorn has stopped in good order, it raises the signal once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         create_app(settings),
         host=settings.host,

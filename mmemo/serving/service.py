@@ -12,7 +12,6 @@ import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from threading import Semaphore
 from typing import Any
 
@@ -99,15 +98,14 @@ class Service:
     def refused(self, reason: str) -> None:
         self.metrics.rejects.labels(reason).inc()
 
-    async def answer(self, item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    async def answer(self, items: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any] | ValueError]:
         """
-        The answer for one item, when it is its turn.
+        The answers for the items of one request, when it is its turn, or what is wrong with an item.
 
         Raises:
-            HTTPException: If too many wait, or it takes too long.
-            ValueError: If the item is refused.
+            HTTPException: If too many requests wait, or it takes too long.
         """
-        is_recording = options.pop("return_timeline")
+        is_recording = options["return_timeline"]
         places = self.recordings if is_recording else self.clips
         if not places.take():
             self.refused("recordings" if is_recording else "queue")
@@ -118,13 +116,20 @@ class Service:
                 {"Retry-After": str(places.retry_after(self.settings.workers))},
             )
         started = time.monotonic()
-        work = partial(self._answer, item, options, is_recording, started + self.settings.timeout_s)
         executor = self._recording_threads if is_recording else self._clip_threads
-        future = asyncio.get_running_loop().run_in_executor(executor, work)
+        shares = 1 if is_recording else min(len(items), self.settings.workers * self.predictor.max_batch_size)
+        future = asyncio.gather(
+            *(
+                asyncio.get_running_loop().run_in_executor(
+                    executor, self._answer_all, items[share::shares], options, started + self.settings.timeout_s
+                )
+                for share in range(shares)
+            )
+        )
         # Who gives up waiting leaves the work behind, until it finds that its time is up.
         future.add_done_callback(lambda _: places.give_back(time.monotonic() - started))
         try:
-            return await asyncio.wait_for(asyncio.shield(future), self.settings.timeout_s)
+            found = await asyncio.wait_for(asyncio.shield(future), self.settings.timeout_s)
         except (TimeoutError, OutOfTimeError) as error:
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
             self.refused("timeout")
@@ -133,19 +138,31 @@ class Service:
                 f"There was no answer within {self.settings.timeout_s:g} s; send less, or try again later.",
                 {"Retry-After": str(places.retry_after(self.settings.workers))},
             ) from error
+        return [found[index % shares][index // shares] for index in range(len(items))]
 
-    def _answer(self, item: dict[str, Any], options: dict[str, Any], is_recording: bool, deadline: float) -> dict:
+    def _answer_all(self, items: list[dict], options: dict[str, Any], deadline: float) -> list[dict | ValueError]:
+        answers: list[dict | ValueError] = []
         with until(deadline):
-            audio = item.get("audio")
-            if audio is not None:
-                with self._decoders:
-                    check_sound(audio, self.settings, is_recording)
-            if is_recording:
-                return self.predictor.follow(item, **options)
-            find_voice = options.get("threshold") is not None or options.get("coverage") is not None
-            with self._decoders if audio is not None else nullcontext():
-                prepared = self.predictor.prepare(item, options.pop("channel", None), find_voice)
-            answer = self.predictor.answer_item(prepared, return_modality_weights=True, **options)
+            for item in items:
+                try:
+                    answers.append(self._answer(item, **options))
+                except ValueError as error:
+                    answers.append(error)
+        return answers
+
+    def _answer(
+        self, item: dict[str, Any], return_timeline: bool, channel: int | None = None, **options: Any
+    ) -> dict[str, Any]:
+        audio = item.get("audio")
+        if audio is not None:
+            with self._decoders:
+                check_sound(audio, self.settings, return_timeline)
+        if return_timeline:
+            return self.predictor.follow(item, channel=channel, **options)
+        find_voice = options.get("threshold") is not None or options.get("coverage") is not None
+        with self._decoders if audio is not None else nullcontext():
+            prepared = self.predictor.prepare(item, channel, find_voice)
+        answer = self.predictor.answer_item(prepared, return_modality_weights=True, **options)
         return {"label": answer["scores"][0]["label"], **answer}
 
 

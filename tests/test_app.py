@@ -1,0 +1,339 @@
+"""The service, in a process of its own, asked over the network."""
+
+import base64
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from running import running
+
+from modeling_mmemo import load_pipeline
+
+
+SRT = "1\n00:00:00,200 --> 00:00:01,000\nI am not happy.\n"
+TEXT = "you are so sad"
+
+
+@pytest.fixture(scope="module")
+def service(exported, tmp_path_factory):
+    with running(tmp_path_factory.mktemp("service") / "log", exported) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    with httpx.Client(base_url=service.address, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def twin(exported):
+    """The pipeline over the same graph."""
+    return load_pipeline(exported, "onnx")
+
+
+@pytest.fixture(scope="module")
+def clip(example_audio):
+    return example_audio.read_bytes()
+
+
+def close_to(answer, expected):
+    """Whether all that the pipeline says is in an answer, to 1e-5."""
+    if isinstance(expected, dict):
+        assert answer.keys() >= expected.keys()
+        return all(close_to(answer[name], value) for name, value in expected.items())
+    if isinstance(expected, (list, tuple)):
+        return len(answer) == len(expected) and all(map(close_to, answer, expected))
+    return answer == pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else answer == expected
+
+
+def test_a_form_has_the_pipelines_answer(client, twin, clip, example_audio):
+    response = client.post("/predict", files={"audio_file": ("a.flac", clip)}, data={"text": TEXT})
+
+    assert response.status_code == 200
+    answer = response.json()
+    expected = twin({"audio": str(example_audio), "text": TEXT}, return_modality_weights=True)
+    assert close_to(answer, expected)
+    assert answer["label"] == expected["scores"][0]["label"]
+    assert len(response.headers["x-request-id"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("item", "options"),
+    [
+        ({"text": TEXT}, {"top_k": 2}),
+        ({"audio": True}, {"threshold": 0.9}),
+        ({"audio": True, "text": TEXT}, {}),
+        ({"audio": True, "word_times": [["so", 0.1, 0.5], ["sad", 0.5, 1.0]]}, {"channel": 0}),
+    ],
+)
+def test_json_has_the_pipelines_answer(client, twin, clip, example_audio, item, options):
+    sent = item | ({"audio": base64.b64encode(clip).decode()} if "audio" in item else {})
+    response = client.post("/predict", json=sent | options)
+
+    item = item | ({"audio": str(example_audio)} if "audio" in item else {})
+    assert response.status_code == 200
+    assert close_to(response.json(), twin(item, return_modality_weights=True, **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"granularity": "sentence", "top_k": 1}, {"speaker_turns": [{"speaker": "ann", "start": 0.1, "end": 1.2}]}],
+)
+def test_timelines_are_the_pipelines(client, twin, clip, example_audio, options):
+    sent = {"audio": base64.b64encode(clip).decode(), "subtitles": SRT, "return_timeline": True, **options}
+    response = client.post("/predict", json=sent)
+
+    if "speaker_turns" in options:
+        options = {"speaker_turns": [("ann", 0.1, 1.2)]}
+    expected = twin({"audio": str(example_audio), "word_times": SRT}, return_timeline=True, **options)
+    assert response.status_code == 200
+    assert close_to(response.json(), expected)
+
+
+def test_a_form_takes_subtitles_and_options(client, twin, clip, example_audio):
+    files = {"audio_file": ("a.flac", clip), "subtitles": ("a.srt", f"\ufeff{SRT}".encode())}
+    data = {"return_timeline": "true", "top_k": "1", "text": ""}
+
+    response = client.post("/predict", files=files, data=data)
+
+    expected = twin({"audio": str(example_audio), "word_times": SRT}, return_timeline=True, top_k=1)
+    assert close_to(response.json(), expected)
+
+
+def test_channels_of_a_form_are_heard_apart(client, twin, clip, example_audio, tmp_path):
+    samples, rate = soundfile.read(example_audio, dtype="float32")
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([samples, samples[::-1]], axis=1), rate, subtype="FLOAT")
+    data = {"return_timeline": "1", "channels": "split", "customer": "1"}
+
+    response = client.post("/predict", files={"audio_file": path.read_bytes()}, data=data)
+
+    assert close_to(response.json(), twin(str(path), channels="split", customer=1))
+
+
+def test_a_batch_answers_where_it_can(client, twin, clip):
+    items = [{"text": TEXT}, {"audio": base64.b64encode(b"noise").decode()}, {"text": " "}, {"text": "i am happy"}]
+
+    response = client.post("/predict/batch", json={"items": items, "top_k": 1})
+
+    assert response.status_code == 200
+    first, second, third, fourth = response.json()["answers"]
+    assert close_to(first["scores"], twin({"text": TEXT}, top_k=1))
+    assert close_to(fourth["scores"], twin({"text": "i am happy"}, top_k=1))
+    assert second.keys() == third.keys() == {"detail"}
+    assert "not readable audio" in second["detail"] and "both missing" in third["detail"]
+
+
+def test_at_once_it_answers_as_alone(client, service, clip):
+    """Who else asks must not move an answer."""
+    requests = [{"text": TEXT}, {"audio": base64.b64encode(clip).decode()}, {"text": "happy"}] * 8
+    alone = [client.post("/predict", json=request).json() for request in requests[:3]] * 8
+
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda request: httpx.post(f"{service.address}/predict", json=request).json(), requests))
+
+    assert found == alone
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "detail"),
+    [
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "The body is no JSON"),
+        ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, "The body is no JSON"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "text/plain is no form"),
+        ({"content": b""}, 415, "Nothing is no form"),
+        ({"json": {}}, 422, "audio and text are both missing"),
+        ({"json": []}, 422, "The body: Input should be an object"),
+        ({"json": {"txt": "so"}}, 422, "txt: Extra inputs are not permitted"),
+        ({"json": {"text": "so", "top_k": 0}}, 422, "top_k: Input should be greater than or equal to 1"),
+        ({"json": {"audio": "!", "text": "so"}}, 422, "audio: is not base64"),
+        ({"json": {"audio": ""}}, 422, "is empty"),
+        ({"json": {"text": "so", "segment_s": 1.0}}, 422, "segment_s: about timelines; set return_timeline"),
+        ({"json": {"text": "so", "return_timeline": True}}, 422, "A timeline needs audio, or words"),
+        ({"json": {"subtitles": "/etc/hostname"}}, 422, "subtitles: holds no subtitles; send the content"),
+        ({"json": {"subtitles": "call.srt"}}, 422, "subtitles: holds no subtitles; send the content"),
+        ({"json": {"word_times": [["so", 2.0, 1.0]]}}, 422, "0 <= start <= end"),
+        ({"json": {"subtitles": SRT, "word_times": [["so", 0.0, 1.0]]}}, 422, "send one of them"),
+        ({"data": {"audio_file": "a.wav"}, "files": {"subtitles": b""}}, 422, "audio_file: is a text"),
+        ({"files": {"audio": b"1"}}, 422, "audio: no such file; the form takes audio_file and subtitles"),
+        ({"files": {"audio_file": b"RIFF"}}, 422, "not readable audio"),
+        ({"files": {"subtitles": b"\xff\xfe\x00"}}, 422, "subtitles: are not UTF-8"),
+        ({"files": {"subtitles": SRT.encode()}, "data": {"speaker_turns": "["}}, 422, "speaker_turns: are no JSON"),
+    ],
+)
+def test_bad_requests_are_refused_in_a_sentence(client, request_, status, detail):
+    response = client.post("/predict", **request_)
+
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+    assert detail in response.json()["detail"]
+    assert response.json().keys() == {"detail"} and "Traceback" not in response.text
+
+
+def test_what_is_not_there(client):
+    assert client.get("/nothing").json() == {"detail": "Not Found"}
+    assert client.get("/predict").status_code == 405
+
+
+def test_states(client, service, exported):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready"}
+    version = client.get("/version").json()
+    assert version["model"] == exported.name and version["precision"] == "int8" and len(version["labels"]) == 4
+    assert "swagger" in client.get("/docs").text.lower()
+
+
+def test_metrics_count_what_happens(client, service):
+    count = 'mmemo_request_seconds_count{path="/predict",status="422"}'
+    refused, batches = service.metric(count), service.metric("mmemo_batch_size_count")
+
+    client.post("/predict", json={})
+    client.post("/predict", json={"text": "so"})
+
+    assert service.metric(count) == refused + 1
+    assert service.metric("mmemo_batch_size_count") == batches + 1
+    assert service.metric('mmemo_rejects_total{reason="refused"}') >= refused + 1
+    assert service.metric("mmemo_requests_in_flight") == service.metric("mmemo_pending_bytes") == 0
+    assert 'path="other"' in (client.get("/a-path-of-somebody"), client.get("/metrics"))[1].text
+
+
+def test_logs_are_json_and_have_no_words(client, service):
+    client.post("/predict", json={"text": "a secret of mine", "word_times": [["hidden", 2.0, 1.0]]})
+    client.get("/another-secret")
+
+    lines = [json.loads(line) for line in service.log.splitlines()]
+    requests = [line for line in lines if line["event"] == "request"]
+    assert requests[-2]["status"] == 422 and requests[-2]["bytes"] > 50 and requests[-2]["path"] == "/predict"
+    assert "secret" not in service.log and "hidden" not in service.log
+
+
+def test_keys(exported, tmp_path):
+    with running(tmp_path / "log", exported, api_keys="alpha-key, beta-key") as service:
+
+        def status(**headers):
+            return httpx.post(f"{service.address}/predict", json={"text": "so"}, headers=headers).status_code
+
+        assert status() == status(authorization="Bearer gamma-key") == status(authorization="beta-key") == 401
+        assert status(authorization="Bearer alpha-key") == status(authorization="bearer beta-key") == 200
+        assert httpx.get(f"{service.address}/ready").status_code == 200
+        assert service.metric('mmemo_rejects_total{reason="key"}') == 3
+        schema = httpx.get(f"{service.address}/openapi.json").json()
+        assert schema["paths"]["/predict"]["post"]["security"] == [{"key": []}]
+        assert "alpha-key" not in service.log and "beta-key" not in service.log
+
+
+def test_told_to_stop_it_answers_what_is_in_flight(exported, example_audio, tmp_path):
+    samples, rate = soundfile.read(example_audio, dtype="float32")
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.tile(samples, 200), rate)
+    with running(tmp_path / "log", exported) as service, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(
+            httpx.post,
+            f"{service.address}/predict",
+            files={"audio_file": path.read_bytes()},
+            data={"return_timeline": "1"},
+            timeout=60,
+        )
+        while service.metric("mmemo_requests_in_flight") < 1:
+            time.sleep(0.01)
+
+        assert service.stop() == 0
+
+        assert answer.result().status_code == 200
+        assert len(answer.result().json()["timeline"]) > 100
+    lines = [json.loads(line)["event"] for line in service.log.splitlines()]
+    assert lines[-1].startswith("Finished server process")
+
+
+def test_more_than_it_can_take_is_told_when_to_come_again(exported, example_audio, tmp_path):
+    samples, rate = soundfile.read(example_audio, dtype="float32")
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.tile(samples, 100), rate)
+    with running(tmp_path / "log", exported, workers=1, max_waiting=2, max_recordings=1) as service:
+
+        def post(**request):
+            return httpx.post(f"{service.address}/predict", timeout=60, **request)
+
+        with ThreadPoolExecutor(16) as pool:
+            timelines = [
+                pool.submit(post, files={"audio_file": path.read_bytes()}, data={"return_timeline": "1"})
+                for _ in range(3)
+            ]
+            texts = [pool.submit(post, json={"text": "so " * 50}) for _ in range(60)]
+        timelines, texts = ([future.result() for future in futures] for futures in (timelines, texts))
+
+    for answers in (timelines, texts):
+        assert {answer.status_code for answer in answers} == {200, 503}
+        for answer in answers:
+            if answer.status_code == 503:
+                assert 1 <= int(answer.headers["retry-after"]) <= 60 and "try again later" in answer.json()["detail"]
+
+
+def test_what_takes_too_long_is_given_up(exported, example_audio, tmp_path):
+    samples, rate = soundfile.read(example_audio, dtype="float32")
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.tile(samples, 300), rate)
+    with running(tmp_path / "log", exported, timeout_s=0.3) as service:
+        response = httpx.post(
+            f"{service.address}/predict", files={"audio_file": path.read_bytes()}, data={"return_timeline": "1"}
+        )
+        deadline = time.monotonic() + 20
+        while service.metric("mmemo_requests_in_flight") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert response.status_code == 503 and "within 0.3 s" in response.json()["detail"]
+        assert service.metric("mmemo_requests_in_flight") == 0
+        assert httpx.post(f"{service.address}/predict", json={"text": "so"}).status_code == 200
+
+
+def test_who_leaves_while_uploading_leaves_nothing(service):
+    host, port = service.address.removeprefix("http://").split(":")
+    before = service.open_files() + 3  # connections that come and go
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        "Content-Length: 5000000\r\n\r\n--b\r\n"
+        'Content-Disposition: form-data; name="audio_file"; filename="a.wav"\r\n\r\n'
+    )
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + b"\0" * 2_000_000)
+    deadline = time.monotonic() + 10
+    while (service.metric("mmemo_pending_bytes") or service.open_files() > before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert service.metric("mmemo_pending_bytes") == 0
+    assert service.open_files() <= before
+    assert httpx.post(f"{service.address}/predict", json={"text": "so"}).status_code == 200
+
+
+def test_uploads_that_never_end_are_ended(exported, tmp_path):
+    with running(tmp_path / "log", exported, upload_timeout_s=0.5) as service:
+        host, port = service.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            connection.sendall(
+                b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            )
+            assert b" 408 " in connection.recv(1000).partition(b"\r\n")[0]
+
+
+def test_many_threads_ask_at_once(client, service):
+    errors = []
+
+    def ask():
+        for _ in range(5):
+            response = httpx.post(f"{service.address}/predict", json={"text": "you are happy"})
+            if response.status_code != 200:
+                errors.append(response.text)
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors

@@ -1,0 +1,106 @@
+"""Broken audio files by the hundred, sent to a service: each is answered for or refused, and the service lives on."""
+
+import io
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from hostile import endless_opus
+from running import running
+
+
+FORMATS = [
+    ("WAV", "PCM_16"),
+    ("WAV", "FLOAT"),
+    ("WAV", "MS_ADPCM"),
+    ("WAV", "ULAW"),
+    ("WAVEX", "PCM_24"),
+    ("RF64", "PCM_16"),
+    ("FLAC", "PCM_16"),
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+    ("MP3", "MPEG_LAYER_III"),
+    ("AIFF", "PCM_16"),
+    ("AU", "ULAW"),
+    ("CAF", "ALAC_16"),
+    ("W64", "PCM_16"),
+    ("NIST", "PCM_16"),
+    ("VOC", "PCM_U8"),
+    ("SD2", "PCM_16"),
+]
+HEADER_BYTES = 200
+MEMORY_MIB = 256
+
+
+@pytest.fixture(scope="module")
+def files(example_audio):
+    """One recording in all formats that can be written here."""
+    samples, rate = soundfile.read(example_audio, dtype="float32")
+    found = []
+    for kind, subtype in FORMATS:
+        buffer = io.BytesIO()
+        try:
+            soundfile.write(buffer, samples[:16_000], rate, format=kind, subtype=subtype)
+        except soundfile.LibsndfileError:
+            continue
+        found.append(buffer.getvalue())
+    assert len(found) >= 12
+    return [*found, endless_opus(120)]
+
+
+def mutate(data, rng):
+    """A file with one to eight faults, half of them where its header is."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 9)):
+        end = min(HEADER_BYTES, len(data)) if rng.random() < 0.5 else len(data)
+        place = int(rng.integers(end)) if end else 0
+        length = int(rng.integers(1, 17))
+        fault = rng.integers(6)
+        if fault == 0:
+            data[place : place + length] = rng.bytes(length)
+        elif fault == 1:
+            data[place : place + length] = bytes([rng.choice([0, 1, 0x7F, 0x80, 0xFF])]) * length
+        elif fault == 2:
+            del data[place : place + length]
+        elif fault == 3:
+            data[place:place] = rng.bytes(length)
+        elif fault == 4:
+            data[place:place] = data[place : place + 100 * length]
+        elif rng.random() < 0.3:
+            del data[place:]
+    return bytes(data)
+
+
+def bombard(service, files, count, seed):
+    rng = np.random.default_rng(seed)
+    httpx.post(f"{service.address}/predict", files={"audio_file": files[0]})
+    idle = service.memory()
+    service.forget_peak()
+    statuses = {}
+    with httpx.Client(base_url=service.address, timeout=60) as client:
+        for number in range(count):
+            data = mutate(files[number % len(files)], rng)
+            form = {"return_timeline": "1"} if number % 4 == 0 else {}
+            response = client.post("/predict", files={"audio_file": data}, data=form)
+            assert response.status_code in (200, 413, 422), (number, response.status_code, response.text)
+            assert response.status_code == 200 or len(response.json()["detail"]) > 20
+            statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+    assert service.process.poll() is None
+    assert service.memory("VmHWM") - idle < MEMORY_MIB
+    assert '"level": "error"' not in service.log
+    return statuses
+
+
+def test_broken_files(exported, files, tmp_path):
+    with running(tmp_path / "log", exported) as service:
+        statuses = bombard(service, files, 500, seed=0)
+
+    # Some are broken beyond reading, and some are not.
+    assert statuses[422] > 50 and statuses[200] > 50
+
+
+@pytest.mark.nightly
+def test_many_broken_files(exported, files, tmp_path):
+    with running(tmp_path / "log", exported) as service:
+        bombard(service, files, 10_000, seed=1)
