@@ -1,0 +1,337 @@
+"""The page of `mmemo demo`: what it answers, served on loopback, and in a browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import soundfile
+
+from mmemo import EmotionPredictor
+
+
+gr = pytest.importorskip("gradio", minversion="6", reason="the page needs gradio: pip install 'mmemo[demo]'")
+
+import httpx  # noqa: E402 - what follows comes with gradio, or cannot be imported without it
+from gradio_client import Client, handle_file  # noqa: E402
+
+from mmemo import demo  # noqa: E402
+
+
+CLIPS = Path(__file__).parents[1] / "examples" / "audio"
+CLIP = str(CLIPS / "03b01Wa.flac")
+SENTENCE = "What are those bags?"
+SUBTITLES = "1\n00:00:00,100 --> 00:00:01,600\nWhat are those bags?\n"
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_ARGS = (
+    "--no-sandbox",  # which containers forbid
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # A microphone that hears a tone.
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+)
+
+
+@pytest.fixture(scope="module")
+def predict():
+    return EmotionPredictor()
+
+
+def as_json(result):
+    """Has lists for tuples."""
+    return json.loads(json.dumps(result))
+
+
+@contextmanager
+def refuses(sentence):
+    with pytest.raises(gr.Error) as error:
+        yield
+    assert re.match(sentence, error.value.message)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Where gradio keeps what visitors send and get."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("gradio")
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def served(predict, files):
+    served = demo.serve_demo(predict, "127.0.0.1", wait=False)
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def subtitles(tmp_path):
+    path = tmp_path / "clip.srt"
+    path.write_text(SUBTITLES)
+    return str(path)
+
+
+class TestAnswer:
+    @pytest.fixture(autouse=True)
+    def _files(self, files):
+        """All of them write there."""
+
+    def test_a_recording_with_subtitles_has_coloured_words(self, predict, subtitles):
+        answer = demo.answer(predict, CLIP, " ", subtitles)
+
+        expected = predict(CLIP, word_times=Path(subtitles), return_timeline=True)
+        assert json.loads(Path(answer.file).read_text()) == as_json(expected)
+        assert answer.emotion == {entry["label"]: entry["score"] for entry in expected["scores"]}
+        assert answer.weights == expected["modality_weights"]
+        assert [word for word, _ in answer.words] == SENTENCE.split()
+        assert answer.words == [(word, entry["label"]) for entry in expected["timeline"] for word in entry["words"]]
+        assert [axes.get_ylabel() for axes in answer.picture.axes] == ["waveform", "scores", "words"]
+
+    def test_a_text_without_times_has_the_colour_of_the_whole(self, predict):
+        answer = demo.answer(predict, CLIP, SENTENCE, None)
+
+        assert answer.words == [(SENTENCE, max(answer.emotion, key=answer.emotion.get))]
+        assert json.loads(Path(answer.file).read_text()) == as_json(predict(CLIP, SENTENCE, return_timeline=True))
+
+    def test_text_alone(self, predict):
+        answer = demo.answer(predict, None, f" {SENTENCE} ", None)
+
+        expected = predict(text=SENTENCE, return_modality_weights=True)
+        assert json.loads(Path(answer.file).read_text()) == expected
+        assert answer.words == [(SENTENCE, expected["scores"][0]["label"])]
+        assert answer.weights == {"audio": 0.0, "text": 1.0} and answer.picture is None
+
+    def test_audio_alone_has_no_words(self, predict):
+        answer = demo.answer(predict, CLIP, None, None)
+
+        assert answer.words == [] and answer.weights == {"audio": 1.0, "text": 0.0}
+
+    def test_of_two_answers_neither_file_is_the_other_s(self, predict):
+        first, second = (demo.answer(predict, None, text, None).file for text in ("I hate you!", "I love you!"))
+
+        assert Path(first).parent != Path(second).parent
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            (b"RIFF nonsense", r"clip\.wav is not readable audio"),
+            (b"", r"clip\.wav is empty"),
+            (np.zeros(16_000), r"No voice is heard in clip\.wav\. "),
+            (np.sin(np.arange(16_000)), r"No voice is heard in clip\.wav\. "),
+            (np.full(16_000, np.nan), r"clip\.wav holds NaN"),
+        ],
+        ids=["broken", "empty", "silent", "tone", "NaN"],
+    )
+    def test_what_is_no_voice_is_a_sentence(self, predict, tmp_path, content, sentence):
+        path = tmp_path / "clip.wav"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            soundfile.write(path, content, 16_000, subtype="FLOAT")
+
+        with refuses(sentence):
+            demo.answer(predict, str(path), SENTENCE, None)
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ("What are those bags?", r"clip\.srt holds no subtitles"),
+            ("1\n00:10:00,000 --> 00:10:01,000\nbags\n", r".* starts at 600\.00 s, but the audio lasts"),
+            (b"\xff\xfe1", r"clip\.srt is not UTF-8"),
+            (SUBTITLES * 20_000, r"clip\.srt has \d+ bytes"),
+        ],
+        ids=["no times", "of another recording", "no text", "too long"],
+    )
+    def test_broken_subtitles_are_a_sentence(self, predict, tmp_path, content, sentence):
+        path = tmp_path / "clip.srt"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+        with refuses(sentence):
+            demo.answer(predict, CLIP, None, str(path))
+
+    def test_subtitles_need_their_recording(self, predict, subtitles):
+        with refuses(r"clip\.srt says when .*; add the recording"):
+            demo.answer(predict, None, SENTENCE, subtitles)
+
+    def test_nothing_at_all_is_a_sentence(self, predict):
+        with refuses("audio and text are both missing"):
+            demo.answer(predict, None, " ", None)
+
+    def test_a_long_recording_is_refused(self, predict, monkeypatch):
+        monkeypatch.setattr(demo, "MAX_SECONDS", 2)  # the clip lasts 2.2 s
+
+        with refuses(r"03b01Wa\.flac is longer than the 2 s"):
+            demo.answer(predict, CLIP, None, None)
+
+    def test_a_long_text_is_refused(self, predict):
+        with refuses("The text has 2004 characters"):
+            demo.answer(predict, None, "word " * 400 + "word", None)
+
+
+def test_the_examples_are_the_clips():
+    examples = demo.find_examples()
+
+    assert sorted(examples.values()) == sorted(map(str, CLIPS.glob("*.flac")))
+    assert examples["angry"] == CLIP
+
+
+def test_the_examples_are_none_of_the_files_that_are_removed(served):
+    assert not [file for files in served.temp_file_sets for file in files if Path(file).name in os.listdir(CLIPS)]
+
+
+def test_it_needs_no_torch():
+    code = (
+        "import sys; from mmemo import EmotionPredictor; from mmemo.demo import build_demo; "
+        "build_demo(EmotionPredictor()); sys.exit(bool(sys.modules.keys() & {'torch', 'transformers'}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestServed:
+    def test_it_answers_over_http(self, served, predict, subtitles, tmp_path):
+        client = Client(served.local_url, verbose=False, download_files=tmp_path)
+        emotion, weights, words, picture, file = client.predict(
+            handle_file(CLIP), "", handle_file(subtitles), api_name="/answer"
+        )
+
+        expected = predict(CLIP, word_times=Path(subtitles), return_timeline=True)
+        assert json.loads(Path(file).read_text()) == as_json(expected)
+        assert emotion["label"] == expected["label"]
+        assert {entry["label"] for entry in weights["confidences"]} == {"audio", "text"}
+        assert " ".join(entry["token"] for entry in words) == SENTENCE
+        assert picture["plot"].startswith("data:image/png;base64,")
+
+    def test_a_file_over_the_limit_is_refused(self, predict, files, monkeypatch):
+        monkeypatch.setattr(demo, "MAX_FILE_BYTES", 1000)
+        served = demo.serve_demo(predict, "127.0.0.1", wait=False)
+        status = [
+            httpx.post(f"{served.local_url}gradio_api/upload", files={"files": ("clip.wav", bytes(size))}).status_code
+            for size in (1000, 2000)
+        ]
+        served.close()
+
+        assert status == [200, 413]
+
+    def test_what_visitors_left_is_removed_as_it_closes(self, predict, files, tmp_path):
+        served = demo.serve_demo(predict, "127.0.0.1", wait=False)
+        clip = shutil.copy(CLIP, tmp_path / "mine.flac")
+        client = Client(served.local_url, verbose=False, download_files=False)
+        client.predict(handle_file(clip), "I am here.", None, api_name="/answer")
+        theirs = as_json(predict(CLIP, "I am here.", return_timeline=True))
+
+        def left():
+            results = (json.loads(path.read_text()) for path in files.glob("*/emotion.json"))
+            return len(list(files.glob("*/mine.flac"))), sum(result == theirs for result in results)
+
+        assert left() == (1, 1)
+        served.close()
+        assert left() == (0, 0)
+
+
+@pytest.mark.browser
+class TestBrowser:
+    @pytest.fixture(scope="class")
+    def browser(self):
+        sync_api = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
+        if CHROMIUM is None:
+            pytest.skip("there is no chromium: apt-get install chromium")
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+            yield browser
+            browser.close()
+
+    @pytest.fixture
+    def page(self, browser, served):
+        """The page, opened; whatever it asks for has to come from where it came from."""
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.errors, addresses = [], []
+        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("request", lambda request: addresses.append(urlsplit(request.url)))
+        page.goto(served.local_url, wait_until="networkidle")  # before that a click may be lost
+        yield page
+        page.close()
+        assert {address.hostname for address in addresses if address.scheme not in ("data", "blob")} == {"127.0.0.1"}
+
+    @staticmethod
+    def upload(page, selector, path):
+        with page.expect_response(lambda response: "/upload" in response.url):
+            page.locator(selector).set_input_files(path)
+
+    @staticmethod
+    def press(page):
+        page.get_by_role("button", name="Which emotion?").click()
+
+    @staticmethod
+    def result(page, folder):
+        """What the page offers as JSON, once there is an answer."""
+        page.get_by_test_id("matplotlib").wait_for()
+        with page.expect_download() as download:
+            page.get_by_test_id("download-link").last.click()
+        download.value.save_as(folder / "result.json")
+        return json.loads((folder / "result.json").read_text())
+
+    def test_a_clip_and_a_sentence(self, page, predict, tmp_path):
+        self.upload(page, "input[accept*=audio]", CLIP)
+        page.get_by_label("Words", exact=True).fill(SENTENCE)
+        self.press(page)
+        result = self.result(page, tmp_path)
+
+        assert result == as_json(predict(CLIP, SENTENCE, return_timeline=True))
+        assert page.get_by_test_id("label-output-value").first.inner_text().strip() == result["label"]
+        assert page.get_by_test_id("highlighted-text").get_by_text(SENTENCE).is_visible()
+        assert page.get_by_test_id("matplotlib").locator("img").evaluate("image => image.naturalWidth") > 1000
+        assert "decide nothing about a person" in page.inner_text("body")
+        assert page.errors == []
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+
+    def test_subtitles(self, page, predict, subtitles, tmp_path):
+        self.upload(page, "input[accept*=srt]", subtitles)
+        self.upload(page, "input[accept*=audio]", CLIP)
+        self.press(page)
+
+        expected = predict(CLIP, word_times=Path(subtitles), return_timeline=True)
+        assert self.result(page, tmp_path) == as_json(expected)
+        assert page.errors == []
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+
+    def test_an_example(self, page):
+        page.get_by_role("button", name="sad", exact=True).first.click()
+        page.get_by_test_id("waveform-controls").wait_for()
+        self.press(page)
+
+        page.get_by_test_id("label-output-value").get_by_text("sad").wait_for()
+        assert page.errors == []
+
+    def test_the_microphone(self, page):
+        page.get_by_label("Record audio").click()
+        page.locator(".record-button").click()
+        page.wait_for_timeout(1500)
+        with page.expect_response(lambda response: "/upload" in response.url):
+            page.locator(".stop-button").click()
+        self.press(page)
+
+        # It was read: what it holds is a tone.
+        page.get_by_test_id("toast-text").get_by_text("No voice is heard in").wait_for()
+        assert page.errors == []
+
+    def test_a_bad_file_is_answered_with_a_sentence(self, page, tmp_path):
+        (tmp_path / "bad.wav").write_bytes(b"RIFF nonsense")
+        self.upload(page, "input[accept*=audio]", tmp_path / "bad.wav")
+        self.press(page)
+
+        page.get_by_text("bad.wav is not readable audio").wait_for()
+        assert str(tmp_path) not in page.inner_text("body") and "Traceback" not in page.inner_text("body")
