@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format wheel benchmark clean
+.PHONY: help install demo test check format docs wheel benchmark clean
 
 help: ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -33,6 +33,9 @@ format: install ## Format and mend what lint can mend
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
+docs: install ## The documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
+
 wheel: install ## The wheel, in dist/
 	rm -rf dist build
 	$(RUN)/python -m build --wheel --outdir dist .
@@ -43,4 +46,4 @@ benchmark: install ## Time what the package does against what it replaces
 	$(RUN)/python benchmarks/inference.py
 
 clean: ## Remove the environment and what was built
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

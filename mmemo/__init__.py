@@ -1,5 +1,6 @@
 """The command `mmemo`, and answers without torch; everything else is in `modeling_mmemo`."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmemo.core.streaming import EmotionStream
     from mmemo.predictor import EmotionPredictor
+
+# ONNX Runtime would report its use to its makers otherwise; to be said before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Each is imported when it is asked for: the command has an answer to `--help` before NumPy is there.
 _MODULES = {"EmotionPredictor": "mmemo.predictor", "EmotionStream": "mmemo.core.streaming"}

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -280,11 +281,12 @@ def token_times(
     times = np.full((len(offsets), 2), -1.0, np.float32)
     if text is None or word_times is None:
         return times
-    spans = locate_words([word for word, _, _ in word_times], text)
+    begins, stops = zip(*locate_words([word for word, _, _ in word_times], text))
     for token, (begin, stop) in enumerate(offsets):  # special tokens and padding have (0, 0)
-        spoken = [timed[1:] for timed, span in zip(word_times, spans) if span[0] < stop and begin < span[1]]
+        # Words follow on each other in the text, so those of a token do so, too.
+        spoken = word_times[bisect_right(stops, begin) : bisect_left(begins, stop)]
         if spoken:
-            span = min(start for start, _ in spoken), max(end for _, end in spoken)
+            span = min(start for _, start, _ in spoken), max(end for _, _, end in spoken)
             # From where the frames begin; what was said before, by the times given, counts as said there.
             times[token] = np.maximum(np.subtract(span, start_seconds), 0)
     return times

@@ -252,6 +252,29 @@ def test_told_to_stop_it_answers_what_is_in_flight(exported, example_audio, tmp_
     assert lines[-1].startswith("Finished server process")
 
 
+def test_told_to_stop_it_stops_in_the_time_that_it_has(exported, example_audio, tmp_path):
+    samples, rate = soundfile.read(example_audio, dtype="float32")
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.tile(samples, 400), rate)
+    settings = {"shutdown_s": 1, "workers": 1}
+    with running(tmp_path / "log", exported, **settings) as service, ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(
+                httpx.post,
+                f"{service.address}/predict",
+                files={"audio_file": path.read_bytes()},
+                data={"return_timeline": "1", "segment_s": "0.1"},
+                timeout=60,
+            )
+        while service.metric("mmemo_requests_in_flight") < 2:
+            time.sleep(0.01)
+        started = time.monotonic()
+
+        assert service.stop() == 0
+
+        assert time.monotonic() - started < 6
+
+
 def test_more_than_it_can_take_is_told_when_to_come_again(exported, example_audio, tmp_path):
     samples, rate = soundfile.read(example_audio, dtype="float32")
     path = tmp_path / "long.flac"

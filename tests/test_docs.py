@@ -39,7 +39,7 @@ from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOLERANCE = 0.02
 
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")

@@ -27,7 +27,6 @@ FORMATS = [
     ("W64", "PCM_16"),
     ("NIST", "PCM_16"),
     ("VOC", "PCM_U8"),
-    ("SD2", "PCM_16"),
 ]
 HEADER_BYTES = 200
 MEMORY_MIB = 256

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -105,3 +107,18 @@ def test_bad_inputs_are_refused(exported):
         graph.answer({"input_values": np.zeros((1, 400), np.float32)})
     with pytest.raises(ValueError, match=r"Got neither audio .* nor text"):
         graph.answer({"segment_times": np.zeros((1, 1, 2), np.float32)})
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from mmemo import EmotionPredictor; EmotionPredictor()(text='so')",
+        "from modeling_mmemo import load_pipeline; load_pipeline(backend='onnx')({'text': 'so'})",
+        "from modeling_mmemo.exporters import export_onnx; import onnxruntime",
+    ],
+)
+def test_nothing_is_reported_to_anybody(program, tmp_path):
+    """ONNX Runtime keeps a number for the machine in the home folder, once it reports its use."""
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"HOME": str(tmp_path)})
+
+    assert not [path for path in tmp_path.rglob("*") if "icrosoft" in str(path)]

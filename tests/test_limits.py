@@ -92,7 +92,9 @@ def test_hostile_requests_take_bounded_memory(service, hours):
 
 
 def test_bytes_are_counted_before_they_are_parsed(service):
+    before = service.metric('mmemo_rejects_total{reason="too large"}')
     response = post(service, files={"audio_file": b"\0" * 27_000_000})
+    assert service.metric('mmemo_rejects_total{reason="too large"}') == before + 1
     assert response.status_code == 413 and "larger than 25 MiB" in response.json()["detail"]
 
     def endless():

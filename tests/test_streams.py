@@ -144,6 +144,12 @@ def test_words_count_where_they_are_said(service, exported, speech):
         ({"encoding": "opus"}, [b"\xff" * 50], "A message is no packet of Opus", 1007),
         ({"encoding": "pcm_f32le"}, [np.full(800, np.nan, np.float32).tobytes()], "holds NaN or infinite", 1007),
         ({}, [], "Nothing came for 1 s.", 1008),
+        (
+            {},
+            [json.dumps({"type": "words", "word_times": [["so", 1e6, 1e6]] * 501})],
+            "501 words came with 0.0 s of sound; nobody speaks so fast.",
+            1007,
+        ),
     ],
 )
 def test_bad_streams_are_refused_in_a_sentence(service, start, messages, detail, code):
@@ -176,6 +182,7 @@ def test_more_streams_than_there_is_room_for(service):
             assert json.loads(socket.recv(timeout=10))["type"] == "ready"
         said, code = follow(service, {}, [])
         assert "3 streams are open already" in said[0]["detail"] and code == 1013
+        assert service.metric('mmemo_rejects_total{reason="streams"}') == 1
     finally:
         for socket in sockets:
             socket.close()
@@ -201,6 +208,11 @@ def test_streams_are_of_bounded_length_and_need_the_key(exported, speech, tmp_pa
         assert (said[0]["detail"], code) == ("The API key is missing or wrong.", 1008)
         said, code = follow(service, {"api_key": "alpha-key"}, cut(speech.tobytes(), 16_000))
         assert "lasts more than 2 s" in said[-1]["detail"] and code == 1008
+        waiting = [connect(service.stream_address) for _ in range(20)]  # who has not shown a key has no place
         with connect(service.stream_address, additional_headers={"Authorization": "Bearer alpha-key"}) as socket:
             socket.send("{}")
             assert json.loads(socket.recv(timeout=10))["type"] == "ready"
+        for socket in waiting:
+            socket.close()
+        connect(f"{service.stream_address}?words=somebody").close()
+    assert "alpha-key" not in service.log and "somebody" not in service.log

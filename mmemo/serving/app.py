@@ -66,7 +66,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     )
     app.state.is_ready = False
     app.state.service = service
-    app.add_middleware(LimitBodies, settings=settings, pending=service.pending)
+    app.add_middleware(LimitBodies, settings=settings, pending=service.pending, refused=service.refused)
     app.add_middleware(Observe, metrics=service.metrics, paths=PATHS)
     _add_refusals(app, service)
     _add_predictions(app, service)
@@ -157,19 +157,12 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.websocket("/stream")
     async def stream(socket: WebSocket) -> None:
         await socket.accept()
-        if not service.open_streams.take():
-            service.refused("streams")
-            detail = f"{settings.max_streams} streams are open already; try again later."
-            await streams.end(socket, {"type": "error", "detail": detail}, streams.TRY_AGAIN_LATER)
-            return
         try:
-            await streams.follow(socket, service.predictor, service.stream_threads, settings, service.check_key)
+            await streams.follow(socket, service)
         except Exception as error:
             logger.error("error", exc_info=error)
             detail = "Something went wrong here; the service's log says what."
             await streams.end(socket, {"type": "error", "detail": detail}, streams.INTERNAL_ERROR)
-        finally:
-            service.open_streams.give_back(0.0)
 
 
 def _add_states(app: FastAPI, service: Service) -> None:

@@ -163,14 +163,20 @@ class QueuedPredictor(EmotionPredictor):
         if max_batch_size is None:
             max_batch_size = 1 if self.graph.metadata.get("approach") == "dynamic" else BATCH_SIZE
         self.max_batch_size = max_batch_size
+        self._is_stopped = False
         self.batcher = Batcher(super().run, workers, max_batch_size, observe)
+
+    def stop(self) -> None:
+        """Refuses what is still asked, and ends its threads."""
+        self._is_stopped = True
+        self.batcher.close()
 
     def run(self, items: list[dict[str, Any]]) -> Outputs:
         """
         Raises:
-            OutOfTimeError: If the caller's time is up; see [`until`].
+            OutOfTimeError: If the caller's time is up, see [`until`], or everybody's.
         """
         deadline = _deadline.get()
-        if deadline is not None and time.monotonic() > deadline:
+        if self._is_stopped or (deadline is not None and time.monotonic() > deadline):
             raise OutOfTimeError
         return self.batcher.submit(items)

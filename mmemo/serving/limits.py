@@ -89,10 +89,11 @@ class PendingBytes:
 class LimitBodies:
     """ASGI middleware: refuses requests that are too large or too slow, and too many at once."""
 
-    def __init__(self, app: Any, settings: ServiceSettings, pending: PendingBytes):
+    def __init__(self, app: Any, settings: ServiceSettings, pending: PendingBytes, refused: Callable[[str], None]):
         self.app = app
         self.settings = settings
         self.pending = pending
+        self.refused = refused
 
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         if scope["type"] != "http":
@@ -105,7 +106,7 @@ class LimitBodies:
             await _refusal(self._too_large())(scope, receive, send)
             return
         if not self.pending.take(taken):
-            await _refusal(_no_room())(scope, receive, send)
+            await _refusal(self._no_room())(scope, receive, send)
             return
         received = 0
         deadline = asyncio.get_running_loop().time() + self.settings.upload_timeout_s
@@ -124,7 +125,7 @@ class LimitBodies:
                 raise self._too_large()
             if received > taken:
                 if not self.pending.take(received - taken):
-                    raise _no_room()
+                    raise self._no_room()
                 taken = received
             return message
 
@@ -143,12 +144,13 @@ class LimitBodies:
             self.pending.give_back(taken)
 
     def _too_large(self) -> HTTPException:
+        self.refused("too large")
         limit = self.settings.max_request_bytes / MIB
         return HTTPException(413, f"The request is larger than {limit:g} MiB, the most that this service takes.")
 
-
-def _no_room() -> HTTPException:
-    return HTTPException(503, "Too many requests are in flight; try again later.", {"Retry-After": "1"})
+    def _no_room(self) -> HTTPException:
+        self.refused("pending bytes")
+        return HTTPException(503, "Too many requests are in flight; try again later.", {"Retry-After": "1"})
 
 
 def _refusal(error: HTTPException) -> JSONResponse:

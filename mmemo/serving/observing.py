@@ -66,11 +66,17 @@ def _frames(exc_info: Any) -> list[traceback.FrameSummary]:
     return traceback.extract_tb(exc_info[2])
 
 
+def _is_ours_to_tell(record: logging.LogRecord) -> bool:
+    """Leaves out what uvicorn says of who connects, with which query, and of errors that are told already."""
+    return "WebSocket" not in record.msg and not record.msg.startswith("Exception in ASGI application")
+
+
 def configure_logging() -> None:
     """Has all logs of the process come as JSON lines, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("uvicorn.error").addFilter(_is_ours_to_tell)
     # Of what the package warns of, items are told; they may quote words.
     logging.getLogger("mmemo.core").setLevel(logging.ERROR)
 

@@ -1,5 +1,7 @@
 """Runs the service until it is told to stop."""
 
+import ctypes
+import platform
 import signal
 import sys
 
@@ -7,11 +9,15 @@ import uvicorn
 
 from mmemo.serving.app import create_app
 from mmemo.serving.observing import configure_logging
-from mmemo.serving.settings import ServiceSettings
+from mmemo.serving.settings import MIB, ServiceSettings
 
 
 # A stream holds at most so many messages of such a size, beside what the network does.
 STREAM_MESSAGE_BYTES, STREAM_MESSAGES = 2**18, 8
+
+
+# Numbers of parameters of glibc's `mallopt`.
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
 def serve(settings: ServiceSettings) -> None:
@@ -24,6 +30,7 @@ def serve(settings: ServiceSettings) -> None:
     Raises:
         FileNotFoundError, ImportError, ValueError: If there is no model to run; see [`EmotionPredictor`].
     """
+    _share_memory()
     configure_logging()
     # Where uvicorn has stopped in good order, it raises the signal once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -38,3 +45,14 @@ def serve(settings: ServiceSettings) -> None:
         ws_max_queue=STREAM_MESSAGES,
         server_header=False,
     )
+
+
+def _share_memory() -> None:
+    """
+    Has all threads take memory from the same two pools, and what is large from the system, to which it goes back. By
+    itself glibc has a pool for every thread, each of which keeps what a large request took.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 2)
+        libc.mallopt(M_MMAP_THRESHOLD, 4 * MIB)

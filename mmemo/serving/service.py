@@ -84,10 +84,10 @@ class Service:
         self.metrics.streams.set_function(lambda: self.open_streams.taken)
 
     def close(self) -> None:
-        """Answers what is in flight, and ends all threads."""
+        """Ends all threads. Nobody waits any more for what is still in flight then."""
+        self.predictor.stop()
         for executor in (self._clip_threads, self._recording_threads, self.stream_threads):
-            executor.shutdown()
-        self.predictor.batcher.close()
+            executor.shutdown(cancel_futures=True)
 
     def check_key(self, given: str) -> bool:
         """Whether an API key is right, in a time that says nothing of how nearly."""

@@ -56,7 +56,7 @@ class ServiceSettings:
     upload_timeout_s: float = 60.0
     shutdown_s: float = 30.0
     max_request_mib: float = 25.0
-    max_pending_mib: float = 64.0
+    max_pending_mib: float = 40.0
     max_clip_s: float = 30.0
     max_recording_s: float = 4 * 3600.0
     max_decoded_mib: float = 32.0

@@ -10,7 +10,6 @@ import asyncio
 import io
 import json
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from mmemo.core.streaming import EmotionStream
 from mmemo.serving.schemas import StreamEnd, StreamStart, StreamWords
-from mmemo.serving.settings import ServiceSettings
+from mmemo.serving.service import Service
 
 
 POLICY_VIOLATION, BAD_DATA, TRY_AGAIN_LATER, INTERNAL_ERROR = 1008, 1007, 1013, 1011
 OPUS_RATE = 48_000
+# More words than can be said would be kept until their time comes.
+WORDS_PER_SECOND, SPARE_WORDS = 20, 500
+# How long a client may take to say what comes: until then it has no place.
+START_SECONDS = 10.0
 MESSAGES: TypeAdapter[StreamWords | StreamEnd] = TypeAdapter(StreamWords | StreamEnd)
 
 Decode = Callable[[bytes], np.ndarray]
@@ -38,43 +41,47 @@ class RefusedError(Exception):
         self.code = code
 
 
-async def follow(
-    socket: WebSocket, emotion: Any, executor: Executor, settings: ServiceSettings, check_key: Callable[[str], bool]
-) -> None:
+async def follow(socket: WebSocket, service: Service) -> None:
     """
     Follows one live stream to its end.
 
     Args:
         socket (`WebSocket`): Accepted already.
-        emotion ([`EmotionPredictor`]): What answers.
-        executor (`Executor`): Where it answers; must have a thread for each stream.
-        settings ([`ServiceSettings`]): Limits.
-        check_key (`Callable`): Whether an API key is right.
+        service ([`Service`]): What answers.
     """
     try:
-        await _follow(socket, emotion, executor, settings, check_key)
+        start = _read(TypeAdapter(StreamStart), await _receive(socket, min(service.settings.idle_s, START_SECONDS)))
+        if not service.check_key(start.api_key or socket.headers.get("authorization", "").removeprefix("Bearer ")):
+            service.refused("key")
+            raise RefusedError("The API key is missing or wrong.", POLICY_VIOLATION)
+        if not service.open_streams.take():
+            service.refused("streams")
+            raise RefusedError(
+                f"{service.open_streams.limit} streams are open already; try again later.", TRY_AGAIN_LATER
+            )
+        try:
+            await _follow(socket, start, service)
+        finally:
+            service.open_streams.give_back(0.0)
     except WebSocketDisconnect:
         return
     except RefusedError as refusal:
         await end(socket, {"type": "error", "detail": refusal.sentence}, refusal.code)
 
 
-async def _follow(socket, emotion, executor, settings, check_key) -> None:
-    loop = asyncio.get_running_loop()
-    start = _read(TypeAdapter(StreamStart), await _receive(socket, settings))
-    if not check_key(start.api_key or socket.headers.get("authorization", "").removeprefix("Bearer ")):
-        raise RefusedError("The API key is missing or wrong.", POLICY_VIOLATION)
+async def _follow(socket: WebSocket, start: StreamStart, service: Service) -> None:
+    loop, executor, settings = asyncio.get_running_loop(), service.stream_threads, service.settings
     try:
         decode = _decoder(start)
         options = {"top_k": start.top_k, "threshold": start.threshold, "coverage": start.coverage}
         rate = OPUS_RATE if start.encoding == "opus" else start.sampling_rate
-        stream = EmotionStream(emotion, rate, **options)
+        stream = EmotionStream(service.predictor, rate, **options)
     except ValueError as error:
         raise RefusedError(str(error)) from error
     await socket.send_json({"type": "ready", "latency_s": stream.latency_seconds})
-    seconds = 0.0
+    seconds, num_words = 0.0, 0
     while True:
-        message = await _receive(socket, settings)
+        message = await _receive(socket, settings.idle_s)
         chunk, words = np.zeros(0, np.float32), None
         try:
             if isinstance(message, bytes):
@@ -85,6 +92,9 @@ async def _follow(socket, emotion, executor, settings, check_key) -> None:
                 if isinstance(parsed, StreamEnd):
                     break
                 words = [tuple(word) for word in parsed.word_times]
+                num_words += len(words)
+            if num_words > SPARE_WORDS + WORDS_PER_SECOND * seconds:
+                raise RefusedError(f"{num_words} words came with {seconds:.1f} s of sound; nobody speaks so fast.")
             if seconds > settings.max_recording_s:
                 raise RefusedError(
                     f"The stream lasts more than {settings.max_recording_s:g} s; begin a new one.", POLICY_VIOLATION
@@ -99,12 +109,12 @@ async def _follow(socket, emotion, executor, settings, check_key) -> None:
     await end(socket, {"type": "end", "duration": seconds}, 1000)
 
 
-async def _receive(socket: WebSocket, settings: ServiceSettings) -> bytes | str:
+async def _receive(socket: WebSocket, seconds: float) -> bytes | str:
     try:
-        async with asyncio.timeout(settings.idle_s):
+        async with asyncio.timeout(seconds):
             message = await socket.receive()
     except TimeoutError as error:
-        raise RefusedError(f"Nothing came for {settings.idle_s:g} s.", POLICY_VIOLATION) from error
+        raise RefusedError(f"Nothing came for {seconds:g} s.", POLICY_VIOLATION) from error
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
     content = message.get("bytes")

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+import mmemo  # noqa: F401  before ONNX Runtime is imported, as it keeps that from reporting its use
+
 
 # Each is imported when it is asked for: who runs a graph need not have what it takes to make one.
 _MODULES = {

