@@ -214,6 +214,18 @@ class MMEmoConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._refuse_contradictions()
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """Reads a `config.json`; that of another model is refused, where transformers warns and goes on."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a {model_type!r} model, not {cls.model_type!r}; "
+                "MMEmoForEmotionRecognition.from_audio_text_pretrained makes one out of encoders."
+            )
+        return config_dict, kwargs
+
     def _refuse_contradictions(self) -> None:
         if self.audio_config is None and self.text_config is None:
             raise ValueError("MMEmoConfig needs an audio_config, a text_config, or both; neither was given.")

@@ -115,4 +115,4 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
 
     result = CliRunner().invoke(app, ["export", str(tmp_path), "--in-place"])
 
-    assert result.exit_code == 1 and result.stderr.startswith("Error: ")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path} holds a 'bert' model, not 'mmemo'; ")

@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tiny import AUDIO, TEXT, WHISPER, audio_config, make_config, text_config
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from modeling_mmemo import EMOTIONS, MMEmoAudioConfig, MMEmoConfig
 
@@ -148,6 +148,13 @@ def test_whisper_config_is_reduced_to_its_encoder(tmp_path):
     assert config.model_type == "mmemo_audio"
     assert config.frame_seconds == 0.01
     assert not config.to_dict().keys() & {"decoder_layers", "decoder_start_token_id", "forced_decoder_ids"}
+
+
+def test_another_models_folder_is_refused_by_name(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match="holds a 'bert' model, not 'mmemo'; MMEmoForEmotionRecognition"):
+        MMEmoConfig.from_pretrained(tmp_path)
 
 
 def test_audio_config_carries_the_names_of_transformers():
