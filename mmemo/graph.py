@@ -215,6 +215,8 @@ class EmotionGraph(OnnxGraph):
                 length = shape[0] if isinstance(shape[0], int) else feed[masked].shape[-1]
                 # A mask that is left out calls everything real.
                 feed[name] = np.full((batch, length), masked in inputs, np.int64)
+            elif name == "context_mask":
+                feed[name] = np.zeros_like(feed["input_ids"])
             elif name == "segment_times":
                 feed[name] = np.zeros((batch, 0, 2), np.float32)
             elif name == "token_times":

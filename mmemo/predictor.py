@@ -86,6 +86,8 @@ class EmotionPredictor:
         threshold: float | None = None,
         coverage: float | None = None,
         return_timeline: bool = False,
+        context: Any = None,
+        speaker: str | None = None,
         **recording: Any,
     ) -> Any:
         """
@@ -96,6 +98,8 @@ class EmotionPredictor:
             text (`str`, *optional*): What is said; blank counts as missing.
             sampling_rate (`float`, *optional*): Rate of bare samples in Hz; the model's own, 16 kHz, by default.
             word_times (*optional*): When the words are said; see [`WordTimes`].
+            context (*optional*), speaker (`str`, *optional*): What was said before the text, oldest first, and who
+                says it; see [`DialogueTurn`]. For models that were trained with dialogues.
             top_k, return_modality_weights, channel, threshold, coverage, return_timeline (*optional*), recording:
                 As in [`~MultimodalEmotionPipeline.__call__`]; `recording` is how a timeline is cut and who is heard in
                 it, but for transcribers.
@@ -108,7 +112,14 @@ class EmotionPredictor:
         """
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "coverage": coverage}
         self.answers.check(**options)
-        item = {"audio": audio, "text": text, "word_times": word_times, "sampling_rate": sampling_rate}
+        item = {
+            "audio": audio,
+            "text": text,
+            "word_times": word_times,
+            "sampling_rate": sampling_rate,
+            "context": context,
+            "speaker": speaker,
+        }
         if return_timeline:
             return self.follow(item, channel=channel, **options, **recording)
         if recording:
@@ -121,7 +132,7 @@ class EmotionPredictor:
         Loads and checks one item; see [`~ItemProcessing.prepare`].
 
         Args:
-            item (`dict`): `audio`, `text`, `word_times` and `sampling_rate`, whichever there are.
+            item (`dict`): Those of `audio`, `text`, `word_times`, `sampling_rate`, `context` and `speaker` there are.
             channel (`int`, *optional*): See [`~EmotionPredictor.__call__`].
             find_voice (`bool`, *optional*, defaults to `False`): Whether to listen for a voice in the audio.
         """

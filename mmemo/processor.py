@@ -39,6 +39,9 @@ class OnnxProcessor(ItemProcessing):
             self.feature_extractor = MelExtractor(settings["feature_extractor"], load_file(analysis))
         if "tokenizer" in parts:
             self.tokenizer = FastTokenizer(folder)
+        for name in ("context_turns", "context_tokens", "prompt"):
+            if name in settings:  # an earlier version wrote none of them
+                setattr(self, name, settings[name])
 
     def transcribe(self, transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[tuple[str, float, float]]:
         """
@@ -105,30 +108,25 @@ class FastTokenizer:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         # A tokenizer without a limit says 10^30.
         self.model_max_length = int(settings.get("model_max_length") or 10**30)
-        self._pads_left = settings.get("padding_side", "right") == "left"
-        # Two of them: to set one anew for a text would be in the way of other threads.
-        self._whole, self._cut = (Tokenizer.from_file(str(path)) for _ in range(2))
-        for tokenizer in (self._whole, self._cut):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-        if self.model_max_length < 10**9:
-            self._cut.enable_truncation(self.model_max_length, direction=settings.get("truncation_side", "right"))
-        pad_token = settings.get("pad_token")
-        content = pad_token["content"] if isinstance(pad_token, dict) else pad_token
-        self.pad_token_id = 0 if content is None else self._whole.token_to_id(content)
+        self.padding_side = settings.get("padding_side", "right")
+        self.truncation_side = settings.get("truncation_side", "right")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.sep_token = _content(settings.get("sep_token"))
+        pad_token = _content(settings.get("pad_token"))
+        self.pad_token_id = 0 if pad_token is None else self._tokenizer.token_to_id(pad_token)
 
-    def __call__(self, texts: str | list[str], truncation: bool = False, **_: Any) -> dict[str, list]:
-        """Returns `input_ids`, `attention_mask` and `offset_mapping` of texts, padded to the longest; or of one."""
-        tokenizer = self._cut if truncation else self._whole
-        encodings = tokenizer.encode_batch([texts] if isinstance(texts, str) else texts)
-        longest = max(len(encoding.ids) for encoding in encodings)
-        columns = {
-            "input_ids": [self._pad(encoding.ids, self.pad_token_id, longest) for encoding in encodings],
-            "attention_mask": [self._pad(encoding.attention_mask, 0, longest) for encoding in encodings],
-            "offset_mapping": [self._pad(encoding.offsets, (0, 0), longest) for encoding in encodings],
+    def __call__(self, texts: str | list[str], **_: Any) -> dict[str, list]:
+        """Returns `input_ids`, `offset_mapping` and `special_tokens_mask` of texts as they are, or of one."""
+        encodings = self._tokenizer.encode_batch([texts] if isinstance(texts, str) else texts)
+        columns: dict[str, list] = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "offset_mapping": [encoding.offsets for encoding in encodings],
+            "special_tokens_mask": [encoding.special_tokens_mask for encoding in encodings],
         }
         return {name: rows[0] for name, rows in columns.items()} if isinstance(texts, str) else columns
 
-    def _pad(self, values: list, filler: Any, length: int) -> list:
-        padding = [filler] * (length - len(values))
-        return padding + values if self._pads_left else values + padding
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token

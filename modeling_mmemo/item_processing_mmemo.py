@@ -6,19 +6,20 @@ Deliberate choices:
 - A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros, and a modality that the whole
   batch lacks is left out.
 - Nothing is cut silently: cut tokens and word times are logged, and clips that an extractor would cut are refused.
+  What is cut of a dialogue's context, which has a window, is not logged.
 """
 
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from .audio_loading_mmemo import MIN_AUDIO_SECONDS, AudioInput, load_audio, resample
+from .dialogue_mmemo import DialogueText, DialogueTurn, read_context, write_dialogue
 from .recording_mmemo import Recording, open_recording
 from .voice_activity_mmemo import SAMPLING_RATE, has_voice
 from .word_times_mmemo import WordTimes, clip_word_times, is_subtitles, locate_words, read_word_times, token_times
@@ -36,12 +37,17 @@ class ItemProcessing:
         tokenizer (*optional*): Texts to tokens, as a fast one of `transformers` does.
         max_audio_samples (`int`, *optional*): Samples beyond which the feature extractor would cut a clip.
         audio_padding (`bool` or `str`): The feature extractor's `padding`.
+        context_turns, context_tokens (`int`), prompt (`str`): What the model reads of a dialogue, and behind a text;
+            see [`MMEmoProcessor`].
     """
 
     feature_extractor: Any = None
     tokenizer: Any = None
     max_audio_samples: int | None = None
     audio_padding: bool | str = True
+    context_turns: int = 0
+    context_tokens: int = 0
+    prompt: str = ""
 
     @property
     def _audio_input_name(self) -> str:
@@ -88,12 +94,15 @@ class ItemProcessing:
         sampling_rate: float | None = None,
         channel: int | None = None,
         index: int | None = None,
+        context: list[DialogueTurn] | None = None,
+        speaker: str | None = None,
     ) -> dict[str, Any]:
         """
         Loads and checks one item, without computing features. What it returns can be prepared again, unchanged.
 
         Args:
-            audio, text, word_times, sampling_rate, channel: See [`~MMEmoProcessor.__call__`]; of one item.
+            audio, text, word_times, sampling_rate, channel, context, speaker: See [`~MMEmoProcessor.__call__`]; of one
+                item.
             index (`int`, *optional*): Position in the batch, for error messages: `"audio[2]: ..."`.
 
         Returns:
@@ -102,6 +111,8 @@ class ItemProcessing:
             - **text** -- `str`, or `None` if it is blank and there are no words.
             - **word_times** -- list of `(word, start, end)` in seconds, of single words, sorted, without overlaps and
               within the clip; or `None`.
+            - **context** -- the last `context_turns` turns before the text as a list of `(speaker, text)`, or `None`.
+            - **speaker** -- `str`, or `None`.
 
         Raises:
             ValueError: if anything in the item is refused, or if it has neither audio nor text.
@@ -142,7 +153,27 @@ class ItemProcessing:
             raise ValueError(
                 f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
             )
-        return {"audio": audio, "text": text, "word_times": words or None}
+        turns = self._read_dialogue(text, context, speaker, place)
+        return {"audio": audio, "text": text, "word_times": words or None, "context": turns, "speaker": speaker}
+
+    def _read_dialogue(
+        self, text: str | None, context: list[DialogueTurn] | None, speaker: str | None, place: str
+    ) -> list[tuple[str | None, str]] | None:
+        """The turns before a text that are read; refuses those that the model, or nobody, can make use of."""
+        if speaker is not None and not isinstance(speaker, str):
+            raise ValueError(f"speaker{place}: expected a str or None, got {type(speaker).__name__}.")
+        for name, given in (("context", context), ("speaker", speaker)):
+            if given and not self.context_turns:
+                raise ValueError(
+                    f"{name}{place}: this model reads no dialogue, only the text itself; leave {name} out, or train a "
+                    "model with context_turns."
+                )
+            if given and text is None:
+                raise ValueError(f"{name}{place} belongs to a text, and there is none; pass text, or leave it out.")
+        if context is None:
+            return None
+        with _naming(f"context{place}"):
+            return read_context(context)[-self.context_turns :] or None
 
     def make_inputs(
         self,
@@ -156,12 +187,16 @@ class ItemProcessing:
         truncation: bool = True,
         max_length: int | None = None,
         audio_kwargs: dict[str, Any] | None = None,
+        context: list[DialogueTurn] | list[list[DialogueTurn] | None] | None = None,
+        speaker: str | list[str | None] | None = None,
     ) -> dict[str, Any]:
         """The inputs of a model, as lists and NumPy arrays; see [`~MMEmoProcessor.__call__`]."""
         columns = {
             "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
             "text": _as_batch(text, one=_is_timed_word(_first(text))),
             "word_times": _as_batch(word_times or None, one=_is_timed_word(_first(word_times))),
+            "context": _as_batch(context or None, one=isinstance(_first(context), (str, tuple, dict))),
+            "speaker": _as_batch(speaker),
         }
         sizes = {name: len(column) for name, column in columns.items() if column is not None}
         if not any(sizes.values()):
@@ -176,13 +211,13 @@ class ItemProcessing:
             self.prepare(**dict(zip(columns, row)), sampling_rate=sampling_rate, channel=channel, index=index)
             for index, row in enumerate(rows)
         ]
-        waveforms, texts, timings = ([item[name] for item in items] for name in columns)
+        waveforms = [item["audio"] for item in items]
         features: dict[str, Any] = {}
         if any(waveform is not None for waveform in waveforms):
             features |= self._audio_features(waveforms, audio_kwargs or {})
         starts = features.pop("start_seconds", np.zeros(size))
-        if any(text is not None for text in texts):
-            features |= self._text_features(texts, timings, starts, padding, truncation, max_length)
+        if any(item["text"] is not None for item in items):
+            features |= self._text_features(items, starts, padding, truncation, max_length)
         if segment_times is not None:
             if len(segment_times) != size:
                 raise ValueError(
@@ -216,46 +251,89 @@ class ItemProcessing:
 
     def _text_features(
         self,
-        texts: list[str | None],
-        timings: list[list[tuple[str, float, float]] | None],
+        items: list[dict[str, Any]],
         starts: np.ndarray,
         padding: bool | str,
         truncation: bool,
         max_length: int | None,
     ) -> dict[str, list]:
         """Tokenizes the texts; the tokens of a missing one are padding under a mask of zeros."""
-        timed = any(timing is not None for timing in timings)
-        tokenize = partial(
-            self.tokenizer,
-            [text or "" for text in texts],
-            padding=padding,
-            return_attention_mask=True,
+        tokenizer = self.tokenizer
+        separator = getattr(tokenizer, "sep_token", None)
+        dialogues = [
+            write_dialogue(item["text"] or "", item["speaker"], item["context"] or (), self.prompt, separator)
+            for item in items
+        ]
+        encoding = tokenizer(
+            [dialogue.whole for dialogue in dialogues],
+            return_attention_mask=False,
             return_token_type_ids=False,
-            return_offsets_mapping=timed,
+            return_offsets_mapping=tokenizer.is_fast,
+            return_special_tokens_mask=True,
             verbose=False,
         )
-        encoding = tokenize(truncation=False, max_length=max_length)
-        lengths = [sum(mask) for mask in encoding["attention_mask"]]
-        limit = max_length or self.tokenizer.model_max_length
-        if truncation and max(lengths) > limit:
-            encoding = tokenize(truncation=True, max_length=limit)
-            for index, (length, mask) in enumerate(zip(lengths, encoding["attention_mask"])):
-                if length > limit:
-                    logger.warning(
-                        f"text[{index}]: {length - sum(mask)} of {length} tokens were cut; {limit} is the limit."
-                    )
+        limit = max_length or tokenizer.model_max_length
+        rows: list[dict[str, list]] = []
+        for index, (item, dialogue) in enumerate(zip(items, dialogues)):
+            ids, special = encoding["input_ids"][index], encoding["special_tokens_mask"][index]
+            offsets = encoding["offset_mapping"][index] if tokenizer.is_fast else [(0, 0)] * len(ids)
+            is_there = item["text"] is not None
+            context = dialogue.context_mask(offsets)
+            kept = self._keep(dialogue, offsets, context, special, limit if truncation else len(ids), index)
+            row = {
+                "input_ids": ids if is_there else [tokenizer.pad_token_id] * len(ids),
+                "attention_mask": [int(is_there)] * len(ids),
+                "context_mask": context,
+            }
+            if item["word_times"] is not None:
+                own = dialogue.own_offsets(offsets)
+                row["token_times"] = list(token_times(item["text"], item["word_times"], own, starts[index]))
+            rows.append({name: [values[place] for place in kept] for name, values in row.items()})
 
-        input_ids, attention_mask = encoding["input_ids"], encoding["attention_mask"]
-        for index, text in enumerate(texts):
-            if text is None:
-                input_ids[index] = [self.tokenizer.pad_token_id] * len(input_ids[index])
-                attention_mask[index] = [0] * len(attention_mask[index])
-        features = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if timed:
-            features["token_times"] = [
-                token_times(*row) for row in zip(texts, timings, encoding["offset_mapping"], starts)
-            ]
+        fillers: dict[str, Any] = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
+        if any(1 in row["context_mask"] for row in rows):
+            fillers["context_mask"] = 0
+        if any("token_times" in row for row in rows):
+            fillers["token_times"] = np.full(2, -1.0, np.float32)
+        lengths = [len(row["input_ids"]) for row in rows]
+        longest = limit if padding == "max_length" else max(lengths)
+        is_padded = padding not in (False, "do_not_pad")
+        left = tokenizer.padding_side == "left"
+        features = {}
+        for name, filler in fillers.items():
+            columns = [row.get(name, [filler] * length) for row, length in zip(rows, lengths)]
+            if is_padded:
+                columns = [_pad(values, filler, longest, left) for values in columns]
+            features[name] = columns
         return features
+
+    def _keep(
+        self,
+        dialogue: DialogueText,
+        offsets: list[tuple[int, int]],
+        context_mask: list[int],
+        special: list[int],
+        limit: int,
+        index: int,
+    ) -> list[int]:
+        """Which tokens are kept: of the context the last, within its window and the limit; of the text the first."""
+        context = [place for place, is_context in enumerate(context_mask) if is_context]
+        room = max(limit - (len(special) - len(context)), 0)
+        cut = set(context[: max(len(context) - min(self.context_tokens, room), 0)])
+        excess = len(special) - len(cut) - limit
+        if excess > 0:
+            # What is asked behind a text stays.
+            own = [
+                place
+                for place, (begin, _) in enumerate(offsets)
+                if not special[place] and not context_mask[place] and begin < dialogue.end
+            ]
+            from_left = getattr(self.tokenizer, "truncation_side", "right") == "left"
+            cut |= set(own[:excess] if from_left else own[-excess:])
+            logger.warning(
+                f"text[{index}]: {excess} of {len(special) - len(context)} tokens were cut; {limit} is the limit."
+            )
+        return [place for place in range(len(special)) if place not in cut]
 
     def check_voice(self, prepared: dict[str, Any]) -> dict[str, Any]:
         """
@@ -278,7 +356,18 @@ class ItemProcessing:
         return open_recording(self, audio, **kwargs)
 
 
-_PLURALS = {"audio": "audios", "text": "texts", "word_times": "lists of word times"}
+_PLURALS = {
+    "audio": "audios",
+    "text": "texts",
+    "word_times": "lists of word times",
+    "context": "contexts",
+    "speaker": "speakers",
+}
+
+
+def _pad(values: list, filler: Any, length: int, left: bool) -> list:
+    padding = [filler] * (length - len(values))
+    return padding + values if left else values + padding
 
 
 def _pad_segments(segment_times: list[list[tuple[float, float]]], starts: np.ndarray) -> np.ndarray:

@@ -233,6 +233,9 @@ class MMEmoModel(MMEmoPreTrainedModel):
             )
         # One object, so that a later change of the composite's configuration reaches the tower.
         tower_config._attn_implementation = tower.config._attn_implementation
+        if getattr(tower_config, "use_cache", False):
+            # A decoder would keep keys and values for a next token, which nobody asks for.
+            tower_config.use_cache = False
         tower.config = tower_config
         pooling, layer_mix = (getattr(self.config, f"{modality}_{name}") for name in ("pooling", "layer_mix"))
         return tower, ModalityBranch(tower_config, pooling, layer_mix, self.config)
@@ -250,6 +253,7 @@ class MMEmoModel(MMEmoPreTrainedModel):
         audio_attention_mask: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
         token_times: torch.Tensor | None = None,
         segment_times: torch.Tensor | None = None,
         audio_hidden_states: tuple[torch.Tensor, ...] | None = None,
@@ -267,6 +271,8 @@ class MMEmoModel(MMEmoPreTrainedModel):
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, *optional*): The text.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for real tokens, padding on
                 either side; a row of zeros is a missing text. All real where absent.
+            context_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for real tokens of what was said
+                before the text: the tower reads them, and nothing else looks at them. None are where absent.
             token_times (`torch.Tensor` of shape `(batch, tokens, 2)`, *optional*): Start and end, in seconds, of the
                 word each token belongs to; -1 where unknown.
             segment_times (`torch.Tensor` of shape `(batch, segments, 2)`, *optional*): Start and end, in seconds, of
@@ -289,7 +295,7 @@ class MMEmoModel(MMEmoPreTrainedModel):
             return_dict = self.config.return_dict
 
         audio_states, audio_mask = self._hear(input_features, input_values, audio_hidden_states, audio_attention_mask)
-        text_states, text_mask = self._read(input_ids, text_hidden_states, attention_mask)
+        text_states, text_mask = self._read(input_ids, text_hidden_states, attention_mask, context_mask)
         if audio_mask is None and text_mask is None:
             raise ValueError(
                 "Got neither audio (input_features or input_values) nor text (input_ids); give one of them."
@@ -321,16 +327,17 @@ class MMEmoModel(MMEmoPreTrainedModel):
             return encode_audio(self.audio_tower, input_features, _ones_if_none(mask, input_features.transpose(1, 2)))
         return encode_audio(self.audio_tower, input_values, _ones_if_none(mask, input_values))
 
-    def _read(self, input_ids, hidden_states, mask):
-        """The text tower's states and their mask `(batch, tokens)`; `None` twice without text."""
+    def _read(self, input_ids, hidden_states, mask, context_mask):
+        """The text tower's states and the mask of the text itself, `(batch, tokens)`; `None` twice without text."""
         if input_ids is None and hidden_states is None:
             return None, None
         if self.text_tower is None:
             raise ValueError("Got a text, but this model has no text tower; leave the text out.")
-        if hidden_states is not None:
-            return hidden_states, _ones_if_none(mask, hidden_states[-1]).bool()
-        mask = _ones_if_none(mask, input_ids)
-        return encode_text(self.text_tower, input_ids, mask), mask.bool()
+        mask = _ones_if_none(mask, input_ids if hidden_states is None else hidden_states[-1])
+        if hidden_states is None:
+            hidden_states = encode_text(self.text_tower, input_ids, mask)
+        mask = mask.bool()
+        return hidden_states, mask if context_mask is None else mask & ~context_mask.bool()
 
     def _fuse(
         self, audio_states, audio_mask, text_states, text_mask, token_times, segment_times, output_attentions
@@ -490,6 +497,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         audio_attention_mask: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        context_mask: torch.Tensor | None = None,
         token_times: torch.Tensor | None = None,
         segment_times: torch.Tensor | None = None,
         audio_hidden_states: tuple[torch.Tensor, ...] | None = None,
@@ -514,6 +522,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             audio_attention_mask=audio_attention_mask,
             input_ids=input_ids,
             attention_mask=attention_mask,
+            context_mask=context_mask,
             token_times=token_times,
             segment_times=segment_times,
             audio_hidden_states=audio_hidden_states,

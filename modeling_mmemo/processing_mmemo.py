@@ -21,6 +21,7 @@ from transformers import (
 
 from .answers_mmemo import Answers
 from .audio_loading_mmemo import AudioInput
+from .dialogue_mmemo import DialogueTurn
 from .item_processing_mmemo import ItemProcessing
 from .transcription_mmemo import transcribe
 from .word_times_mmemo import WordTimes
@@ -36,9 +37,18 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             [`MMEmoFeatureExtractor`] or that of the audio encoder: Whisper's, wav2vec2's, AST's, ...
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             That of the text encoder. If it has no padding token (GPT-2, LLaMA), its end-of-sequence token becomes it.
+        context_turns (`int`, *optional*, defaults to 0):
+            How many turns of a dialogue the model reads before a text; of a longer one the last. A model that was not
+            trained with any reads none, and `context` and `speaker` are refused.
+        context_tokens (`int`, *optional*, defaults to 256):
+            How many of their tokens, the last, it reads at most. They and the text share the tokenizer's
+            `model_max_length`, and where it is short the text goes before.
+        prompt (`str`, *optional*, defaults to `""`):
+            What is written behind every text, for a language model to go on from: `"\nThe emotion is"`.
 
     Raises:
-        ValueError: if both are missing, or if the tokenizer has neither a padding nor an end-of-sequence token.
+        ValueError: if both are missing; if the tokenizer has neither a padding nor an end-of-sequence token; if it
+            cannot say where its tokens stand in a text, which dialogues take; or if a number is negative.
 
     Example:
 
@@ -51,7 +61,14 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
     ```
     """
 
-    def __init__(self, feature_extractor: Any = None, tokenizer: Any = None):
+    def __init__(
+        self,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        context_turns: int = 0,
+        context_tokens: int = 256,
+        prompt: str = "",
+    ):
         parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
         present = {name: part for name, part in parts.items() if part is not None}
         if not present:
@@ -63,6 +80,16 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
                     "set tokenizer.pad_token to a token that the model may ignore."
                 )
             tokenizer.pad_token = tokenizer.eos_token
+        for name, number in (("context_turns", context_turns), ("context_tokens", context_tokens)):
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(f"{name}={number!r} must be an integer of at least 0.")
+        for name, setting in (("context_turns", context_turns), ("prompt", prompt)):
+            if setting and (tokenizer is None or not tokenizer.is_fast):
+                raise ValueError(
+                    f"{name}={setting!r} needs a fast tokenizer, which says where its tokens stand in a text; got "
+                    f"{type(tokenizer).__name__}."
+                )
+        self.context_turns, self.context_tokens, self.prompt = context_turns, context_tokens, prompt
         # ProcessorMixin infers its parts from this signature and can neither check nor save one that is None.
         self.get_attributes: Callable[[], list[str]] = partial(list, present)
         super().__init__(**present)
@@ -83,7 +110,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
     def model_input_names(self) -> list[str]:
         audio = [] if self.feature_extractor is None else [self._audio_input_name, "audio_attention_mask"]
         text = [] if self.tokenizer is None else ["input_ids", "attention_mask", "token_times"]
-        return audio + text
+        return audio + text + (["context_mask"] if self.context_turns else [])
 
     @property
     def audio_padding(self) -> bool | str:  # type: ignore[override]
@@ -114,6 +141,8 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         max_length: int | None = None,
         audio_kwargs: dict[str, Any] | None = None,
         return_tensors: str | None = None,
+        context: list[DialogueTurn] | list[list[DialogueTurn] | None] | None = None,
+        speaker: str | list[str | None] | None = None,
     ) -> BatchFeature:
         """
         Turns one item or a batch into the inputs of a model.
@@ -141,12 +170,19 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
                 Further arguments for the feature extractor.
             return_tensors (`str`, *optional*):
                 `"pt"` for torch tensors, `"np"` for NumPy arrays.
+            context (`list[DialogueTurn]` or `list[list[DialogueTurn] | None]`, *optional*):
+                What was said before a text, oldest first, in any of the forms that [`DialogueTurn`] lists; or for each
+                item of a batch. Of a longer dialogue the model reads the last `context_turns`.
+            speaker (`str` or `list[str | None]`, *optional*):
+                Who says the text, as the turns of the context call them.
 
         Returns:
             [`BatchFeature`] with what the batch has of
             - **input_features** or **input_values** -- as the feature extractor names and shapes it.
             - **audio_attention_mask** -- int64 of shape `(batch, frames or samples)`.
             - **input_ids**, **attention_mask** -- int64 of shape `(batch, tokens)`.
+            - **context_mask** -- int64 of shape `(batch, tokens)`: 1 for the tokens of the turns before. Only if the
+              batch has any.
             - **token_times** -- float32 of shape `(batch, tokens, 2)`: start and end, in seconds from the first frame,
               of the word that a token belongs to, -1 where unknown. Only if the batch has word times.
             - **segment_times** -- float32 of shape `(batch, segments, 2)`: `segment_times`, in seconds from the first
@@ -167,6 +203,8 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             truncation,
             max_length,
             audio_kwargs,
+            context,
+            speaker,
         )
         return BatchFeature(features, tensor_type=return_tensors)
 

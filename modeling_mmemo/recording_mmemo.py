@@ -141,6 +141,8 @@ def open_recording(
     customer: int | str | None = None,
     everyone: bool = False,
     transcriber: Any = None,
+    context: Any = None,
+    speaker: str | None = None,
     **cutting: Any,
 ) -> Recording:
     """
@@ -155,11 +157,18 @@ def open_recording(
         customer (`int` or `str`, *optional*): The channel or speaker whose emotions are asked for.
         everyone (`bool`, *optional*, defaults to `False`): Whether everyone's emotions are asked for.
         transcriber: What finds the words if there are none; see [`MMEmoProcessor.transcribe`].
+        context, speaker: Refused: they belong to one text, and a recording has many.
         cutting: How it is cut; see [`TimelineOptions`].
 
     Raises:
         ValueError: If anything is refused, or contradicts something else.
     """
+    for name, given in (("context", context), ("speaker", speaker)):
+        if given:
+            raise ValueError(
+                f"{name}={given!r} is about one text, and a timeline answers for many; leave {name} out, or ask for "
+                "one answer."
+            )
     options = TimelineOptions(**cutting)
     _refuse_contradictions(channel, channels, speaker_turns, customer, everyone)
     rate = 16_000 if processor.feature_extractor is None else processor.feature_extractor.sampling_rate

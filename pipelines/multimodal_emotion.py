@@ -28,7 +28,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 TASK = "multimodal-emotion"
-ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate")
+ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate", "context", "speaker")
 # A dictionary of nothing but these is itself an audio, as `datasets` yields it.
 AUDIO_KEYS = {"array", "raw", "sampling_rate", "bytes", "path"}
 AUDIO_INPUTS = ("input_features", "input_values")
@@ -130,7 +130,10 @@ class MultimodalEmotionPipeline(Pipeline):
                 - **audio** -- the same;
                 - **text** (`str`) -- what is said; blank counts as missing;
                 - **word_times** -- `[(word, start, end), ...]` in seconds, an ASR pipeline's output, or subtitles;
-                - **sampling_rate** (`float`) -- rate in Hz of an audio that is a bare array.
+                - **sampling_rate** (`float`) -- rate in Hz of an audio that is a bare array;
+                - **context** -- what was said before the text, oldest first: a list of texts, of `(speaker, text)`, or
+                  of `{"speaker", "text"}`; for models that were trained with dialogues, and not for timelines;
+                - **speaker** (`str`) -- who says the text, as in `context`.
             top_k (`int`, *optional*):
                 How many labels to return, those with the highest scores; all by default.
             function_to_apply (`str`, *optional*):

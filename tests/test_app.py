@@ -166,7 +166,7 @@ def test_at_once_it_answers_as_alone(client, service, clip):
         ({"files": {"audio": b"1"}}, 422, "audio: no such file; the form takes audio_file and subtitles"),
         ({"files": {"audio_file": b"RIFF"}}, 422, "not readable audio"),
         ({"files": {"subtitles": b"\xff\xfe\x00"}}, 422, "subtitles: are not UTF-8"),
-        ({"files": {"subtitles": SRT.encode()}, "data": {"speaker_turns": "["}}, 422, "speaker_turns: are no JSON"),
+        ({"files": {"subtitles": SRT.encode()}, "data": {"speaker_turns": "["}}, 422, "speaker_turns: is no JSON"),
     ],
 )
 def test_bad_requests_are_refused_in_a_sentence(client, request_, status, detail):

@@ -3,15 +3,15 @@ import copy
 import pytest
 import soundfile
 import torch
-from datasets import Dataset
 
+from modeling_mmemo.data.schema import as_dataset
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import run_tower, standardize, tower_states
 
 
 @pytest.fixture
 def texts():
-    return Dataset.from_dict({"text": ["i am happy", "you are not so sad !", "wait"]})
+    return as_dataset([{"text": text} for text in ("i am happy", "you are not so sad !", "wait")])
 
 
 def test_kept_states_give_the_models_own_answer(model, processor, texts, tmp_path):
@@ -97,7 +97,8 @@ def test_one_input_alone_gives_no_nan(model, processor, inputs):
 def test_kept_states_of_rows_stand_at_their_numbers(model, processor, make_clip, tmp_path, modality):
     soundfile.write(tmp_path / "clip.wav", make_clip(0.5), 16_000)
     audio = [None, {"bytes": None, "path": str(tmp_path / "clip.wav")}, None]
-    rows = Dataset.from_dict({"audio": audio, "text": ["i am", None, "wait ! so sad"]})
+    texts = ["i am", None, "wait ! so sad"]
+    rows = as_dataset([{"audio": clip, "text": text} for clip, text in zip(audio, texts)])
     tower = model.mmemo.audio_tower if modality == "audio" else model.mmemo.text_tower
 
     kept = tower_states(modality, tower, processor, rows, tmp_path / "kept")

@@ -119,26 +119,17 @@ def test_streams_are_those_of_the_pipeline(exported, twin, example_audio):
     assert len(segments) > 10 and segments == follow(twin)
 
 
-def test_long_texts_are_cut_as_by_transformers(exported, tokenizer):
-    texts = ["you are not happy, wait!" * 20, "so sad", ""]
-    own = EmotionPredictor(exported).processor.tokenizer
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_long_texts_are_cut_and_padded_as_by_transformers(exported, tokenizer, folder, side):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": side, "truncation_side": side}))
+    texts = ["you are not happy, wait!" * 20, "so sad"]
+    tokenizer.padding_side = tokenizer.truncation_side = side
 
     for truncation in (True, False):
-        expected = tokenizer(
-            texts, padding=True, truncation=truncation, return_offsets_mapping=True, return_token_type_ids=False
-        )
-        found = own(texts, truncation=truncation)
-        assert found.keys() == expected.keys()
-        assert all(np.array_equal(found[name], expected[name]) for name in found)
-
-
-def test_a_tokenizer_that_pads_left_does_so_here(exported, folder):
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
-
-    ids = EmotionPredictor(folder).processor.tokenizer(["so", "so sad"])["input_ids"]
-
-    assert ids[0] == [0, 2, 8, 3] and len(ids[1]) == 4
+        expected = tokenizer(texts, padding=True, truncation=truncation, return_token_type_ids=False)
+        found = EmotionPredictor(folder).processor.make_inputs(text=texts, truncation=truncation)
+        assert found == dict(expected)
 
 
 def test_every_form_of_a_file_is_the_same_clip(predict, make_clip, tmp_path):

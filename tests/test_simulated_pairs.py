@@ -14,6 +14,8 @@ def make_rows(corpus, labels):
             "word_times": [None for _ in size],
             "label": labels,
             "speaker": [f"{corpus}-{index % 2}" for index in size],
+            "context": [[{"speaker": None, "text": f"before {corpus} {index}"}] for index in size],
+            "said_by": [None for _ in size],
         }
     )
 
@@ -28,6 +30,7 @@ def test_agreeing_pairs_have_one_label_and_voices_without_a_text_are_left_out():
 
     assert pairs["label"][:] == pairs["text_label"][:] == ["angry", "sad", "sad"]
     assert pairs["text"][0] == "sentences 21"
+    assert pairs["context"][0] == [{"speaker": None, "text": "before sentences 21"}]
     assert pairs["speaker"][:] == ["voices-0", "voices-1", "voices-1"]
     assert [audio["path"] for audio in pairs["audio"]] == ["0.wav", "1.wav", "3.wav"]
 

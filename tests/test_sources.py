@@ -50,6 +50,9 @@ def test_a_table_comes_out_in_the_schema(tmp_path, suffix, streaming):
             "speaker": speaker,
             "corpus": "calls",
             "split": split,
+            "dialogue": None,
+            "context": None,
+            "said_by": None,
         }
         for path, text, label, speaker, split in (
             ("clips/a.wav", "Yes!", "happy", "calls-01", "train"),

@@ -26,7 +26,7 @@ from mmemo.serving import streams
 from mmemo.serving.limits import LimitBodies, TooLargeError
 from mmemo.serving.observing import Observe
 from mmemo.serving.openapi import DESCRIPTION, PATHS, REFUSALS, describe
-from mmemo.serving.reading import as_item, as_options, check_words, present, read_form, validate
+from mmemo.serving.reading import as_item, as_options, check_words, read_form, validate
 from mmemo.serving.schemas import Answer, BatchAnswer, BatchRequest, Failure, PredictRequest, Version
 from mmemo.serving.service import Service, warm_up
 from mmemo.serving.settings import ServiceSettings
@@ -136,8 +136,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         async with request.form(max_files=2, max_fields=32, max_part_size=4 * settings.max_text_chars) as form:
             fields, audio = await read_form(form)
             check_words(fields, settings.max_text_chars)
-            item = {"audio": audio, "text": fields.text, "word_times": fields.subtitles}
-            return await answer(present(item), as_options(fields))
+            return await answer(as_item(fields, audio), as_options(fields))
 
     @app.post("/predict/batch", response_model=BatchAnswer, summary="Several items", **described)
     async def predict_batch(request: Request) -> dict[str, Any]:

@@ -64,20 +64,31 @@ async def read_form(form: FormData) -> tuple[PredictForm, bytes | None]:
             fields["subtitles"] = (await files["subtitles"].read()).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError("subtitles: are not UTF-8; convert them.") from error
-    if "speaker_turns" in fields:
+    for name in fields.keys() & {"speaker_turns", "context"}:
         try:
-            fields["speaker_turns"] = json.loads(fields["speaker_turns"])
+            fields[name] = json.loads(fields[name])
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"speaker_turns: are no JSON: {error}.") from error
+            raise ValueError(f"{name}: is no JSON: {error}.") from error
     audio = await files["audio_file"].read() if "audio_file" in files else None
     return validate(PredictForm, fields), audio
 
 
-def as_item(given: Item) -> dict[str, Any]:
-    """What [`EmotionPredictor`] takes for an item."""
-    if given.subtitles is not None and given.word_times is not None:
+def as_item(given: Item | PredictForm, audio: bytes | None = None) -> dict[str, Any]:
+    """What [`EmotionPredictor`] takes for an item; the `audio` of a form comes beside its fields."""
+    word_times = None
+    if isinstance(given, Item):
+        audio, word_times = given.audio, given.word_times
+    if given.subtitles is not None and word_times is not None:
         raise ValueError("subtitles and word_times both say when words were spoken; send one of them.")
-    return present({"audio": given.audio, "text": given.text, "word_times": given.subtitles or given.word_times})
+    context = None if given.context is None else [turn.model_dump() for turn in given.context]
+    item = {
+        "audio": audio,
+        "text": given.text,
+        "word_times": given.subtitles or word_times,
+        "context": context,
+        "speaker": given.speaker,
+    }
+    return {name: value for name, value in item.items() if value is not None}
 
 
 def as_options(given: Options) -> dict[str, Any]:
@@ -92,23 +103,20 @@ def as_options(given: Options) -> dict[str, Any]:
     return options
 
 
-def present(item: dict[str, Any]) -> dict[str, Any]:
-    """What there is of an item."""
-    return {name: value for name, value in item.items() if value is not None}
-
-
 def check_words(item: Item | PredictForm, limit: int) -> None:
     """
     Refuses more words than the service takes.
 
     Raises:
-        TooLargeError: If a text, its subtitles or its words with times have more characters than `limit`.
+        TooLargeError: If a text, its subtitles, its words with times or its context have more characters than `limit`.
     """
     word_times = item.word_times if isinstance(item, Item) else None
     counts = {
         "text": len(item.text or ""),
         "subtitles": len(item.subtitles or ""),
         "word_times": sum(len(word) for word, *_ in word_times or ()),
+        "context": sum(len(turn.text) + len(turn.speaker or "") for turn in item.context or ()),
+        "speaker": len(item.speaker or ""),
     }
     for name, count in counts.items():
         if count > limit:

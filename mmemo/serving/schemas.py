@@ -43,6 +43,15 @@ class Turn(BaseModel):
     end: float = Field(ge=0, description="In seconds.")
 
 
+class DialogueTurn(BaseModel):
+    """What somebody said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    speaker: str | None = None
+
+
 class Options(BaseModel):
     """What an answer is to be like; see the pipeline of mmemo."""
 
@@ -74,6 +83,10 @@ class Item(BaseModel):
     text: str | None = Field(None, description="What is said.")
     subtitles: Subtitles | None = Field(None, description="What is said when, as SRT or WebVTT.")
     word_times: list[TimedWord] | None = Field(None, description="What is said when, word by word.")
+    context: list[DialogueTurn] | None = Field(
+        None, description="What was said before the text, oldest first; for models that read dialogues."
+    )
+    speaker: str | None = Field(None, description="Who says the text, as in the context.")
 
 
 class PredictRequest(Item, Options):
@@ -105,6 +118,8 @@ class PredictForm(Options):
 
     text: str | None = None
     subtitles: Subtitles | None = None
+    context: list[DialogueTurn] | None = None
+    speaker: str | None = None
     customer: int | str | None = Field(None, union_mode="left_to_right")
 
 

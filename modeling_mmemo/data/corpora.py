@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data import layouts
+from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
 from modeling_mmemo.data.schema import as_dataset, split_of
 
@@ -156,6 +157,7 @@ def corpus_rows(
     labels: Sequence[str] = EMOTIONS,
     fold: int | None = None,
     label_map: Mapping[str, str] | None = None,
+    context_turns: int = 0,
 ) -> Iterator[dict]:
     """Yields a corpus' rows one by one, those without a label too; see [`read_corpus`]."""
     layout, corpus = find_layout(name, data_dir), CORPORA[name]
@@ -165,6 +167,7 @@ def corpus_rows(
     # A finer label that was asked for is not grouped.
     wanted = {label.lower() for label in labels}
     grouped = {theirs: ours for theirs, ours in corpus.label_map.items() if theirs not in wanted}
+    history = DialogueHistory(context_turns)
     for record in layout.read(Path(data_dir) / layout.path):
         speaker = record["speaker"]
         yield {
@@ -174,6 +177,7 @@ def corpus_rows(
             "speaker": None if speaker is None else f"{name}-{speaker}",
             "corpus": name,
             "split": _split(corpus, record, fold),
+            **history.place(record, speaker),
         }
 
 
@@ -183,6 +187,7 @@ def read_corpus(
     labels: Sequence[str] = EMOTIONS,
     fold: int | None = None,
     label_map: Mapping[str, str] | None = None,
+    context_turns: int = 0,
 ) -> Dataset:
     """Reads a corpus of `CORPORA`; rows that stand for none of `labels`, or for several, are left out and counted.
 
@@ -194,11 +199,12 @@ def read_corpus(
             rows stand where the corpus officially has them, or else where its `test_speakers` and `dev_speakers` say.
         label_map (`Mapping[str, str]`, *optional*): The corpus' own names to ours, where they are to count for
             something unusual: `{"excited": "happy"}`.
+        context_turns (`int`): How many turns before a row are read, in corpora of dialogues.
 
     Raises:
         ValueError: If the corpus or the fold is unknown, it is not below `data_dir`, or has no row of these labels.
     """
-    rows = list(corpus_rows(name, data_dir, labels, fold, label_map))
+    rows = list(corpus_rows(name, data_dir, labels, fold, label_map, context_turns))
     kept = [row for row in rows if row["label"] is not None]
     if not kept:
         layout = find_layout(name, data_dir)

@@ -1,8 +1,9 @@
 """Readers of the folder layouts in which people hold the corpora.
 
 A reader takes the path that `CORPORA` names and yields raw records: `audio` (path of the clip, or `None`), `text`,
-`word_times`, `label` (the corpus' own name, several joined by `|`), `speaker`, and `split` where the corpus has
-official splits, else `None`. Clips may lie deeper than shown, and be WAV, FLAC or Ogg.
+`word_times`, `label` (the corpus' own name, several joined by `|`), `speaker`, `split` where the corpus has official
+splits, and `dialogue`, which the rows of one dialogue share, where it has dialogues; else `None`. Clips may lie deeper
+than shown, and be WAV, FLAC or Ogg.
 """
 
 import csv
@@ -105,7 +106,10 @@ def read_csv(path: Path) -> Iterator[dict[str, str]]:
 
 
 def read_metadata(table: Path) -> Iterator[dict]:
-    """A table of texts or clips (`file_name,label,text,speaker,split`), as the `metadata.csv` of an audiofolder."""
+    """A table of texts or clips (`file_name,label,text,speaker,split`), as the `metadata.csv` of an audiofolder.
+
+    Rows with the same `dialogue` are the turns of one, in the order in which they stand.
+    """
     for row in read_csv(table):
         clip = row.get("file_name")
         yield _record(
@@ -114,6 +118,7 @@ def read_metadata(table: Path) -> Iterator[dict]:
             text=row.get("text"),
             speaker=row.get("speaker"),
             split=row.get("split"),
+            dialogue=row.get("dialogue"),
         )
 
 
@@ -174,6 +179,7 @@ def read_iemocap(folder: Path) -> Iterator[dict]:
                 audio=session / "sentences" / "wav" / dialog / f"{turn}.wav",
                 text=text,
                 speaker=dialog[:5] + turn.rsplit("_", 1)[1][0],
+                dialogue=dialog,
                 word_times=_aligned_words(_text(alignment), text) if alignment.is_file() else None,
             )
 
@@ -223,6 +229,7 @@ def read_meld(folder: Path) -> Iterator[dict]:
                     text=row["Utterance"],
                     speaker=row["Speaker"],
                     split=split,
+                    dialogue=row["Dialogue_ID"],
                 )
 
 
@@ -290,6 +297,7 @@ def _record(
     speaker: str | None = None,
     split: str | None = None,
     word_times: list[dict] | None = None,
+    dialogue: str | None = None,
 ) -> dict:
     return {
         "audio": None if audio is None else str(audio),
@@ -298,6 +306,7 @@ def _record(
         "label": label,
         "speaker": speaker or None,
         "split": split or None,
+        "dialogue": dialogue or None,
     }
 
 

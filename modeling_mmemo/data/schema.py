@@ -12,12 +12,16 @@ FEATURES = Features(
         "speaker": Value("string"),
         "corpus": Value("string"),
         "split": Value("string"),
+        "dialogue": Value("string"),
+        "context": List({"speaker": Value("string"), "text": Value("string")}),
+        "said_by": Value("string"),
     }
 )
 """
 Columns of every row: `audio` (`{"bytes", "path"}`, undecoded) or `None`, `text` or `None`, `word_times` (the words of
 `text` with their start and end in seconds) or `None`, `label`, `speaker` or `None`, `corpus`, and `split` (`"train"`,
-`"dev"` or `"test"`).
+`"dev"` or `"test"`). Of dialogues, for a model that reads them: `dialogue`, its name within the split; `context`, the
+turns before the text, oldest first; `said_by`, who says the text, as the turns call their speakers; `None` otherwise.
 """
 
 # Encoding an Audio column needs torchcodec even with decode=False; casting its stored form to it does not.
@@ -46,6 +50,13 @@ def split_of(name: str) -> str:
     return _SPLITS[name.strip().lower()]
 
 
+def text_of(row: dict) -> dict:
+    """The text of a row, with its `context` and `speaker` in a dialogue where they are known."""
+    known = {"text": row["text"], "context": row.get("context"), "speaker": row.get("said_by")}
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def as_dataset(rows: list[dict]) -> Dataset:
-    """Puts rows that have the columns of `FEATURES` into a `datasets.Dataset`."""
+    """Puts rows into a `datasets.Dataset` with the columns of `FEATURES`; what a row lacks is `None`."""
+    rows = [{**dict.fromkeys(FEATURES), **row} for row in rows]
     return Dataset.from_list(rows, features=STORED_FEATURES).cast_column("audio", FEATURES["audio"])

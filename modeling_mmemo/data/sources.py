@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import CORPORA, corpus_rows, read_corpus
+from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
 from modeling_mmemo.data.layouts import read_csv
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, split_of
@@ -34,6 +35,7 @@ def read_source(
     label_map: Mapping[str, str] | None = None,
     streaming: bool = False,
     fold: int | None = None,
+    context_turns: int = 0,
 ) -> Rows:
     """Reads labelled rows of any source into the columns of `FEATURES`.
 
@@ -53,6 +55,8 @@ def read_source(
         label_map (`Mapping[str, str]`, *optional*): The source's own label names to ours: `{"excited": "happy"}`.
         streaming (`bool`): Whether to give an `IterableDataset` that never holds the whole source.
         fold (`int`, *optional*): Of a corpus with folds, see [`read_corpus`].
+        context_turns (`int`): How many turns before a row are read: of its `context`, `[{"speaker", "text"}, ...]`
+            (JSON in a CSV), or of the rows before it that have the same `dialogue`.
 
     Raises:
         ValueError: If there is no such source, column, split or fold, or if no row stands for one of `labels`.
@@ -61,16 +65,16 @@ def read_source(
         if columns:
             raise ValueError(f"columns={dict(columns)} cannot be given for {source!r}, whose columns are known.")
         if not streaming:
-            return read_corpus(source, data_dir, labels, fold, label_map)
+            return read_corpus(source, data_dir, labels, fold, label_map, context_turns)
         # A list among the arguments would be taken for shards.
         arguments = {"name": source, "data_dir": str(data_dir), "labels": tuple(labels), "fold": fold}
-        arguments["label_map"] = label_map
+        arguments |= {"label_map": label_map, "context_turns": context_turns}
         stream = IterableDataset.from_generator(corpus_rows, features=STORED_FEATURES, gen_kwargs=arguments)
         return _labelled(stream, source, labels)
     if fold is not None:
         raise ValueError(f"fold={fold} needs a corpus with folds; {source!r} is none of {sorted(CORPORA)}.")
     tables = [_described(*table, source, columns or {}) for table in _open(source, streaming)]
-    rows = concatenate_datasets([_in_schema(*table, labels, label_map or {}) for table in tables])
+    rows = concatenate_datasets([_in_schema(*table, labels, label_map or {}, context_turns) for table in tables])
     kept = _labelled(rows, source, labels, tables)
     if streaming:
         return kept
@@ -198,27 +202,38 @@ def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dic
     return theirs
 
 
-def _in_schema(rows: Rows, form: _Form, labels: Sequence[str], label_map: Mapping[str, str]) -> Rows:
+def _in_schema(
+    rows: Rows, form: _Form, labels: Sequence[str], label_map: Mapping[str, str], context_turns: int
+) -> Rows:
     """The rows with the columns of `FEATURES`; `label` is `None` where it stands for none of `labels`."""
     # The cache of `datasets` would not notice a newer version of this package.
     options = {} if isinstance(rows, IterableDataset) else {"load_from_cache_file": False}
     return rows.map(
         _row,
-        fn_kwargs={"form": form, "labels": labels, "label_map": label_map},
+        fn_kwargs={
+            "form": form,
+            "labels": labels,
+            "label_map": label_map,
+            "history": DialogueHistory(context_turns),
+        },
         remove_columns=sorted(set(form.columns.values())),
         features=STORED_FEATURES,
         **options,
     )
 
 
-def _row(record: dict, form: _Form, labels: Sequence[str], label_map: Mapping[str, str]) -> dict:
+def _row(
+    record: dict, form: _Form, labels: Sequence[str], label_map: Mapping[str, str], history: DialogueHistory
+) -> dict:
     row: dict = dict.fromkeys(FEATURES)
     row |= {ours: None if record[theirs] == "" else record[theirs] for ours, theirs in form.columns.items()}
+    for name in ("word_times", "context"):
+        # A cell of a CSV holds them as JSON.
+        row[name] = json.loads(row[name]) if isinstance(row[name], str) else row[name]
     corpus = row["corpus"] or form.corpus
     return row | {
+        **history.place(row, row["said_by"] or row["speaker"]),
         "audio": _audio(row["audio"], form.folder),
-        # A cell of a CSV holds them as JSON.
-        "word_times": json.loads(row["word_times"]) if isinstance(row["word_times"], str) else row["word_times"],
         "label": single_label(_raw_label(record, form), labels, label_map),
         "speaker": None if row["speaker"] is None else f"{corpus}-{row['speaker']}",
         "corpus": corpus,

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from modeling_mmemo.audio_loading_mmemo import SILENCE_PEAK
 from modeling_mmemo.data.augmentation import add_noise, telephone
+from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.evaluation.scoring import score_items
 from modeling_mmemo.evaluation.timelines import speech_edges
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
@@ -129,7 +130,7 @@ def score_condition(
     Args:
         emotion (`MultimodalEmotionPipeline`): The pipeline.
         name (`str`): A name in `CONDITIONS`.
-        rows (`datasets.Dataset`): With `audio` and `text`.
+        rows (`datasets.Dataset`): With `audio`, and `text` with its `context` and `said_by`.
         lengths (`np.ndarray` of shape `(rows,)`): See [`row_lengths`].
         carriers (`set[str]`): The modalities that are given beside a spoilt one.
         batch_size (`int`, *optional*, defaults to 16): Items that the model sees at once.
@@ -147,15 +148,16 @@ def score_condition(
     sampling_rate = emotion.processor.feature_extractor.sampling_rate if "audio" in given else None
 
     def make_item(row: int) -> dict[str, Any]:
-        item = {modality: rows[row][modality] for modality in MODALITIES if modality in given}
+        sources = {modality: row for modality in MODALITIES if modality in given}
         if condition.shuffled:
-            item[condition.shuffled] = rows[int(partners[row])][condition.shuffled]
+            sources[condition.shuffled] = int(partners[row])
+        item = {"audio": rows[sources["audio"]]["audio"]} if "audio" in sources else {}
+        if "text" in sources:
+            item |= {"text": ""} if condition.blank_text else text_of(rows[sources["text"]])
         if condition.change_audio is not None:
             audio = emotion.processor.load_audio(item["audio"])
             # A generator for each row: its noise does not depend on the order in which rows are scored.
             item["audio"] = condition.change_audio(audio, sampling_rate, np.random.default_rng([seed, row]))
-        if condition.blank_text:
-            item["text"] = ""
         if condition.word_times is not None:
             audio, rng = emotion.processor.load_audio(item["audio"]), np.random.default_rng([seed, row])
             item["word_times"] = condition.word_times(item["text"], audio, sampling_rate, rng)

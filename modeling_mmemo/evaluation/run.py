@@ -215,7 +215,8 @@ def pairs_table(
 
 
 def _read(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> tuple[Dataset, str]:
-    rows, part = held_out(read_corpus(name, args.data_dir, labels=model_labels(emotion.model.config)))
+    labels, context_turns = model_labels(emotion.model.config), emotion.processor.context_turns
+    rows, part = held_out(read_corpus(name, args.data_dir, labels=labels, context_turns=context_turns))
     if args.limit is not None and args.limit < len(rows):
         rows = rows.shuffle(args.seed, keep_in_memory=True).select(range(args.limit))
     return rows, part

@@ -21,8 +21,9 @@ def simulated_pairs(audio_rows: Dataset, text_rows: Dataset, agreeing: bool, see
         seed (`int`, *optional*, defaults to 0): Of the pairing.
 
     Returns:
-        `datasets.Dataset`: the voices (`label` and `speaker` are theirs) with the texts as `text`, and the labels of
-        those as `text_label`. Voices without a fitting text are left out, and their number logged.
+        `datasets.Dataset`: the voices (`label` and `speaker` are theirs) with the texts as `text`, their `context` and
+        `said_by`, and their labels as `text_label`. Voices without a fitting text are left out, and counted in the
+        log.
 
     Raises:
         ValueError: If no voice finds a text.
@@ -46,11 +47,11 @@ def simulated_pairs(audio_rows: Dataset, text_rows: Dataset, agreeing: bool, see
         )
     if len(voices) < len(audio_rows):
         logger.warning(f"{len(audio_rows) - len(voices)} of {len(audio_rows)} voices have no text of {kind}.")
-    words = Dataset.from_dict(
-        {"text": text_rows.select(texts)["text"][:], "text_label": [text_labels[index] for index in texts]}
-    )
+    words = text_rows.select(texts).select_columns(["text", "context", "said_by"]).flatten_indices()
+    words = words.add_column("text_label", [text_labels[index] for index in texts])
     # The word times of the voice are those of other words.
-    return concatenate_datasets([audio_rows.select(voices).remove_columns(["text", "word_times"]), words], axis=1)
+    own = audio_rows.select(voices).remove_columns([*words.column_names[:3], "word_times"])
+    return concatenate_datasets([own, words], axis=1)
 
 
 def follows(scores: np.ndarray, audio_truth: np.ndarray, text_truth: np.ndarray) -> np.ndarray:

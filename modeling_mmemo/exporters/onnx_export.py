@@ -37,6 +37,7 @@ DYNAMIC_AXES = {
     "audio_attention_mask": (0, 1),
     "input_ids": (0, 1),
     "attention_mask": (0, 1),
+    "context_mask": (0, 1),
     "token_times": (0, 1),
     "segment_times": (0, 1),
 }
@@ -126,6 +127,8 @@ def sample_inputs(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor) 
             [("I", 0.0, 0.1), ("have", 0.1, 0.2), ("waited", 0.3, 0.6), ("an", 0.6, 0.7), ("hour", 0.7, 0.8)],
             [("no", 0.1, 0.2)],
         ]
+        if processor.context_turns:
+            given["context"] = [[("A", "You have it.")], None, [("A", "Are you glad?")]]
     return dict(processor(**given, return_tensors="pt"))
 
 

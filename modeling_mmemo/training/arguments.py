@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from modeling_mmemo.configuration_mmemo import EMOTIONS, LAYER_MIXES
+from modeling_mmemo.configuration_mmemo import EMOTIONS, LAYER_MIXES, POOLINGS
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.corpora import CORPORA
 
@@ -55,6 +55,12 @@ class ModelArguments:
             "help": "Names of the linear layers that get LoRA; the attention's of each architecture by default."
         },
     )
+    context_turns: int | None = field(
+        default=None, metadata={"help": "Turns of a dialogue that are read before a text; none by default."}
+    )
+    context_tokens: int | None = field(
+        default=None, metadata={"help": "Most tokens of those turns, the last; 256 by default."}
+    )
     fusion: str | None = field(
         default=None, metadata={"help": "early, late, cross_attention or hybrid; hybrid by default."}
     )
@@ -68,6 +74,9 @@ class ModelArguments:
     text_layer_mix: str | None = field(
         default=None,
         metadata={"help": f"What is read of a new text encoder's layers: {LAYER_MIXES}; the first by default."},
+    )
+    text_pooling: str | None = field(
+        default=None, metadata={"help": f"How a new text encoder's tokens become one: {POOLINGS}; mean by default."}
     )
     fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout behind the encoders."})
     modality_dropout: float = field(
@@ -107,7 +116,17 @@ class ModelArguments:
         if self.model_name_or_path is None and not given:
             raise ValueError("Give audio_encoder, text_encoder or both, or a model_name_or_path to train on.")
         if self.model_name_or_path is not None:
-            for name in ("fusion", "fusion_hidden_size", "audio_layer_mix", "text_layer_mix", "trim_db"):
+            settled = (
+                "fusion",
+                "fusion_hidden_size",
+                "audio_layer_mix",
+                "text_layer_mix",
+                "text_pooling",
+                "trim_db",
+                "context_turns",
+                "context_tokens",
+            )
+            for name in settled:
                 if getattr(self, name) is not None:
                     raise ValueError(
                         f"{name}={getattr(self, name)} contradicts model_name_or_path={self.model_name_or_path}; a "
@@ -118,6 +137,9 @@ class ModelArguments:
             ("audio_layer_mix", "audio_encoder"),
             ("trim_db", "audio_encoder"),
             ("text_layer_mix", "text_encoder"),
+            ("text_pooling", "text_encoder"),
+            ("context_turns", "text_encoder"),
+            ("context_tokens", "text_encoder"),
         ):
             if getattr(self, name) is not None and getattr(self, encoder) is None:
                 raise ValueError(f"{name}={getattr(self, name)} contradicts {encoder}=None; it needs one.")

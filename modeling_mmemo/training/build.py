@@ -1,11 +1,17 @@
 """The model that a run starts from: on an mmemo model, over two encoders, or joined from two halves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from modeling_mmemo import (
     MMEmoAudioEncoder,
@@ -15,6 +21,7 @@ from modeling_mmemo import (
     MMEmoProcessor,
 )
 from modeling_mmemo.evaluation.run import model_labels
+from modeling_mmemo.towers_mmemo import max_tokens
 from modeling_mmemo.training.arguments import ModelArguments
 
 
@@ -29,7 +36,8 @@ class Half:
         tower (`PreTrainedModel` or `str`): The encoder, or where it is loaded from.
         preprocessor: Feature extractor or tokenizer.
         branch, classifier (`nn.Module`, *optional*): Trained ones, of an mmemo model.
-        layer_mix (`str`, *optional*): That of the branch; the configuration's default where `None`.
+        layer_mix, pooling (`str`, *optional*): Those of the branch; the configuration's defaults where `None`.
+        dialogue (`dict`): What its processor reads of a dialogue.
     """
 
     tower: PreTrainedModel | str | None = None
@@ -37,6 +45,8 @@ class Half:
     branch: nn.Module | None = None
     classifier: nn.Module | None = None
     layer_mix: str | None = None
+    pooling: str | None = None
+    dialogue: dict[str, Any] = field(default_factory=dict)
 
 
 def build_model(
@@ -71,6 +81,8 @@ def build_model(
         "fusion_hidden_size": args.fusion_hidden_size,
         "audio_layer_mix": halves["audio"].layer_mix,
         "text_layer_mix": halves["text"].layer_mix,
+        "audio_pooling": halves["audio"].pooling,
+        "text_pooling": halves["text"].pooling,
     }
     model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
         halves["audio"].tower,
@@ -90,7 +102,17 @@ def build_model(
             branch.load_state_dict({**branch.state_dict(), **half.branch.state_dict()})
             classifier.load_state_dict(half.classifier.state_dict())
     new = [modality for modality, half in halves.items() if half.tower is not None and half.branch is None]
-    return model, MMEmoProcessor(halves["audio"].preprocessor, halves["text"].preprocessor), new
+    preprocessors = [half.preprocessor for half in halves.values()]
+    if halves["text"].tower is not None:
+        _bound(preprocessors[1], model.mmemo.text_tower)
+    return model, MMEmoProcessor(*preprocessors, **halves["text"].dialogue), new
+
+
+def _bound(tokenizer: PreTrainedTokenizerBase, tower: PreTrainedModel) -> None:
+    """Has a tokenizer cut what its tower has no positions for, where it does not know of them itself."""
+    limit = max_tokens(tower)
+    if limit is not None and tokenizer.model_max_length > limit:
+        tokenizer.model_max_length = limit
 
 
 def _audio_half(args: ModelArguments, labels: Sequence[str], layers: dict[str, int]) -> Half:
@@ -122,8 +144,15 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
     if name is None:
         return Half()
     if AutoConfig.from_pretrained(name).model_type == MMEmoConfig.model_type:
-        return _load_half(args, "text", labels, ("text_layer_mix",))
-    return Half(name, AutoTokenizer.from_pretrained(name), layer_mix=args.text_layer_mix)
+        return _load_half(args, "text", labels, ("text_layer_mix", "text_pooling", "context_turns", "context_tokens"))
+    dialogue = {"context_turns": args.context_turns, "context_tokens": args.context_tokens}
+    return Half(
+        name,
+        AutoTokenizer.from_pretrained(name),
+        layer_mix=args.text_layer_mix,
+        pooling=args.text_pooling,
+        dialogue={name: value for name, value in dialogue.items() if value is not None},
+    )
 
 
 def _load_half(args: ModelArguments, modality: str, labels: Sequence[str], settled: Sequence[str]) -> Half:
@@ -149,4 +178,6 @@ def _load_half(args: ModelArguments, modality: str, labels: Sequence[str], settl
         getattr(model.mmemo, f"{modality}_branch"),
         getattr(model, f"{modality}_classifier"),
         getattr(model.config, f"{modality}_layer_mix"),
+        getattr(model.config, f"{modality}_pooling"),
+        {name: getattr(processor, name) for name in ("context_turns", "context_tokens", "prompt")},
     )

@@ -27,8 +27,8 @@ class EmotionCollator:
         """
         Args:
             rows (`list[dict]`): With `labels` and `label_mask`, and those of `audio` (samples, or states of a frozen
-                tower of shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`, and `seed`
-                (of an augmented clip) that there are.
+                tower of shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`,
+                `context` and `speaker` (of a text in a dialogue), and `seed` (of an augmented clip) that there are.
 
         Returns:
             `dict` of the inputs of [`MMEmoForEmotionRecognition.forward`].
@@ -58,8 +58,9 @@ class EmotionCollator:
 
     def _process(self, modalities: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
         values: dict = {modality: [row.get(modality) for row in rows] for modality in modalities}
-        if "text" in modalities and any(row.get("word_times") for row in rows):
-            values["word_times"] = [row.get("word_times") if "text" in row else None for row in rows]
+        for name in ("word_times", "context", "speaker"):
+            if "text" in modalities and any(row.get(name) for row in rows):
+                values[name] = [row.get(name) if "text" in row else None for row in rows]
         if "audio" in modalities:
             values["sampling_rate"] = self.processor.feature_extractor.sampling_rate
         inputs = dict(self.processor(**values, return_tensors="pt"))

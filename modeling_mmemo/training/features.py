@@ -17,6 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.fusion_mmemo import ModalityBranch
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
@@ -54,7 +55,7 @@ def tower_states(
 ) -> TowerStates:
     """The states of a frozen `tower` over the `"audio"` or `"text"` of all `rows`, from the cache if it has them.
 
-    A row that lacks the modality has none.
+    A row that lacks the modality has none. Those of a text are its own, read with its context before it.
     """
     key = _key(modality, tower, processor, rows)
     folder = Path(cache_dir) / f"{modality}-{key}"
@@ -67,18 +68,25 @@ def tower_states(
 def _compute(
     modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset, folder: Path, batch_size: int = 32
 ) -> None:
-    values = list(rows[modality])
-    present = [index for index, value in enumerate(values) if value]
+    present = [index for index, value in enumerate(rows[modality]) if value]
     lengths = np.zeros(len(rows), dtype=np.int64)
     with (folder / "states.bin").open("wb") as file:
         for start in tqdm(range(0, len(present), batch_size), desc=f"{modality} states"):
             indices = present[start : start + batch_size]
-            inputs = processor(**{modality: [values[index] for index in indices]}, return_tensors="pt")
+            inputs = processor(**_given(modality, rows, indices), return_tensors="pt")
             states, mask = run_tower(modality, tower, inputs)
             file.write(torch.stack(states, dim=2)[mask].half().numpy().tobytes())
             lengths[indices] = mask.sum(dim=1).numpy()
     # Written last: a cache without it is computed anew.
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _given(modality: str, rows: Dataset, indices: list[int]) -> dict[str, list]:
+    """What the processor takes for some rows."""
+    if modality == "audio":
+        return {"audio": list(rows.select(indices)["audio"])}
+    texts = [text_of(row) for row in rows.select(indices)]
+    return {name: [text.get(name) for text in texts] for name in ("text", "context", "speaker")}
 
 
 def run_tower(
@@ -87,7 +95,9 @@ def run_tower(
     """The tower's states, each `(batch, positions, hidden)`, over a batch, and their mask `(batch, positions)`."""
     if modality == "audio":
         return encode_audio(tower, inputs[tower.main_input_name], inputs["audio_attention_mask"])
-    return encode_text(tower, inputs["input_ids"], inputs["attention_mask"]), inputs["attention_mask"].bool()
+    mask = inputs["attention_mask"]
+    states = encode_text(tower, inputs["input_ids"], mask)
+    return states, mask.bool() & ~inputs.get("context_mask", torch.zeros_like(mask)).bool()
 
 
 def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset) -> str:
@@ -99,9 +109,11 @@ def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows:
         settings = processor.feature_extractor.to_dict()
     else:
         settings = {"tokenizer": repr(processor.tokenizer), "vocabulary": processor.tokenizer.get_vocab()}
+        settings |= {name: getattr(processor, name) for name in ("context_turns", "context_tokens", "prompt")}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for value in rows[modality]:
-        digest.update(str(value).encode())
+    for column in (modality,) if modality == "audio" else ("text", "context", "said_by"):
+        for value in rows[column]:
+            digest.update(str(value).encode())
     return digest.hexdigest()[:16]
 
 
@@ -130,8 +142,10 @@ def standardize(
         for row in tqdm(present, desc=f"{modality} statistics"):
             inputs = collator([row])
             kept = inputs.get(f"{modality}_hidden_states")
-            layers = run_tower(modality, tower, inputs)[0] if kept is None else kept
-            states.append(torch.stack(layers).float())
+            if kept is None:
+                layers, mask = run_tower(modality, tower, inputs)
+                kept = [layer[mask].unsqueeze(0) for layer in layers]
+            states.append(torch.stack(list(kept)).float())
         _set_statistics(branch, states)
 
 

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from modeling_mmemo.data.augmentation import NOISE_COLORS, Augmentation, add_noise
+from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.training.features import TowerStates
 
@@ -22,6 +23,8 @@ BATCHES_SORTED = 8
 
 class EmotionRows(torch.utils.data.Dataset):
     """Rows as the collator takes them; `self[i]` has `labels`, `label_mask` and those of `audio`, `text` it has.
+
+    Beside a text stand its `context` and its `speaker`, where there are any.
 
     Args:
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`; a modality that carries nothing is `None`.
@@ -100,13 +103,13 @@ class EmotionRows(torch.utils.data.Dataset):
     def _row_lengths(self, indices: Sequence[int]) -> dict[int, int]:
         """Positions of states, or samples, bytes or characters: comparable within a corpus and modality, no more."""
         lengths = {}
-        audio, texts = self.rows["audio"], self.rows["text"]
+        audio, texts, contexts = (self.rows[name] for name in ("audio", "text", "context"))
         for index in set(indices):
             modality = "audio" if self.has["audio"][index] else "text"
             if modality in self.states:
                 lengths[index] = self.states[modality].length(index)
             elif modality == "text":
-                lengths[index] = len(texts[index])
+                lengths[index] = len(texts[index]) + sum(len(turn["text"]) for turn in contexts[index] or ())
             else:
                 stored = audio[index]
                 lengths[index] = len(stored["bytes"]) if stored["bytes"] else soundfile.info(stored["path"]).frames
@@ -133,7 +136,7 @@ class EmotionRows(torch.utils.data.Dataset):
         if text is None and self.texts_of[label] and rng.random() < self.pair_probability:
             text = int(rng.choice(self.texts_of[label]))
         if text is not None:
-            row["text"] = self.states["text"][text] if "text" in self.states else self.rows[text]["text"]
+            row |= {"text": self.states["text"][text]} if "text" in self.states else text_of(self.rows[text])
         if "audio" in self.states and self.has["audio"][index]:
             row["audio"] = self.states["audio"][index]
         elif self.has["audio"][index]:
@@ -224,7 +227,7 @@ class EmotionStream(torch.utils.data.IterableDataset):
             label = self.labels.index(row["label"])
             item = {"labels": label, "label_mask": self._label_mask(row["corpus"], label)}
             if row["text"] is not None:
-                item["text"] = row["text"]
+                item |= text_of(row)
             if row["audio"] is not None:
                 rng = np.random.default_rng((self.seed, self.epoch, position))
                 item |= load_clip(row["audio"], row["word_times"], self.processor, self.augmentation, rng)

@@ -73,10 +73,10 @@ def build_rows(
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
     towers = {modality: tower for modality, tower in towers.items() if tower is not None}
     if args.streaming:
-        stream = read_streams(args, towers)
+        stream = read_streams(args, towers, processor.context_turns)
         return EmotionStream(stream, args.labels, processor, augmentation, training_args.seed), {}
 
-    rows, weights = read_rows(args, towers)
+    rows, weights = read_rows(args, towers, processor.context_turns)
     states = {}
     if args.cache_states:
         # One process computes what all of them read.
@@ -116,15 +116,20 @@ def build_rows(
     return train_rows, dev
 
 
-def read_rows(args: DataArguments, modalities: Container[str]) -> tuple[Dataset, list[float]]:
+def read_rows(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> tuple[Dataset, list[float]]:
     """All rows of `args.corpora` that are not test rows, and each one's weight; checked for leaks.
+
+    Args:
+        args (`DataArguments`): Which they are.
+        modalities (`Container[str]`): Those that the model has.
+        context_turns (`int`): How many turns of a dialogue it reads before a text.
 
     Raises:
         ValueError: If a corpus has nothing for the model's modalities, or a split leaks.
     """
     parts, weights = [], []
     for source, weight in zip(args.corpora, args.corpus_weights):
-        rows = _read(source, args, streaming=False)
+        rows = _read(source, args, context_turns, streaming=False)
         if args.dev_share > 0 and "dev" not in set(rows["split"]):
             rows = split_by_speaker(rows, args.dev_share, seed=0)
         if not args.allow_leaks:
@@ -141,10 +146,10 @@ def read_rows(args: DataArguments, modalities: Container[str]) -> tuple[Dataset,
     return concatenate_datasets(parts), weights
 
 
-def read_streams(args: DataArguments, modalities: Container[str]) -> IterableDataset:
-    """The training rows of all `args.corpora`, mixed by their weights as they come."""
+def read_streams(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> IterableDataset:
+    """The training rows of all `args.corpora`, mixed by their weights as they come; see [`read_rows`]."""
     streams = [
-        _keep_modalities(_read(source, args, streaming=True), source, args, modalities).filter(
+        _keep_modalities(_read(source, args, context_turns, streaming=True), source, args, modalities).filter(
             lambda row: row["split"] == "train" and (row["audio"] is not None or row["text"] is not None)
         )
         for source in args.corpora
@@ -153,7 +158,7 @@ def read_streams(args: DataArguments, modalities: Container[str]) -> IterableDat
     return interleave_datasets(streams, shares.tolist(), seed=0, stopping_strategy="all_exhausted")
 
 
-def _read(source: str, args: DataArguments, streaming: bool) -> Dataset | IterableDataset:
+def _read(source: str, args: DataArguments, context_turns: int, streaming: bool) -> Dataset | IterableDataset:
     known = source in CORPORA
     return read_source(
         source,
@@ -163,6 +168,7 @@ def _read(source: str, args: DataArguments, streaming: bool) -> Dataset | Iterab
         label_map=dict(pair.split("=") for pair in args.label_map),
         streaming=streaming,
         fold=args.fold if known and CORPORA[source].folds else None,
+        context_turns=context_turns,
     )
 
 
