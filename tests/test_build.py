@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -120,3 +123,33 @@ def test_a_half_of_the_other_modality_is_refused(halves):
 def test_a_half_with_other_labels_is_refused(halves):
     with pytest.raises(ValueError, match=r"tells \['angry', 'happy', 'sad'\] apart, in this order, but labels="):
         build_model(arguments(audio_encoder=str(halves[0])), EMOTIONS)
+
+
+def test_a_text_half_keeps_its_window_and_its_pooling(encoders, tmp_path):
+    options = {"text_encoder": str(encoders[1]), "context_turns": 3, "context_tokens": 40, "text_pooling": "last"}
+    model, processor, _ = build_model(arguments(**options), LABELS)
+    model.save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+
+    joined = arguments(audio_encoder=str(encoders[0]), text_encoder=str(tmp_path / "half"))
+    model, processor, _ = build_model(joined, LABELS)
+
+    assert (processor.context_turns, processor.context_tokens) == (3, 40)
+    assert model.config.text_pooling == "last"
+    with pytest.raises(ValueError, match="context_turns=1 contradicts text_encoder="):
+        build_model(arguments(text_encoder=str(tmp_path / "half"), context_turns=1), LABELS)
+    with pytest.raises(ValueError, match="context_turns=1 contradicts text_encoder=None"):
+        arguments(audio_encoder=str(encoders[0]), context_turns=1)
+
+
+def test_a_tokenizer_without_limit_gets_that_of_its_tower(encoders, tmp_path):
+    folder = shutil.copytree(encoders[1], tmp_path / "unlimited")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**30}))
+
+    model, processor, _ = build_model(arguments(text_encoder=str(folder)), LABELS)
+
+    limit = model.config.text_config.max_position_embeddings
+    assert processor.tokenizer.model_max_length == limit
+    inputs = processor(text="so sad " * limit, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] == limit and model.eval()(**inputs).logits.isfinite().all()

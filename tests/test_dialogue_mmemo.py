@@ -3,8 +3,10 @@ import pytest
 import torch
 from tiny import TEXT, make_model
 
-from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
+from mmemo import EmotionPredictor
+from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, load_pipeline
 from modeling_mmemo.dialogue_mmemo import read_context, write_dialogue
+from modeling_mmemo.exporters.onnx_export import export_onnx
 
 
 CONTEXT = [("A", "you are not happy"), {"speaker": "B", "text": "wait !"}, "so sad"]
@@ -160,3 +162,21 @@ def test_context_is_read_and_not_answered_for(text):
 @pytest.mark.parametrize("text", TEXT)
 def test_no_tower_keeps_keys_and_values(text):
     assert not getattr(make_model(None, text).mmemo.text_tower.config, "use_cache", False)
+
+
+def test_pipeline_graph_and_slim_package_answer_alike(model, reader, tokenizer, tmp_path):
+    processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), tokenizer, context_turns=2)
+    export_onnx(model, processor, tmp_path)
+    item = {"text": "so sad", "context": CONTEXT, "speaker": "A"}
+    emotion = load_pipeline(model, processor=processor)
+    predict = EmotionPredictor(tmp_path)
+
+    answers = [emotion(item), predict(**item), load_pipeline(str(tmp_path), backend="onnx")(item)]
+
+    for answer in answers[1:]:
+        assert [entry["label"] for entry in answer] == [entry["label"] for entry in answers[0]]
+        scores = [[entry["score"] for entry in found] for found in (answer, answers[0])]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+    assert emotion([item, {"text": "so sad"}], batch_size=2)[1] == emotion({"text": "so sad"}) != answers[0]
+    with pytest.raises(ValueError, match="a timeline answers for many"):
+        emotion({**item, "word_times": [("so", 0, 1)]}, return_timeline=True)

@@ -17,6 +17,11 @@ class DialogueHistory:
         self._said: deque[dict[str, str | None]] = deque(maxlen=turns)
         self._dialogue: Any = None
 
+    def forget(self) -> None:
+        """Begins anew, with no dialogue going on."""
+        self._said.clear()
+        self._dialogue = None
+
     def place(self, row: Mapping[str, Any], speaker: str | None) -> dict[str, Any]:
         """The columns `dialogue`, `context` and `said_by` of a row, whose text is then the last that was said.
 

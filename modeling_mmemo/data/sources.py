@@ -210,6 +210,7 @@ def _in_schema(
     options = {} if isinstance(rows, IterableDataset) else {"load_from_cache_file": False}
     return rows.map(
         _row,
+        with_indices=True,
         fn_kwargs={
             "form": form,
             "labels": labels,
@@ -223,8 +224,16 @@ def _in_schema(
 
 
 def _row(
-    record: dict, form: _Form, labels: Sequence[str], label_map: Mapping[str, str], history: DialogueHistory
+    record: dict,
+    index: int,
+    form: _Form,
+    labels: Sequence[str],
+    label_map: Mapping[str, str],
+    history: DialogueHistory,
 ) -> dict:
+    if index == 0:
+        # A stream is read more than once.
+        history.forget()
     row: dict = dict.fromkeys(FEATURES)
     row |= {ours: None if record[theirs] == "" else record[theirs] for ours, theirs in form.columns.items()}
     for name in ("word_times", "context"):
