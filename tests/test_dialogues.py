@@ -1,0 +1,119 @@
+import json
+
+import pytest
+from tiny import write_table
+
+from modeling_mmemo import MMEmoProcessor
+from modeling_mmemo.data.corpora import read_corpus
+from modeling_mmemo.data.dialogues import DialogueHistory
+from modeling_mmemo.data.schema import text_of
+from modeling_mmemo.data.sources import read_source
+from modeling_mmemo.training.collator import EmotionCollator
+from modeling_mmemo.training.features import tower_states
+from modeling_mmemo.training.rows import EmotionRows
+
+
+LINES = [
+    ("1", "A", "wait !", "anger", "train"),
+    ("1", "B", "so sad", "sadness", "train"),
+    # Of no known label, and part of the dialogue all the same.
+    ("1", "A", "i am not", "bored", "train"),
+    ("1", "B", "you are", "joy", "train"),
+    ("1", "A", "i am happy", "joy", "dev"),
+    ("2", "A", "no", "anger", "dev"),
+]
+NAMES = ("dialogue", "speaker", "text", "label", "split")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    write_table(tmp_path / "text" / "meld_text.csv", [dict(zip(NAMES, line)) for line in LINES])
+    return tmp_path
+
+
+def contexts(rows):
+    return [[(turn["speaker"], turn["text"]) for turn in context or ()] for context in rows["context"]]
+
+
+EXPECTED = [
+    [],
+    [("A", "wait !")],
+    [("B", "so sad"), ("A", "i am not")],
+    # The same number in another split is another dialogue.
+    [],
+    [],
+]
+
+
+def test_rows_of_a_corpus_know_what_was_said_before(data_dir):
+    rows = read_corpus("meld", data_dir, context_turns=2)
+
+    assert contexts(rows) == EXPECTED
+    assert rows["said_by"][:] == ["A", "B", "B", "A", "A"] and rows["speaker"][1] == "meld-B"
+    assert text_of(rows[1]) == {"text": "so sad", "context": [{"speaker": "A", "text": "wait !"}], "speaker": "B"}
+
+
+def test_without_context_nothing_is_kept(data_dir):
+    rows = read_corpus("meld", data_dir)
+
+    assert set(rows["context"]) == set(rows["dialogue"]) == set(rows["said_by"]) == {None}
+    assert text_of(rows[1]) == {"text": "so sad"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_rows_of_a_table_know_it_as_well(tmp_path, suffix, streaming):
+    names = ("conversation", *NAMES[1:])
+    path = write_table(tmp_path / f"calls{suffix}", [dict(zip(names, line)) for line in LINES])
+
+    rows = read_source(str(path), tmp_path, columns={"dialogue": "conversation"}, context_turns=2, streaming=streaming)
+
+    for _ in range(2):
+        assert contexts({"context": [row["context"] for row in rows]}) == EXPECTED
+
+
+def test_a_table_may_have_the_context_itself(tmp_path):
+    turns = [{"speaker": "B", "text": "no"}, {"text": "wait !"}]
+    path = write_table(tmp_path / "calls.csv", [{"text": "so sad", "label": "sad", "context": json.dumps(turns)}])
+
+    rows = read_source(str(path), tmp_path, context_turns=1)
+
+    assert contexts(rows) == [[(None, "wait !")]]
+
+
+def test_a_blank_row_says_nothing():
+    history = DialogueHistory(2)
+
+    for text in ("so sad", None):
+        history.place({"dialogue": "1", "split": None, "text": text}, "A")
+    placed = history.place({"dialogue": "1", "split": None, "text": "no"}, "A")
+
+    assert placed["context"] == [{"speaker": "A", "text": "so sad"}]
+
+
+def test_batches_of_training_have_the_context(data_dir, tokenizer):
+    processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=2)
+    rows = read_corpus("meld", data_dir, context_turns=2)
+    drawn = EmotionRows(rows, range(3), ("angry", "happy", "sad"), {}, processor)
+
+    batch = EmotionCollator(processor)([drawn[position] for position in range(3)])
+
+    expected = processor(
+        text=["wait !", "so sad", "you are"],
+        context=[None, [("A", "wait !")], [("B", "so sad"), ("A", "i am not")]],
+        speaker=["A", "B", "B"],
+        return_tensors="pt",
+    )
+    for name, values in expected.items():
+        assert batch[name].tolist() == values.tolist()
+
+
+def test_kept_states_are_those_of_the_text_alone(data_dir, model, processor, tmp_path):
+    reader = MMEmoProcessor(processor.feature_extractor, processor.tokenizer, context_turns=2)
+    rows = read_corpus("meld", data_dir, context_turns=2)
+
+    kept = tower_states("text", model.mmemo.text_tower, reader, rows, tmp_path / "kept")
+
+    inputs = reader(**{**text_of(rows[2]), "context": contexts(rows)[2]}, return_tensors="pt")
+    assert kept.length(2) == int((inputs["attention_mask"] & ~inputs["context_mask"]).sum())
+    assert kept.length(2) < inputs["input_ids"].shape[1]
