@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mmemo.core.audio_loading_mmemo import load_audio
-from mmemo.core.item_processing_mmemo import ItemProcessing
+from mmemo.core.item_processing_mmemo import TEXT_SETTINGS, ItemProcessing
 from mmemo.core.mel_analysis_mmemo import MelAnalysis, pad
 from mmemo.graph import ANALYSIS_FILE, EXPORT_REMEDY, find_exported
 
@@ -39,7 +39,7 @@ class OnnxProcessor(ItemProcessing):
             self.feature_extractor = MelExtractor(settings["feature_extractor"], load_file(analysis))
         if "tokenizer" in parts:
             self.tokenizer = FastTokenizer(folder)
-        for name in ("context_turns", "context_tokens", "prompt"):
+        for name in TEXT_SETTINGS:
             if name in settings:  # an earlier version wrote none of them
                 setattr(self, name, settings[name])
 

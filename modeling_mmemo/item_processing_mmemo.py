@@ -27,6 +27,9 @@ from .word_times_mmemo import WordTimes, clip_word_times, is_subtitles, locate_w
 
 logger = logging.getLogger(__name__)
 
+# What a processor reads beside a text; saved with it.
+TEXT_SETTINGS = ("context_turns", "context_tokens", "prompt")
+
 
 class ItemProcessing:
     """

@@ -21,6 +21,7 @@ from modeling_mmemo import (
     MMEmoProcessor,
 )
 from modeling_mmemo.evaluation.run import model_labels
+from modeling_mmemo.item_processing_mmemo import TEXT_SETTINGS
 from modeling_mmemo.towers_mmemo import max_tokens
 from modeling_mmemo.training.arguments import ModelArguments
 
@@ -179,5 +180,5 @@ def _load_half(args: ModelArguments, modality: str, labels: Sequence[str], settl
         getattr(model, f"{modality}_classifier"),
         getattr(model.config, f"{modality}_layer_mix"),
         getattr(model.config, f"{modality}_pooling"),
-        {name: getattr(processor, name) for name in ("context_turns", "context_tokens", "prompt")},
+        {name: getattr(processor, name) for name in TEXT_SETTINGS},
     )

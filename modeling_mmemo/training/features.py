@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.fusion_mmemo import ModalityBranch
+from modeling_mmemo.item_processing_mmemo import TEXT_SETTINGS
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.towers_mmemo import encode_audio, encode_text, num_hidden_states
@@ -109,7 +110,7 @@ def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows:
         settings = processor.feature_extractor.to_dict()
     else:
         settings = {"tokenizer": repr(processor.tokenizer), "vocabulary": processor.tokenizer.get_vocab()}
-        settings |= {name: getattr(processor, name) for name in ("context_turns", "context_tokens", "prompt")}
+        settings |= {name: getattr(processor, name) for name in TEXT_SETTINGS}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for column in (modality,) if modality == "audio" else ("text", "context", "said_by"):
         for value in rows[column]:
