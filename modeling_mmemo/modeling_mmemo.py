@@ -191,6 +191,8 @@ class MMEmoPreTrainedModel(PreTrainedModel):
             # Where a tower came from may be a folder of this machine; its data type is now the whole model's.
             tower_config.pop("_name_or_path", None)
             tower_config.pop("dtype", None)
+            # Weights of 4 bits are for training alone.
+            tower_config.pop("quantization_config", None)
         logger.warning("Branches, fusion and heads are new; train the model before you use its answers.")
         model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
         return cls(model_config, *towers).to(dtype)

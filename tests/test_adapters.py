@@ -7,8 +7,9 @@ from peft import PeftModel
 from tiny import AUDIO, PAIRS, TEXT, audio_config, make_inputs, make_model, text_config
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition
-from modeling_mmemo.training.adapters import frozen_towers, log_trainable, set_trainable
+from modeling_mmemo.training.adapters import frozen_towers, log_trainable, lora_modules, set_trainable, unquantized
 from modeling_mmemo.training.arguments import ModelArguments
+from modeling_mmemo.training.build import build_model
 
 
 FAMILIES = [*(("audio", name) for name in AUDIO), *(("text", name) for name in TEXT)]
@@ -199,3 +200,59 @@ def test_the_log_says_how_much_is_trained(caplog):
     log_trainable(adapt(model, audio_mode="full", text_mode="lora"))
 
     assert f"audio_tower: {whole - fixed:,} of {whole:,} parameters trained" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("llama", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("qwen2", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("qwen3", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("gemma", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("gemma3_text", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("gpt2", {"c_attn"}),
+        ("mpnet", {"q", "k", "v", "o"}),
+    ],
+)
+def test_lora_goes_to_all_of_the_attention_and_nothing_else(name, layers):
+    tower = make_model(audio=None, text=name).mmemo.text_tower
+
+    found = lora_modules(tower, [])
+
+    assert {module.rpartition(".")[2] for module in found} == layers
+    assert all("attn" in module or "attention" in module for module in found)
+    assert len(found) == len(layers) * tower.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2"])
+def test_recomputed_activations_teach_a_decoder_the_same(name):
+    """Adapters get their gradients although nothing before the first layer is trained."""
+    gradients = []
+    for recomputes in (False, True):
+        model = adapt(steady(make_model(text=name)))
+        if recomputes:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            assert model.get_base_model().mmemo.text_tower.is_activation_checkpointing
+        model.train()(**make_inputs(), labels=torch.arange(4)).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+
+    plain, recomputed = gradients
+    assert any(".text_tower." in parameter and plain[parameter].any() for parameter in plain)
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(recomputed[parameter], gradient, msg=parameter)
+
+
+def test_what_was_learned_over_four_bits_is_put_over_the_whole_weights(encoders):
+    """The same base stands in for its 4 bits, which want a GPU."""
+    args = ModelArguments(text_encoder=str(encoders[1]), fusion_hidden_size=16)
+    labels = ("angry", "happy", "sad")
+    model, processor, new = build_model(args, labels)
+    model.config.class_weights = [1.0, 2.0, 3.0]
+    trained = disturb(set_trainable(model, args, new))
+    inputs = processor(text=["I am so happy!", "Leave me alone."], return_tensors="pt")
+
+    whole = unquantized(trained, args, labels)
+
+    assert whole.get_base_model() is not trained.get_base_model()
+    assert whole.get_base_model().config.class_weights == [1.0, 2.0, 3.0]
+    assert torch.equal(answers(whole, inputs), answers(trained, inputs))

@@ -153,3 +153,23 @@ def test_a_tokenizer_without_limit_gets_that_of_its_tower(encoders, tmp_path):
     assert processor.tokenizer.model_max_length == limit
     inputs = processor(text="so sad " * limit, return_tensors="pt")
     assert inputs["input_ids"].shape[1] == limit and model.eval()(**inputs).logits.isfinite().all()
+
+
+def test_four_bits_want_a_gpu(encoders, monkeypatch):
+    args = arguments(text_encoder=str(encoders[1]), text_mode="qlora")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="text_mode=qlora needs a CUDA GPU, and there is none; choose text_mode=lora"):
+        build_model(args, LABELS)
+
+
+def test_four_bits_want_bitsandbytes(encoders, monkeypatch):
+    args = arguments(text_encoder=str(encoders[1]), text_mode="qlora")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("modeling_mmemo.training.build.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(ImportError, match=r"pip install 'mmemo\[qlora\]'"):
+        build_model(args, LABELS)
+
+
+def test_four_bits_are_for_an_encoder_as_it_was_released(halves):
+    with pytest.raises(ValueError, match="text_mode=qlora contradicts text_encoder="):
+        build_model(arguments(text_encoder=str(halves[1]), text_mode="qlora"), LABELS)

@@ -29,7 +29,7 @@ from modeling_mmemo.towers_mmemo import (
 
 WAVEFORM = ("wav2vec2", "wav2vec2_layer_norm", "hubert", "wavlm")
 # RoBERTa's first position is the one behind its padding index of 1.
-MOST_TOKENS = {**dict.fromkeys(TEXT, 64), "roberta": 62, "xlm-roberta": 62}
+MOST_TOKENS = {**dict.fromkeys(TEXT, 64), "roberta": 62, "xlm-roberta": 62, "mpnet": 62}
 T5 = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=50, decoder_start_token_id=0)
 
 

@@ -1,9 +1,11 @@
 """What of a model is trained: towers frozen, whole or from some layer on, or adapted with LoRA through peft."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-from peft import LoraConfig, PeftModel, get_peft_model
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,12 +13,14 @@ from transformers.utils import logging
 
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.training.arguments import ModelArguments
+from modeling_mmemo.training.build import build_model
 
 
 logger = logging.get_logger(__name__)
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-# Beside those that peft knows.
+_DECODER_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# All of the attention, and instead of what peft knows, which is often two of its four.
 LORA_TARGET_MODULES = {
     "mmemo_audio": _ATTENTION,
     "whisper": _ATTENTION,
@@ -26,6 +30,15 @@ LORA_TARGET_MODULES = {
     "wavlm": ("intermediate_dense", "output_dense"),
     "audio-spectrogram-transformer": ("q_proj", "v_proj"),
     "distilbert": ("q_lin", "k_lin", "v_lin"),
+    "mpnet": ("q", "k", "v", "o"),
+    "llama": _DECODER_ATTENTION,
+    "mistral": _DECODER_ATTENTION,
+    "qwen2": _DECODER_ATTENTION,
+    "qwen3": _DECODER_ATTENTION,
+    "gemma": _DECODER_ATTENTION,
+    "gemma2": _DECODER_ATTENTION,
+    "gemma3_text": _DECODER_ATTENTION,
+    "gpt2": ("c_attn",),
 }
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|block)\.(\d+)\.")
 
@@ -50,7 +63,7 @@ def set_trainable(
         for modality, tower in (("audio", model.mmemo.audio_tower), ("text", model.mmemo.text_tower))
         if tower is not None
     }
-    adapted = [modality for modality in towers if args.mode_of(modality) == "lora"]
+    adapted = [modality for modality in towers if args.is_adapted(modality)]
     fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if adapted:
         whole = [f"mmemo.{modality}_tower" for modality in towers if args.mode_of(modality) == "full"]
@@ -69,7 +82,7 @@ def set_trainable(
         model = get_peft_model(model, config)
         _fix_again(model, fixed)
     for modality in towers:
-        if args.mode_of(modality) != "lora":
+        if not args.is_adapted(modality):
             frozen = args.freeze_layers_of(modality) if args.mode_of(modality) == "full" else float("inf")
             _freeze(model, f"{modality}_tower", frozen)
         if args.mode_of(modality) == "frozen" and args.model_name_or_path is None and modality not in new_branches:
@@ -84,6 +97,19 @@ def _fix_again(model: PeftModel, fixed: set[str]) -> None:
     for name, parameter in model.named_parameters():
         if name.removeprefix("base_model.model.").replace("modules_to_save.default.", "") in fixed:
             parameter.requires_grad_(False)
+
+
+def unquantized(trained: PeftModel, args: ModelArguments, labels: Sequence[str]) -> PeftModel:
+    """What was `trained` over weights of 4 bits, over the weights that those were rounded from.
+
+    LoRA that is merged into 4 bits would be rounded with them; over the whole weights nothing of it is lost.
+    """
+    whole_args = replace(args, text_mode="lora")
+    model, _, new_branches = build_model(whole_args, labels)
+    model.config.class_weights = trained.get_base_model().config.class_weights
+    whole = set_trainable(model, whole_args, new_branches)
+    set_peft_model_state_dict(whole, get_peft_model_state_dict(trained, save_embedding_layers=False))
+    return whole
 
 
 def frozen_towers(model: nn.Module) -> list[nn.Module]:
@@ -142,10 +168,16 @@ def log_trainable(model: nn.Module) -> None:
     for part in ("audio_tower.", "text_tower.", ""):
         # Of a module that peft saves whole it keeps the original, which nothing reads.
         parameters = [p for name, p in model.named_parameters() if part in name and "original_module." not in name]
-        total = sum(p.numel() for p in parameters)
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        total = sum(_size(p) for p in parameters)
+        trained = sum(_size(p) for p in parameters if p.requires_grad)
         if total:
             logger.warning(
                 f"{part.rstrip('.') or 'model'}: {trained:,} of {total:,} parameters trained "
                 f"({100 * trained / total:.2f} %)."
             )
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    # bitsandbytes packs two weights of 4 bits into one number.
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()

@@ -11,7 +11,8 @@ from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.corpora import CORPORA
 
 
-TOWER_MODES = ("frozen", "lora", "full")
+AUDIO_MODES = ("frozen", "lora", "full")
+TEXT_MODES = ("frozen", "lora", "qlora", "full")
 CLASS_WEIGHTS = ("none", "balanced")
 STORED_DTYPES = ("float32", "float16")
 SAMPLING_STRATEGIES = ("group_by_length", "random", "sequential")
@@ -36,8 +37,13 @@ class ModelArguments:
     audio_layers: int | None = field(
         default=None, metadata={"help": "Keep so many first layers of the audio encoder."}
     )
-    audio_mode: str = field(default="lora", metadata={"help": f"How the audio encoder trains: {TOWER_MODES}."})
-    text_mode: str = field(default="lora", metadata={"help": f"How the text encoder trains: {TOWER_MODES}."})
+    audio_mode: str = field(default="lora", metadata={"help": f"How the audio encoder trains: {AUDIO_MODES}."})
+    text_mode: str = field(
+        default="lora",
+        metadata={
+            "help": f"How the text encoder trains: {TEXT_MODES}; qlora is LoRA over weights of 4 bits, on a CUDA GPU."
+        },
+    )
     audio_freeze_layers: int | None = field(
         default=None,
         metadata={"help": "With audio_mode=full, first layers that stay frozen, the embeddings with them."},
@@ -100,8 +106,8 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         for name, valid in (
-            ("audio_mode", TOWER_MODES),
-            ("text_mode", TOWER_MODES),
+            ("audio_mode", AUDIO_MODES),
+            ("text_mode", TEXT_MODES),
             ("class_weights", CLASS_WEIGHTS),
             ("stored_dtype", STORED_DTYPES),
         ):
@@ -149,15 +155,21 @@ class ModelArguments:
                 raise ValueError(
                     f"{modality}_freeze_layers={frozen} contradicts {modality}_mode={mode}; it needs full."
                 )
-        if self.lora_target_modules and "lora" not in (self.audio_mode, self.text_mode):
+        if self.text_mode == "qlora" and self.text_encoder is None:
+            raise ValueError("text_mode=qlora contradicts text_encoder=None; it needs one, read in 4 bits.")
+        if self.lora_target_modules and not any(self.is_adapted(modality) for modality in ("audio", "text")):
             raise ValueError(
                 f"lora_target_modules={self.lora_target_modules} contradicts audio_mode={self.audio_mode} and "
                 f"text_mode={self.text_mode}; one of them must be lora."
             )
 
     def mode_of(self, modality: str) -> str:
-        """How the tower of `modality` is trained, one of `TOWER_MODES`."""
+        """How the tower of `modality` is trained, one of `TEXT_MODES`."""
         return {"audio": self.audio_mode, "text": self.text_mode}[modality]
+
+    def is_adapted(self, modality: str) -> bool:
+        """Whether the tower of `modality` gets LoRA."""
+        return self.mode_of(modality) in ("lora", "qlora")
 
     def freeze_layers_of(self, modality: str) -> int | None:
         """How many first layers of the tower of `modality` stay frozen."""

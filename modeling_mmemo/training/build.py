@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_bitsandbytes_available
 
 from modeling_mmemo import (
     MMEmoAudioEncoder,
@@ -89,6 +92,7 @@ def build_model(
         halves["audio"].tower,
         halves["text"].tower,
         audio_kwargs=layers,
+        text_kwargs={"quantization_config": four_bits()} if args.text_mode == "qlora" else {},
         **{name: value for name, value in chosen.items() if value is not None},
         **settings,
     )
@@ -107,6 +111,27 @@ def build_model(
     if halves["text"].tower is not None:
         _bound(preprocessors[1], model.mmemo.text_tower)
     return model, MMEmoProcessor(*preprocessors, **halves["text"].dialogue), new
+
+
+def four_bits() -> BitsAndBytesConfig:
+    """How a tower's weights are read for QLoRA: as 4-bit normal floats, their scales quantised, too.
+
+    Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
+
+    Raises:
+        ValueError: If there is no CUDA GPU.
+        ImportError: If bitsandbytes is not installed.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("text_mode=qlora needs a CUDA GPU, and there is none; choose text_mode=lora.")
+    if not is_bitsandbytes_available():
+        raise ImportError("text_mode=qlora needs bitsandbytes: pip install 'mmemo[qlora]'.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def _bound(tokenizer: PreTrainedTokenizerBase, tower: PreTrainedModel) -> None:
@@ -145,6 +170,11 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
     if name is None:
         return Half()
     if AutoConfig.from_pretrained(name).model_type == MMEmoConfig.model_type:
+        if args.text_mode == "qlora":
+            raise ValueError(
+                f"text_mode=qlora contradicts text_encoder={name}: 4 bits are for an encoder that is read as it was "
+                "released. Give that, or choose text_mode=lora."
+            )
         return _load_half(args, "text", labels, ("text_layer_mix", "text_pooling", "context_turns", "context_tokens"))
     dialogue = {"context_turns": args.context_turns, "context_tokens": args.context_tokens}
     return Half(

@@ -144,9 +144,11 @@ def standardize(
             inputs = collator([row])
             kept = inputs.get(f"{modality}_hidden_states")
             if kept is None:
-                layers, mask = run_tower(modality, tower, inputs)
+                layers, mask = run_tower(
+                    modality, tower, {name: value.to(tower.device) for name, value in inputs.items()}
+                )
                 kept = [layer[mask].unsqueeze(0) for layer in layers]
-            states.append(torch.stack(list(kept)).float())
+            states.append(torch.stack(list(kept)).float().cpu())
         _set_statistics(branch, states)
 
 

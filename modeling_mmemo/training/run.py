@@ -15,7 +15,7 @@ from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.schema import STORED_FEATURES
 from modeling_mmemo.data.sources import read_source
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
-from modeling_mmemo.training.adapters import log_trainable, set_trainable
+from modeling_mmemo.training.adapters import log_trainable, set_trainable, unquantized
 from modeling_mmemo.training.arguments import Arguments, DataArguments, EmotionTrainingArguments, ModelArguments
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.calibration import fit_quantiles, fit_temperature
@@ -48,6 +48,8 @@ def train(arguments: Arguments) -> EmotionTrainer:
     if isinstance(trained, PeftModel):
         if trainer.is_world_process_zero():
             trained.save_pretrained(output_dir / "adapter", save_embedding_layers=False)
+        if model_args.text_mode == "qlora":
+            trained = unquantized(trained, model_args, data_args.labels)
         model = trained.merge_and_unload()
 
     if model_args.stored_dtype == "float16":
