@@ -177,6 +177,10 @@ def test_pipeline_graph_and_slim_package_answer_alike(model, reader, tokenizer, 
         assert [entry["label"] for entry in answer] == [entry["label"] for entry in answers[0]]
         scores = [[entry["score"] for entry in found] for found in (answer, answers[0])]
         np.testing.assert_allclose(*scores, atol=1e-5)
-    assert emotion([item, {"text": "so sad"}], batch_size=2)[1] == emotion({"text": "so sad"}) != answers[0]
+    beside, alone = emotion([item, {"text": "so sad"}], batch_size=2)[1], emotion({"text": "so sad"})
+    assert [entry["label"] for entry in beside] == [entry["label"] for entry in alone]
+    # Sums over a padded text take another order on some CPUs.
+    np.testing.assert_allclose(*[[entry["score"] for entry in found] for found in (beside, alone)], atol=1e-6)
+    assert abs(alone[0]["score"] - answers[0][0]["score"]) > 1e-4
     with pytest.raises(ValueError, match="a timeline answers for many"):
         emotion({**item, "word_times": [("so", 0, 1)]}, return_timeline=True)
