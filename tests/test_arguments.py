@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from modeling_mmemo.training.arguments import parse_arguments
@@ -39,6 +41,14 @@ def test_flags_win_over_the_file(tmp_path):
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
+@pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_read(config):
+    # bf16 asks for a GPU or for --use_cpu.
+    _, _, _, training = parse_arguments([str(config), "--use_cpu", "true"])
+
+    assert training.output_dir == f"runs/{config.stem}"
+
+
 def test_corpora_weigh_the_same_unless_told_otherwise():
     assert parse_arguments([*ENCODERS, "--corpora", "meld", "ravdess"])[1].corpus_weights == [1.0, 1.0]
 
@@ -72,6 +82,8 @@ def test_an_unknown_option_is_refused(tmp_path):
             "--audio_encoder a --audio_mode full --text_mode frozen --lora_target_modules q_proj",
             r"lora_target_modules=\['q_proj'\] contradicts audio_mode=full and text_mode=frozen",
         ),
+        ("--audio_encoder a --text_mode qlora", "text_mode=qlora contradicts text_encoder=None"),
+        ("--text_encoder b --audio_mode qlora", r"audio_mode='qlora' is unknown; choose one of \('frozen', 'lora'"),
         ("--text_encoder b --pair_probability 0.5", "pair_probability=0.5 contradicts audio_encoder=None"),
         ("--audio_encoder a --modality_dropout 0.5", "modality_dropout=0.5 contradicts text_encoder=None"),
         (
