@@ -122,6 +122,9 @@ class MMEmoConfig(PreTrainedConfig):
         audio_layer_mix, text_layer_mix (`str`, default to `"weighted_sum"`): What is read of a tower's layers: a sum
             of all by learned weights (`"weighted_sum"`), each pooled by itself and the vectors side by side
             (`"concat"`), or the last one (`"last"`).
+        label_token_ids (`list[int]`, *optional*): For each label the token whose likelihood, as what comes after the
+            text, is what the text alone says of it: the text tower is a language model then, which answers in place
+            of a new head. Absent, there is a head.
         segment_seconds (`float`, defaults to 0.5): Length of a segment, the unit of the distance in time between a
             word and a sound.
         fusion_dropout (`float`, defaults to 0.1): Dropout behind the towers.
@@ -184,6 +187,7 @@ class MMEmoConfig(PreTrainedConfig):
     text_pooling: str = "mean"
     audio_layer_mix: str = "weighted_sum"
     text_layer_mix: str = "weighted_sum"
+    label_token_ids: list[int] | tuple[int, ...] | None = None
     segment_seconds: float | int = 0.5
     fusion_dropout: float | int = 0.1
     modality_dropout: float | int = 0.0
@@ -261,6 +265,7 @@ class MMEmoConfig(PreTrainedConfig):
         self._refuse_bad_late_weights()
         self._refuse_bad_class_weights()
         self._refuse_bad_labels()
+        self._refuse_bad_label_tokens()
         self._refuse_bad_quantiles()
         for presence in PRESENCES:
             if not self.temperature_of(presence) > 0:
@@ -295,6 +300,19 @@ class MMEmoConfig(PreTrainedConfig):
             raise ValueError(f"id2label names a label twice: {list(self.id2label.values())}.")
         if self.label2id is not None and {k: int(v) for k, v in self.label2id.items()} != inverse:
             raise ValueError(f"label2id={self.label2id} contradicts id2label={self.id2label}; give one of them.")
+
+    def _refuse_bad_label_tokens(self) -> None:
+        tokens = self.label_token_ids
+        if tokens is None:
+            return
+        if self.text_config is None:
+            raise ValueError(
+                f"label_token_ids={tokens} contradicts text_config=None; they are tokens of a text tower."
+            )
+        if len(tokens) != self.num_labels or len(set(tokens)) != len(tokens) or min(tokens) < 0:
+            raise ValueError(
+                f"label_token_ids={tokens} must hold one token for each of the {self.num_labels} labels, none twice."
+            )
 
     def _refuse_bad_quantiles(self) -> None:
         for presence, quantiles in (self.conformal_quantiles or {}).items():

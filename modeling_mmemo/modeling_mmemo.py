@@ -22,10 +22,12 @@ from .towers_mmemo import (
     build_tower,
     encode_audio,
     encode_text,
+    load_language_model,
     load_tower,
     position_times,
     seconds_per_position,
     strip_tower,
+    token_logits,
 )
 
 
@@ -43,6 +45,8 @@ class MMEmoModelOutput(ModelOutput):
         fused_embeds (`torch.Tensor` of shape `(batch, fusion_hidden_size)`): Both modalities in one vector.
         audio_embeds, text_embeds (`torch.Tensor` of shape `(batch, fusion_hidden_size)`): Each alone, zero if missing.
         fusion_weights (`torch.Tensor` of shape `(batch, 2)`): Shares of audio and text in `fused_embeds`.
+        text_last_state (`torch.Tensor` of shape `(batch, hidden)`): The text tower's last state at the last token,
+            if the model has `label_token_ids`; zero if missing.
         text_to_audio_attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, tokens, audio_positions)`): One a
             cross-modal layer: where each token listens.
         audio_to_text_attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, audio_positions, tokens)`): One a
@@ -57,6 +61,7 @@ class MMEmoModelOutput(ModelOutput):
     audio_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     fusion_weights: torch.Tensor | None = None
+    text_last_state: torch.Tensor | None = None
     text_to_audio_attentions: tuple[torch.Tensor, ...] | None = None
     audio_to_text_attentions: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -163,7 +168,8 @@ class MMEmoPreTrainedModel(PreTrainedModel):
 
         Args:
             audio, text (`str` or `PreTrainedModel`, *optional*): Hub names, folders, or encoders already loaded. One
-                of them may be absent.
+                of them may be absent. With `label_token_ids`, `text` is the name of a causal language model, whose
+                output layer becomes the text's head; beside an encoder already loaded that head is new.
             dtype (`torch.dtype`, defaults to `torch.float32`): Data type of the whole model.
             audio_kwargs, text_kwargs (`dict`, *optional*): For each tower's own `from_pretrained` (`revision`, ...).
             config: Fields of [`MMEmoConfig`].
@@ -179,9 +185,12 @@ class MMEmoPreTrainedModel(PreTrainedModel):
         ...     fusion="hybrid",
         ... )
         ```"""
-        towers = []
+        towers, rows = [], None
+        token_ids = config.get("label_token_ids")
         for source, kwargs in ((audio, audio_kwargs), (text, text_kwargs)):
-            if isinstance(source, str):
+            if isinstance(source, str) and source is text and token_ids is not None:
+                source, rows = load_language_model(source, token_ids, dtype, **(kwargs or {}))
+            elif isinstance(source, str):
                 source = load_tower(source, dtype, **(kwargs or {}))
             elif source is not None:
                 source = strip_tower(source).to(dtype)
@@ -195,7 +204,10 @@ class MMEmoPreTrainedModel(PreTrainedModel):
             tower_config.pop("quantization_config", None)
         logger.warning("Branches, fusion and heads are new; train the model before you use its answers.")
         model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
-        return cls(model_config, *towers).to(dtype)
+        model = cls(model_config, *towers).to(dtype)
+        if rows is not None and isinstance(model, MMEmoForEmotionRecognition):
+            model.text_classifier.load_state_dict({"weight": rows})
+        return model
 
 
 class MMEmoModel(MMEmoPreTrainedModel):
@@ -279,7 +291,8 @@ class MMEmoModel(MMEmoPreTrainedModel):
                 word each token belongs to; -1 where unknown.
             segment_times (`torch.Tensor` of shape `(batch, segments, 2)`, *optional*): Start and end, in seconds, of
                 stretches to answer for one by one, each in the light of the whole; -1 for padding. A text without
-                times counts as said in every segment.
+                times counts as said in every segment. A model with `label_token_ids` answers for the whole text in all
+                segments that hold some of it.
             audio_hidden_states, text_hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`,
                 *optional*): What the towers gave before, instead of their inputs; the masks are then over positions.
             output_attentions (`bool`, *optional*): Return the cross-modal attention maps.
@@ -367,6 +380,8 @@ class MMEmoModel(MMEmoPreTrainedModel):
         text, text_embeds = self._branch(self.text_branch, text_states, text_masks)
         is_there = torch.stack([audio_masks.any(dim=-1), text_masks.any(dim=-1)], dim=-1)
         pooled = {"modality_mask": is_there, "audio_embeds": audio_embeds, "text_embeds": text_embeds}
+        if self.config.label_token_ids is not None:
+            pooled["text_last_state"] = self._last_state(text_states, text_mask, is_there[..., 1:])
 
         maps: dict[str, tuple] = {}
         if self.fuses:
@@ -386,6 +401,14 @@ class MMEmoModel(MMEmoPreTrainedModel):
             return whole | maps
         rows = {name: values[:, 1:].flatten(0, 1) for name, values in pooled.items() if values is not None}
         return whole | maps | {"segments": MMEmoModelOutput(**rows)}
+
+    def _last_state(self, states, mask: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
+        """The tower's last state at each text's last token, wherever text `is_there`, `(batch, masks, 1)`: a language
+        model says a label's word after the whole text."""
+        hidden_size = self.text_tower.config.hidden_size
+        if states is None:
+            return is_there.new_zeros(*is_there.shape[:2], hidden_size, dtype=self.text_branch.mix.weights.dtype)
+        return SequencePooling("last", hidden_size)(states[-1], mask).unsqueeze(1) * is_there
 
     def _attend(self, audio, text, audio_mask, text_mask, distance, output_attentions):
         """Both sequences behind the cross-modal layers, and on request the layers' attention maps by output field."""
@@ -487,6 +510,8 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         width, num_labels = config.fusion_hidden_size, config.num_labels
         self.audio_classifier = None if config.audio_config is None else nn.Linear(width, num_labels)
         self.text_classifier = None if config.text_config is None else nn.Linear(width, num_labels)
+        if config.label_token_ids is not None:
+            self.text_classifier = nn.Linear(config.text_config.hidden_size, num_labels, bias=False)
         self.fused_classifier = nn.Linear(width, num_labels) if self.mmemo.fuses else None
         votes = config.is_bimodal and config.fusion in ("late", "hybrid") and config.late_fusion_weights is None
         self.vote = ModalityGate(width, num_voters=3 if self.mmemo.fuses else 2) if votes else None
@@ -567,15 +592,19 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
 
     def _heads(self, features: MMEmoModelOutput) -> dict[str, torch.Tensor]:
         """What each head says, `(batch, num_labels)`."""
-        return {
+        says_words = self.config.label_token_ids is not None
+        heads = {
             name: classifier(embeds)
             for name, classifier, embeds in (
                 ("audio", self.audio_classifier, features.audio_embeds),
-                ("text", self.text_classifier, features.text_embeds),
+                ("text", self.text_classifier, features.text_last_state if says_words else features.text_embeds),
                 ("fused", self.fused_classifier, features.fused_embeds),
             )
             if classifier is not None
         }
+        if says_words:
+            heads["text"] = token_logits(self.config.text_config, heads["text"])
+        return heads
 
     def _answer(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
         """The logits `(batch, num_labels)`, divided by the temperature, and the modalities' shares `(batch, 2)`."""

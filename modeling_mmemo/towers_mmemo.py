@@ -9,10 +9,11 @@ What differs from one architecture to the next stands in this file and nowhere e
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .audio_encoder_mmemo import MMEmoAudioEncoder, attendable
@@ -38,11 +39,58 @@ def load_tower(name_or_path: str, dtype: torch.dtype, **kwargs) -> PreTrainedMod
     """
     model, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
     tower = strip_tower(model)
+    _refuse_incomplete(name_or_path, model, tower, info)
+    return tower
+
+
+@torch.no_grad()
+def load_language_model(
+    name_or_path: str, token_ids: Sequence[int], dtype: torch.dtype, **kwargs
+) -> tuple[PreTrainedModel, torch.Tensor]:
+    """The tower of a causal language model, and the rows `(tokens, hidden)` of its output layer for some tokens.
+
+    Raises:
+        ValueError: If the checkpoint lacks weights, if the model reads what comes after a token, or if it says how
+            likely a token is otherwise than by those rows.
+    """
+    model, info = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
+    model, tower = model.eval(), model.base_model
+    read = torch.tensor([[*token_ids[:1], *token_ids]], device=tower.device)
+    states, fewer = (encode_text(tower, ids, torch.ones_like(ids))[-1] for ids in (read, read[:, :1]))
+    if _differ(fewer, states[:, :1]):
+        raise ValueError(
+            f"{name_or_path} reads what comes after a word, so it is no causal language model; it predicts no words."
+        )
+    _refuse_incomplete(name_or_path, model, model, info)
+    rows = model.get_output_embeddings().weight[list(token_ids)].detach().clone()
+    said = model(read).logits[0, -1, list(token_ids)]
+    if _differ(token_logits(tower.config, states[0, -1] @ rows.T), said):
+        raise ValueError(
+            f"The {tower.config.model_type} {name_or_path} does more to its logits than is known here, so its "
+            "tower and label_token_ids would answer otherwise than it does; train a head instead."
+        )
+    return tower, rows
+
+
+def _differ(values: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether by more than what weights of 4 bits, computed in bfloat16, may differ from call to call."""
+    return bool((values - expected).norm() > 0.02 * expected.norm())
+
+
+def token_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    """What a language model makes of the products of a state with the rows of its output layer.
+
+    Source: Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", 2024 (soft-capping).
+    """
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _refuse_incomplete(name_or_path: str, model: PreTrainedModel, tower: PreTrainedModel, info: dict) -> None:
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is tower)
     kept = {f"{prefix}{key}" for key in tower.state_dict()}
     if missing := sorted(kept & set(info["missing_keys"])):
-        raise ValueError(f"{name_or_path} lacks weights of its encoder: {missing}. Give a complete checkpoint.")
-    return tower
+        raise ValueError(f"{name_or_path} lacks weights: {missing}. Give a complete checkpoint.")
 
 
 def strip_tower(model: PreTrainedModel) -> PreTrainedModel:
@@ -89,6 +137,8 @@ def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Ten
             f"The text has {input_ids.shape[1]} tokens, but the {tower.config.model_type} tower has {limit} "
             "positions; truncate it in the processor (truncation=True, max_length=...)."
         )
+    # A padding token that was added to the tokenizer alone has no row among the tower's embeddings.
+    input_ids = input_ids * mask.bool()
     mask = attendable(mask)
     # Where each token goes: the real ones to the front, the padding behind them. No sort, which ONNX has not.
     is_real = mask.bool()

@@ -188,7 +188,7 @@ def test_a_checkpoint_without_a_layer_is_refused(model_class, config, deeper, la
     model.save_pretrained(tmp_path)
     model.config.update(deeper)
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"lacks weights of its encoder: \['{lacking}"):
+    with pytest.raises(ValueError, match=rf"lacks weights: \['{lacking}"):
         load_tower(str(tmp_path), torch.float32)
 
 
@@ -243,3 +243,14 @@ def test_a_sound_changes_the_patches_of_its_time():
     inputs["input_values"][:, 8:16] += 1  # from 0.08 s to 0.16 s
     changed = (hear(tower, inputs)[0][0] != before).any(dim=-1)[0]
     assert times[changed].tolist() == pytest.approx([0.12, 0.12])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TEXT)
+def test_a_padding_token_beyond_the_vocabulary_is_not_looked_up(name):
+    tower, inputs = text_tower(name), text_inputs()
+    padded = {**inputs, "input_ids": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, 10_000)}
+
+    for layer, expected in zip(read(tower, padded), read(tower, inputs)):
+        real = inputs["attention_mask"].bool()
+        assert torch.equal(layer[real], expected[real])

@@ -64,6 +64,9 @@ def set_trainable(
         if tower is not None
     }
     adapted = [modality for modality in towers if args.is_adapted(modality)]
+    if model.config.label_token_ids is not None:
+        # The language model's own output layer, which answers as it always did.
+        model.text_classifier.requires_grad_(False)
     fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if adapted:
         whole = [f"mmemo.{modality}_tower" for modality in towers if args.mode_of(modality) == "full"]

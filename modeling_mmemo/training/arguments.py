@@ -13,6 +13,8 @@ from modeling_mmemo.data.corpora import CORPORA
 
 AUDIO_MODES = ("frozen", "lora", "full")
 TEXT_MODES = ("frozen", "lora", "qlora", "full")
+PROMPT = "\nEmotion:"
+TEXT_HEADS = ("linear", "label_words")
 CLASS_WEIGHTS = ("none", "balanced")
 STORED_DTYPES = ("float32", "float16")
 SAMPLING_STRATEGIES = ("group_by_length", "random", "sequential")
@@ -84,6 +86,22 @@ class ModelArguments:
     text_pooling: str | None = field(
         default=None, metadata={"help": f"How a new text encoder's tokens become one: {POOLINGS}; mean by default."}
     )
+    text_head: str = field(
+        default="linear",
+        metadata={
+            "help": f"What answers for a text: {TEXT_HEADS}; label_words is the likelihood that a causal language "
+            "model gives to each label's word, after the prompt."
+        },
+    )
+    label_words: list[str] = field(
+        default_factory=list, metadata={"help": "Words for labels, as in happy=joyful; the labels by default."}
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": f"What stands behind every text; nothing by default, and {PROMPT!r} with text_head=label_words."
+        },
+    )
     fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout behind the encoders."})
     modality_dropout: float = field(
         default=0.0, metadata={"help": "How often a sample with both modalities loses one of them, in training."}
@@ -108,6 +126,7 @@ class ModelArguments:
         for name, valid in (
             ("audio_mode", AUDIO_MODES),
             ("text_mode", TEXT_MODES),
+            ("text_head", TEXT_HEADS),
             ("class_weights", CLASS_WEIGHTS),
             ("stored_dtype", STORED_DTYPES),
         ):
@@ -131,6 +150,7 @@ class ModelArguments:
                 "trim_db",
                 "context_turns",
                 "context_tokens",
+                "prompt",
             )
             for name in settled:
                 if getattr(self, name) is not None:
@@ -146,6 +166,7 @@ class ModelArguments:
             ("text_pooling", "text_encoder"),
             ("context_turns", "text_encoder"),
             ("context_tokens", "text_encoder"),
+            ("prompt", "text_encoder"),
         ):
             if getattr(self, name) is not None and getattr(self, encoder) is None:
                 raise ValueError(f"{name}={getattr(self, name)} contradicts {encoder}=None; it needs one.")
@@ -155,6 +176,12 @@ class ModelArguments:
                 raise ValueError(
                     f"{modality}_freeze_layers={frozen} contradicts {modality}_mode={mode}; it needs full."
                 )
+        if self.text_head == "label_words" and self.text_encoder is None:
+            raise ValueError("text_head=label_words contradicts text_encoder=None; it needs a causal language model.")
+        if self.label_words and self.text_head != "label_words":
+            raise ValueError(f"label_words={self.label_words} contradicts text_head={self.text_head}.")
+        if bad := [pair for pair in self.label_words if pair.count("=") != 1]:
+            raise ValueError(f"label_words={bad} must be written as label=word.")
         if self.text_mode == "qlora" and self.text_encoder is None:
             raise ValueError("text_mode=qlora contradicts text_encoder=None; it needs one, read in 4 bits.")
         if self.lora_target_modules and not any(self.is_adapted(modality) for modality in ("audio", "text")):

@@ -26,7 +26,8 @@ from modeling_mmemo import (
 from modeling_mmemo.evaluation.run import model_labels
 from modeling_mmemo.item_processing_mmemo import TEXT_SETTINGS
 from modeling_mmemo.towers_mmemo import max_tokens
-from modeling_mmemo.training.arguments import ModelArguments
+from modeling_mmemo.training.arguments import PROMPT, ModelArguments
+from modeling_mmemo.training.label_words import label_token_ids
 
 
 WHISPER_LIKE = ("whisper", "mmemo_audio")
@@ -41,7 +42,8 @@ class Half:
         preprocessor: Feature extractor or tokenizer.
         branch, classifier (`nn.Module`, *optional*): Trained ones, of an mmemo model.
         layer_mix, pooling (`str`, *optional*): Those of the branch; the configuration's defaults where `None`.
-        dialogue (`dict`): What its processor reads of a dialogue.
+        label_token_ids (`list[int]`, *optional*): Of a language model that says the labels.
+        settings (`dict`): What its processor reads beside a text.
     """
 
     tower: PreTrainedModel | str | None = None
@@ -50,7 +52,8 @@ class Half:
     classifier: nn.Module | None = None
     layer_mix: str | None = None
     pooling: str | None = None
-    dialogue: dict[str, Any] = field(default_factory=dict)
+    label_token_ids: list[int] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def build_model(
@@ -87,6 +90,7 @@ def build_model(
         "text_layer_mix": halves["text"].layer_mix,
         "audio_pooling": halves["audio"].pooling,
         "text_pooling": halves["text"].pooling,
+        "label_token_ids": halves["text"].label_token_ids,
     }
     model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
         halves["audio"].tower,
@@ -110,7 +114,7 @@ def build_model(
     preprocessors = [half.preprocessor for half in halves.values()]
     if halves["text"].tower is not None:
         _bound(preprocessors[1], model.mmemo.text_tower)
-    return model, MMEmoProcessor(*preprocessors, **halves["text"].dialogue), new
+    return model, MMEmoProcessor(*preprocessors, **halves["text"].settings), new
 
 
 def four_bits() -> BitsAndBytesConfig:
@@ -175,14 +179,24 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
                 f"text_mode=qlora contradicts text_encoder={name}: 4 bits are for an encoder that is read as it was "
                 "released. Give that, or choose text_mode=lora."
             )
-        return _load_half(args, "text", labels, ("text_layer_mix", "text_pooling", "context_turns", "context_tokens"))
-    dialogue = {"context_turns": args.context_turns, "context_tokens": args.context_tokens}
+        if args.text_head == "label_words":
+            raise ValueError(
+                f"text_head=label_words contradicts text_encoder={name}: an mmemo model has its own head already."
+            )
+        return _load_half(args, "text", labels, ("text_layer_mix", "text_pooling", *TEXT_SETTINGS))
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    settings = {name: getattr(args, name) for name in TEXT_SETTINGS if getattr(args, name) is not None}
+    token_ids = None
+    if args.text_head == "label_words":
+        settings = {"prompt": PROMPT} | settings
+        token_ids = label_token_ids(tokenizer, settings["prompt"], labels, args.label_words)
     return Half(
         name,
-        AutoTokenizer.from_pretrained(name),
+        tokenizer,
         layer_mix=args.text_layer_mix,
         pooling=args.text_pooling,
-        dialogue={name: value for name, value in dialogue.items() if value is not None},
+        label_token_ids=token_ids,
+        settings=settings,
     )
 
 
@@ -210,5 +224,6 @@ def _load_half(args: ModelArguments, modality: str, labels: Sequence[str], settl
         getattr(model, f"{modality}_classifier"),
         getattr(model.config, f"{modality}_layer_mix"),
         getattr(model.config, f"{modality}_pooling"),
+        model.config.label_token_ids if modality == "text" else None,
         {name: getattr(processor, name) for name in TEXT_SETTINGS},
     )
