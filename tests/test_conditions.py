@@ -49,6 +49,14 @@ def test_a_text_is_blanked(given, rows):
     assert given("blank text", rows)[0] == {"audio": rows[0]["audio"], "text": ""}
 
 
+def test_a_text_is_taken_out_of_its_dialogue(given, rows):
+    said = rows.add_column("said_by", ["Ann"] * 3).add_column("context", [[{"speaker": "Bob", "text": "no"}]] * 3)
+
+    assert given("text", said)[0] == {"text": TEXTS[0], "context": [{"speaker": "Bob", "text": "no"}], "speaker": "Ann"}
+    assert given("no context", said)[0] == {"audio": rows[0]["audio"], "text": TEXTS[0]}
+    assert given("no context", said, carriers={"text"})[0] == {"text": TEXTS[0]}
+
+
 def test_a_spoilt_clip_keeps_its_length_and_its_text(given, rows, make_clip):
     for name in SPOILT:
         for row, item in enumerate(given(name, rows)):
@@ -133,4 +141,6 @@ def test_conditions_apply_where_they_mean_something():
     assert applicable_conditions(names, BOTH, {"audio"}) == [
         "audio", "text", "both", "snr 20 dB", "snr 10 dB", "snr 0 dB", "telephone",
     ]  # fmt: skip
-    assert applicable_conditions(names, BOTH, BOTH) == names
+    assert applicable_conditions(names, BOTH, BOTH) == [name for name in names if name != "no context"]
+    assert applicable_conditions(names, {"text"}, {"text", "context"}) == ["text", "no context"]
+    assert applicable_conditions(names, BOTH, BOTH | {"context"}) == names

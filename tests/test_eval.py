@@ -51,13 +51,13 @@ def test_eval_scores_corpora_and_pairs(saved, data_dir, tmp_path, capsys):
     ravdess, meld = results["corpora"]
     assert (ravdess["headline"], ravdess["groups"], ravdess["resampled"]) == ("audio", 2, "speakers")
     assert set(ravdess["conditions"]) == {
-        name for name in CONDITIONS if not name.startswith(("al", "b", "noise", "sh"))
+        name for name in CONDITIONS if not name.startswith(("al", "b", "no", "sh"))
     } | {"both"}
     assert (meld["headline"], meld["rows"], meld["resampled"]) == ("text", 8, "rows")
     assert list(meld["conditions"]) == ["text"]
     assert meld["protocol"] == "meld, test part"
     (pairs,) = results["pairs"]
-    assert set(pairs["conditions"]) == set(CONDITIONS)
+    assert set(pairs["conditions"]) == set(CONDITIONS) - {"no context"}
     assert pairs["conflicting"]["rows"] == pairs["rows"] == ravdess["rows"]
     alone, together = results["timelines"]
     assert [table["rows"] for table in (alone, together)] == [ravdess["rows"], pairs["rows"]]
@@ -70,6 +70,26 @@ def test_eval_scores_corpora_and_pairs(saved, data_dir, tmp_path, capsys):
     assert "| ravdess + meld | blank audio" in printed
     assert all(line in (folder / "report.md").read_text() for line in printed.splitlines())
     assert "below it by" in printed
+
+
+def test_a_model_that_reads_dialogues_is_scored_without_them_too(saved, data_dir, tmp_path):
+    processor = Path(saved, "processor_config.json")
+    processor.write_text(json.dumps(json.loads(processor.read_text()) | {"context_turns": 2, "context_tokens": 32}))
+    shutil.copytree(data_dir, tmp_path / "data")
+    lines = [
+        {"dialogue": "1", "text": text, "label": label, "speaker": speaker, "split": "test"}
+        for (label, text), speaker in zip(WORDS.items(), "ABAB")
+    ]
+    write_table(tmp_path / "data" / "text" / "meld_text.csv", lines)
+    options = ["--model", saved, "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "results")]
+
+    evaluation.main([*options, "--corpora", "meld", "--pairs", "ravdess+meld"])
+
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    conditions, pairs = results["corpora"][0]["conditions"], results["pairs"][0]["conditions"]
+    assert list(conditions) == ["text", "no context"]
+    assert conditions["text"] != conditions["no context"]
+    assert "no context" in pairs
 
 
 def test_the_same_evaluation_gives_the_same_file(saved, data_dir, tmp_path):

@@ -1,4 +1,5 @@
-"""What is done to a row before it is scored: a modality left out, blanked, taken from another row, or spoilt."""
+"""What is done to a row before it is scored: a modality left out, blanked, taken from another row or spoilt, a dialogue not
+read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ class Condition:
 
     Args:
         description (`str`): What is done, for the report.
-        given (`tuple[str, ...]`): The modalities that a row must have.
+        given (`tuple[str, ...]`): The modalities that a row must have, and `"context"` if it must be part of a dialogue.
         change_audio (`Callable`, *optional*):
             Gives other samples for `(samples, sampling_rate, rng)`, all float32 mono.
         blank_text (`bool`): Whether the text is replaced by the empty one.
+        drop_context (`bool`): Whether the text comes without its speaker and the turns before it.
         shuffled (`str`, *optional*): The modality that is another row's.
         word_times (`Callable`, *optional*):
             Gives times for the words of `(text, samples, sampling_rate, rng)`; without it they have none.
@@ -40,6 +42,7 @@ class Condition:
     given: tuple[str, ...]
     change_audio: AudioChange | None = None
     blank_text: bool = False
+    drop_context: bool = False
     shuffled: str | None = None
     word_times: Callable[[str, np.ndarray, int, np.random.Generator], list] | None = None
 
@@ -84,6 +87,9 @@ BLANK = {
 CONDITIONS = {
     **ABLATION,
     **BLANK,
+    "no context": Condition(
+        "The text without its speaker and the turns before it.", ("text", "context"), drop_context=True
+    ),
     "aligned times": Condition(
         "Audio and text, its words spread over the speech by their lengths.", MODALITIES, word_times=_aligned
     ),
@@ -106,7 +112,8 @@ def applicable_conditions(names: list[str], available: set[str], carriers: set[s
     Args:
         names (`list[str]`): Names in `CONDITIONS`.
         available (`set[str]`): The modalities that the rows have and the model takes: these can be ablated.
-        carriers (`set[str]`): Those that carry the emotion: only these are spoilt.
+        carriers (`set[str]`): Those that carry the emotion: only these are spoilt. And `"context"`, if the rows are of
+            dialogues and the model reads them.
 
     Raises:
         ValueError: If a name is unknown.
@@ -154,6 +161,8 @@ def score_condition(
         item = {"audio": rows[sources["audio"]]["audio"]} if "audio" in sources else {}
         if "text" in sources:
             item |= {"text": ""} if condition.blank_text else text_of(rows[sources["text"]])
+        if condition.drop_context:
+            item = {modality: item[modality] for modality in sources}
         if condition.change_audio is not None:
             audio = emotion.processor.load_audio(item["audio"])
             # A generator for each row: its noise does not depend on the order in which rows are scored.

@@ -75,7 +75,8 @@ def evaluate_corpus(emotion: MultimodalEmotionPipeline, name: str, args: Evaluat
         )
     headline = "both" if len(carriers) > 1 else min(carriers)
     names = [headline, *(condition for condition in args.conditions if condition != headline)]
-    scores = _score(emotion, rows, applicable_conditions(names, available, carriers), available, carriers, args)
+    names = applicable_conditions(names, available, carriers | _context(emotion, rows))
+    scores = _score(emotion, rows, names, available, carriers, args)
     protocol = f"{name}, {part}{_limited(args)}"
     return corpus_table(name, protocol, rows, scores, model_labels(emotion.model.config), headline, args.seed)
 
@@ -123,6 +124,7 @@ def evaluate_pairs(
     agreeing, conflicting = (simulated_pairs(voices, sentences, agree, args.seed) for agree in (True, False))
     both = set(MODALITIES)
     names = list(dict.fromkeys([*ABLATION, *BLANK, *args.conditions]))
+    names = applicable_conditions(names, both, both | _context(emotion, agreeing))
     scores = _score(emotion, agreeing, names, both, both, args)
     conflict_scores = _score(emotion, conflicting, ["both"], both, both, args)["both"]
     return pairs_table(
@@ -235,6 +237,13 @@ def _taken(emotion: MultimodalEmotionPipeline) -> tuple[str, ...]:
     """The modalities that the model has an encoder for."""
     towers = (emotion.model.config.audio_config, emotion.model.config.text_config)
     return tuple(modality for modality, tower in zip(MODALITIES, towers) if tower is not None)
+
+
+def _context(emotion: MultimodalEmotionPipeline, rows: Dataset) -> set[str]:
+    """Says that the rows are of dialogues, if they are and the model reads them."""
+    reads = emotion.processor.context_turns > 0
+    said = any(value is not None for name in ("context", "said_by") for value in rows[name])
+    return {"context"} if reads and said else set()
 
 
 def _carriers(name: str, args: EvaluationArguments) -> tuple[str, ...]:
