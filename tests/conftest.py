@@ -172,6 +172,15 @@ def model(session_model):
     return copy.deepcopy(session_model)
 
 
+@pytest.fixture
+def trained(model, processor, tmp_path):
+    """A folder as `train.py` leaves it."""
+    folder = tmp_path / "trained"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, session_model, session_tokenizer):
     """A folder of the random model with its graphs, float and int8, and that of its features."""

@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.refuse(404, "EntryNotFound", f"no such route: {request}")
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 (the base class names them)
+    do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 (the base class names them)
 
     def whoami(self, _):
         self.reply(200, {"type": "user", "name": "someone", "orgs": []})
@@ -183,10 +183,6 @@ class Handler(BaseHTTPRequestHandler):
             tags[tag] = commit
             self.reply(200, {})
 
-    def delete_tag(self, _, name, tag):
-        self.hub.repositories[name]["tags"].pop(tag, None)
-        self.reply(200, {})
-
     def refs(self, _, name):
         repository = self.hub.repositories[name]
         self.reply(
@@ -250,7 +246,6 @@ class Handler(BaseHTTPRequestHandler):
         (r"POST /api/models/([^/]+/[^/]+)/commit/(.+)", commit),
         (r"POST /api/models/([^/]+/[^/]+)/branch/(.+)", branch),
         (r"POST /api/models/([^/]+/[^/]+)/tag/(.+)", tag),
-        (r"DELETE /api/models/([^/]+/[^/]+)/tag/(.+)", delete_tag),
         (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch", lfs_batch),
         (r"PUT /lfs/(.+)", lfs_put),
         (r"GET /api/models/([^/]+/[^/]+)/refs", refs),

@@ -84,7 +84,10 @@ def test_an_unknown_option_is_refused(tmp_path):
         ),
         ("--audio_encoder a --text_mode qlora", "text_mode=qlora contradicts text_encoder=None"),
         ("--audio_encoder a --text_head label_words", "text_head=label_words contradicts text_encoder=None"),
-        ("--text_encoder b --text_head words", r"text_head='words' is unknown; choose one of \('linear', 'label_words'"),
+        (
+            "--text_encoder b --text_head words",
+            r"text_head='words' is unknown; choose one of \('linear', 'label_words'",
+        ),
         ("--text_encoder b --label_words happy=glad", r"label_words=\['happy=glad'\] contradicts text_head=linear"),
         (
             "--text_encoder b --text_head label_words --label_words glad happy=joyful",

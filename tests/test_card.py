@@ -59,14 +59,6 @@ def test_the_metadata_are_the_figures(results):
     assert card.data.license == "cc-by-nc-sa-4.0" and card.data.base_model[0] == "openai/whisper-base"
 
 
-@pytest.fixture
-def trained(model, processor, tmp_path):
-    folder = tmp_path / "my-model"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def run(*arguments):
     return CliRunner().invoke(app, ["card", *map(str, arguments)])
 
@@ -79,7 +71,7 @@ def test_a_new_card_says_what_is_known(trained, tmp_path):
 
     assert (result.exit_code, result.stdout.strip()) == (0, str(trained / "README.md"))
     card = ModelCard.load(trained / "README.md")
-    assert (card.data.license, card.data.model_name) == ("apache-2.0", "my-model")
+    assert (card.data.license, card.data.model_name) == ("apache-2.0", "trained")
     assert "which of 4 labels is there: angry, happy, neutral, sad." in card.text
     assert "Calls of 2025, our own." in card.text and "| ravdess        | telephone" in card.text
     assert "prohibited in the European Union" in card.text

@@ -18,15 +18,6 @@ ITEM = {"text": "you are not happy"}
 
 
 @pytest.fixture
-def trained(model, processor, tmp_path):
-    """A folder as `train.py` leaves it."""
-    folder = tmp_path / "trained"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
 def table(make_clip, tmp_path):
     """Rows of both modalities, of audio and of text, some of them for testing."""
     rows = []

@@ -52,7 +52,11 @@ def test_a_text_is_blanked(given, rows):
 def test_a_text_is_taken_out_of_its_dialogue(given, rows):
     said = rows.add_column("said_by", ["Ann"] * 3).add_column("context", [[{"speaker": "Bob", "text": "no"}]] * 3)
 
-    assert given("text", said)[0] == {"text": TEXTS[0], "context": [{"speaker": "Bob", "text": "no"}], "speaker": "Ann"}
+    assert given("text", said)[0] == {
+        "text": TEXTS[0],
+        "context": [{"speaker": "Bob", "text": "no"}],
+        "speaker": "Ann",
+    }
     assert given("no context", said)[0] == {"audio": rows[0]["audio"], "text": TEXTS[0]}
     assert given("no context", said, carriers={"text"})[0] == {"text": TEXTS[0]}
 

@@ -220,7 +220,9 @@ def test_a_model_without_its_output_layer_is_refused(words, tmp_path):
 
 def test_an_encoder_of_another_kind_is_refused(tmp_path):
     text_config("distilbert").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"Unrecognized configuration class .*DistilBertConfig.* AutoModelForCausalLM"):
+    with pytest.raises(
+        ValueError, match=r"Unrecognized configuration class .*DistilBertConfig.* AutoModelForCausalLM"
+    ):
         MMEmoForEmotionRecognition.from_audio_text_pretrained(text=str(tmp_path), label_token_ids=list(range(7)))
     with pytest.raises(ValueError, match=r"label_token_ids=\[1, 1\] must hold one token for each of the 2 labels"):
         make_config(audio=None, text="llama", label_token_ids=[1, 1], id2label={0: "a", 1: "b"})
