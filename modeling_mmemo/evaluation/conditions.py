@@ -1,5 +1,5 @@
-"""What is done to a row before it is scored: a modality left out, blanked, taken from another row or spoilt, a dialogue not
-read."""
+"""What is done to a row before it is scored: a modality left out, blanked, taken from another row or spoilt; a dialogue
+left out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Condition:
 
     Args:
         description (`str`): What is done, for the report.
-        given (`tuple[str, ...]`): The modalities that a row must have, and `"context"` if it must be part of a dialogue.
+        given (`tuple[str, ...]`): The modalities that a row must have; `"context"` if it must be part of a dialogue.
         change_audio (`Callable`, *optional*):
             Gives other samples for `(samples, sampling_rate, rng)`, all float32 mono.
         blank_text (`bool`): Whether the text is replaced by the empty one.
