@@ -1,5 +1,4 @@
-"""What is done to a row before it is scored: a modality left out, blanked, taken from another row or spoilt; a dialogue
-left out."""
+"""What is done to a row before it is scored: a modality left out, blanked, spoilt or another row's; no dialogue."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
