@@ -206,7 +206,7 @@ class MMEmoPreTrainedModel(PreTrainedModel):
         model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
         model = cls(model_config, *towers).to(dtype)
         if rows is not None and isinstance(model, MMEmoForEmotionRecognition):
-            model.text_classifier.load_state_dict({"weight": rows})
+            model.get_submodule("text_classifier").load_state_dict({"weight": rows})
         return model
 
 
@@ -511,7 +511,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         self.audio_classifier = None if config.audio_config is None else nn.Linear(width, num_labels)
         self.text_classifier = None if config.text_config is None else nn.Linear(width, num_labels)
         if config.label_token_ids is not None:
-            self.text_classifier = nn.Linear(config.text_config.hidden_size, num_labels, bias=False)
+            self.text_classifier = nn.Linear(self.mmemo.text_tower.config.hidden_size, num_labels, bias=False)
         self.fused_classifier = nn.Linear(width, num_labels) if self.mmemo.fuses else None
         votes = config.is_bimodal and config.fusion in ("late", "hybrid") and config.late_fusion_weights is None
         self.vote = ModalityGate(width, num_voters=3 if self.mmemo.fuses else 2) if votes else None
