@@ -102,6 +102,10 @@ def test_an_unknown_option_is_refused(tmp_path):
             "noise_probability contradicts audio_mode=frozen with cache_states=True",
         ),
         (
+            "--text_encoder b --text_mode frozen --context_dropout 0.5",
+            "context_dropout=0.5 contradicts text_mode=frozen with cache_states=True",
+        ),
+        (
             "--audio_encoder a --audio_mode frozen --text_mode frozen --activation_checkpointing",
             "activation_checkpointing=True contradicts audio_mode=frozen and text_mode=frozen",
         ),
@@ -122,6 +126,7 @@ def test_model_arguments_that_contradict_each_other_are_refused(options, message
         ),
         ("--corpora meld --corpus_weights 0", r"corpus_weights=\[0.0\] .* not all 0"),
         ("--corpora meld --pair_probability 2", r"pair_probability=2.0 must lie in \[0, 1\]"),
+        ("--corpora meld --context_dropout 2", r"context_dropout=2.0 must lie in \[0, 1\]"),
         ("--corpora meld --dev_share -0.1", r"dev_share=-0.1 must lie in \[0, 1\]"),
         ("--corpora meld --leak_columns words", r"leak_columns=\['words'\] is unknown; choose some of \('speaker'"),
         ("--corpora meld --columns emotion", r"columns=\['emotion'\] must be written as ours=theirs"),

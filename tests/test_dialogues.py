@@ -10,7 +10,7 @@ from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.data.sources import read_source
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import tower_states
-from modeling_mmemo.training.rows import EmotionRows
+from modeling_mmemo.training.rows import EmotionRows, EmotionStream
 
 
 LINES = [
@@ -106,6 +106,32 @@ def test_batches_of_training_have_the_context(data_dir, tokenizer):
     )
     for name, values in expected.items():
         assert batch[name].tolist() == values.tolist()
+
+
+def test_a_text_may_come_without_its_dialogue_in_training(data_dir, tokenizer):
+    processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=2)
+    rows = read_corpus("meld", data_dir, context_turns=2)
+    drawn = EmotionRows(rows, range(3), ("angry", "happy", "sad"), {}, processor, context_dropout=0.5)
+
+    seen = {position: set() for position in range(3)}
+    for epoch in range(20):
+        drawn.set_epoch(epoch)
+        for position in range(3):
+            row = drawn[position]
+            assert row["text"] == rows[position]["text"]
+            seen[position].add(tuple(name for name in ("context", "speaker") if name in row))
+
+    # The first turn of a dialogue has a speaker and nothing before it.
+    both = {(), ("context", "speaker")}
+    assert seen == {0: {(), ("speaker",)}, 1: both, 2: both}
+
+
+def test_a_text_of_a_stream_may_come_without_its_dialogue(data_dir, tokenizer):
+    processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=2)
+    rows = read_corpus("meld", data_dir, context_turns=2).to_iterable_dataset()
+    stream = EmotionStream(rows, ("angry", "happy", "sad"), processor, None, seed=0, context_dropout=1.0)
+
+    assert [set(row) for row in stream] == [{"labels", "label_mask", "text"}] * 5
 
 
 def test_kept_states_are_those_of_the_text_alone(data_dir, model, processor, tmp_path):

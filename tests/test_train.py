@@ -383,6 +383,7 @@ def test_other_audio_encoders_are_trained(run, tmp_path, name, mode):
             "eval_strategy=epoch contradicts .* no development part. Set dev_share",
         ),
         ("dev", {}, r"have no training rows; their splits are \['dev'\]"),
+        ("train", {"context_dropout": 0.5}, "context_dropout=0.5 contradicts context_turns=0"),
         ("test", {}, "has no row for a model of audio and text; leave it out"),
     ],
 )

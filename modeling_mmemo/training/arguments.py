@@ -240,6 +240,10 @@ class DataArguments:
         default=0.0,
         metadata={"help": "How often the voice beside a text is noise alone, so that the fusion learns to doubt it."},
     )
+    context_dropout: float = field(
+        default=0.0,
+        metadata={"help": "How often a text comes without its speaker and the turns before it, in training."},
+    )
     cache_states: bool = field(
         default=True, metadata={"help": "Keep a frozen encoder's states on disk instead of computing them again."}
     )
@@ -259,7 +263,7 @@ class DataArguments:
                 f"corpus_weights={self.corpus_weights} must have a number for each of corpora={self.corpora}, none "
                 "negative and not all 0."
             )
-        for name in ("pair_probability", "blank_probability", "dev_share"):
+        for name in ("pair_probability", "blank_probability", "context_dropout", "dev_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
         if unknown := set(self.leak_columns) - set(LEAK_COLUMNS):
@@ -360,6 +364,11 @@ def _refuse_contradictions(
         raise ValueError(
             f"{augmented[0]} contradicts audio_mode=frozen with cache_states=True: kept states cannot be augmented; "
             "set cache_states to False."
+        )
+    if data.context_dropout > 0 and model.text_mode == "frozen" and data.cache_states and not data.streaming:
+        raise ValueError(
+            f"context_dropout={data.context_dropout} contradicts text_mode=frozen with cache_states=True: kept states "
+            "have read the context; set cache_states to False."
         )
     if training.activation_checkpointing and model.audio_mode == model.text_mode == "frozen":
         raise ValueError("activation_checkpointing=True contradicts audio_mode=frozen and text_mode=frozen.")

@@ -36,6 +36,7 @@ class EmotionRows(torch.utils.data.Dataset):
         pair_probability (`float`): How often a voice without words gets a text of its label.
         pair_texts (`Sequence[int]`): The rows whose texts it may be; those without a voice are taken.
         blank_probability (`float`): How often the voice beside a text is noise alone.
+        context_dropout (`float`): How often a text comes without its context and speaker.
         weights (`Sequence[float]`, *optional*): For each of `indices`, how often an epoch goes through its like. Those
             of one weight are gone through in turn: of 0.5, half are drawn in one epoch and half in the next.
         seed (`int`): Of pairs and augmentation; a row's are drawn from it, the epoch and the row alone.
@@ -53,6 +54,7 @@ class EmotionRows(torch.utils.data.Dataset):
         pair_probability: float = 0.0,
         pair_texts: Sequence[int] = (),
         blank_probability: float = 0.0,
+        context_dropout: float = 0.0,
         weights: Sequence[float] | None = None,
         seed: int = 0,
         by_length: bool = False,
@@ -63,6 +65,7 @@ class EmotionRows(torch.utils.data.Dataset):
         self.augmentation = augmentation
         self.pair_probability = pair_probability
         self.blank_probability = blank_probability
+        self.context_dropout = context_dropout
         self.seed = seed
         self.by_length = by_length
         self.epoch = 0
@@ -136,7 +139,10 @@ class EmotionRows(torch.utils.data.Dataset):
         if text is None and self.texts_of[label] and rng.random() < self.pair_probability:
             text = int(rng.choice(self.texts_of[label]))
         if text is not None:
-            row |= {"text": self.states["text"][text]} if "text" in self.states else text_of(self.rows[text])
+            if "text" in self.states:
+                row["text"] = self.states["text"][text]
+            else:
+                row |= drop_context(text_of(self.rows[text]), self.context_dropout, rng)
         if "audio" in self.states and self.has["audio"][index]:
             row["audio"] = self.states["audio"][index]
         elif self.has["audio"][index]:
@@ -145,6 +151,13 @@ class EmotionRows(torch.utils.data.Dataset):
             if text is not None and rng.random() < self.blank_probability:
                 row |= {"audio": _noise_of_length(row["audio"], rng), "label_mask": torch.ones_like(row["label_mask"])}
         return row
+
+
+def drop_context(text: dict, probability: float, rng: np.random.Generator) -> dict:
+    """A text as `text_of` gives it; so often, where it is part of a dialogue, without its `context` and `speaker`."""
+    if probability > 0 and len(text) > 1 and rng.random() < probability:
+        return {"text": text["text"]}
+    return text
 
 
 def _noise_of_length(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -198,6 +211,7 @@ class EmotionStream(torch.utils.data.IterableDataset):
         processor (`MMEmoProcessor`): Loads clips.
         augmentation (`Augmentation`, *optional*): What happens to clips.
         seed (`int`): Of order and augmentation.
+        context_dropout (`float`): How often a text comes without its context and speaker.
     """
 
     # So many rows are held and shuffled; and so many looked at for the labels that a corpus has.
@@ -210,9 +224,11 @@ class EmotionStream(torch.utils.data.IterableDataset):
         processor: MMEmoProcessor,
         augmentation: Augmentation | None,
         seed: int,
+        context_dropout: float = 0.0,
     ):
         self.rows = rows.shuffle(seed=seed, buffer_size=self.BUFFER)
         self.labels, self.processor, self.augmentation, self.seed = labels, processor, augmentation, seed
+        self.context_dropout = context_dropout
         self.epoch = 0
         first = rows.take(self.BUFFER)
         self.label_masks = known_labels(((row["corpus"], row["label"]) for row in first), labels)
@@ -226,10 +242,10 @@ class EmotionStream(torch.utils.data.IterableDataset):
         for position, row in enumerate(self.rows):
             label = self.labels.index(row["label"])
             item = {"labels": label, "label_mask": self._label_mask(row["corpus"], label)}
+            rng = np.random.default_rng((self.seed, self.epoch, position))
             if row["text"] is not None:
-                item |= text_of(row)
+                item |= drop_context(text_of(row), self.context_dropout, rng)
             if row["audio"] is not None:
-                rng = np.random.default_rng((self.seed, self.epoch, position))
                 item |= load_clip(row["audio"], row["word_times"], self.processor, self.augmentation, rng)
             yield item
 

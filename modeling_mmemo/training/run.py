@@ -74,9 +74,15 @@ def build_rows(
     """The training rows, and development rows by what they have: `audio`, `text`, `both`, simulated `pairs`."""
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
     towers = {modality: tower for modality, tower in towers.items() if tower is not None}
+    if args.context_dropout > 0 and not processor.context_turns:
+        raise ValueError(
+            f"context_dropout={args.context_dropout} contradicts context_turns=0: this model reads texts alone. Set "
+            "context_turns, or context_dropout to 0."
+        )
     if args.streaming:
         stream = read_streams(args, towers, processor.context_turns)
-        return EmotionStream(stream, args.labels, processor, augmentation, training_args.seed), {}
+        seed, dropout = training_args.seed, args.context_dropout
+        return EmotionStream(stream, args.labels, processor, augmentation, seed, dropout), {}
 
     rows, weights = read_rows(args, towers, processor.context_turns)
     states = {}
@@ -106,6 +112,7 @@ def build_rows(
         augmentation=augmentation,
         pair_probability=args.pair_probability,
         blank_probability=args.blank_probability,
+        context_dropout=args.context_dropout,
         pair_texts=train_indices,
         weights=[weights[i] for i in train_indices],
     )
