@@ -223,7 +223,7 @@ def details_section(results: dict[str, Any]) -> str:
     ]
     if conditions:
         parts += [
-            "With noise, over the telephone, with a modality missing, blank or shuffled, and without the dialogue:",
+            "The same, given in other ways:",
             markdown_table(
                 ["test set", "given", *(HEADINGS[measure] for measure in ("wa", "uar", "ece"))], conditions
             ),
