@@ -155,7 +155,8 @@ class EmotionRows(torch.utils.data.Dataset):
 
 def drop_context(text: dict, probability: float, rng: np.random.Generator) -> dict:
     """A text as `text_of` gives it; so often, where it is part of a dialogue, without its `context` and `speaker`."""
-    if probability > 0 and len(text) > 1 and rng.random() < probability:
+    is_in_dialogue = text.keys() != {"text"}
+    if probability > 0 and is_in_dialogue and rng.random() < probability:
         return {"text": text["text"]}
     return text
 

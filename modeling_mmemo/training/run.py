@@ -81,8 +81,14 @@ def build_rows(
         )
     if args.streaming:
         stream = read_streams(args, towers, processor.context_turns)
-        seed, dropout = training_args.seed, args.context_dropout
-        return EmotionStream(stream, args.labels, processor, augmentation, seed, dropout), {}
+        return EmotionStream(
+            stream,
+            labels=args.labels,
+            processor=processor,
+            augmentation=augmentation,
+            seed=training_args.seed,
+            context_dropout=args.context_dropout,
+        ), {}
 
     rows, weights = read_rows(args, towers, processor.context_turns)
     states = {}
