@@ -9,7 +9,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> None:
-    from modeling_mmemo.evaluation.command import main as run
+    from modeling_mmemo.evaluation.evaluate_command import main as run
 
     run(sys.argv[1:] if argv is None else argv, description=__doc__)
 

@@ -10,8 +10,8 @@ import sys
 def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
-    from modeling_mmemo.training.arguments import parse_arguments
-    from modeling_mmemo.training.run import train
+    from modeling_mmemo.training.training_arguments import parse_arguments
+    from modeling_mmemo.training.training_run import train
 
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     set_seed(arguments[-1].seed)

@@ -15,9 +15,9 @@ import numpy as np
 from modeling_mmemo import load_pipeline
 from modeling_mmemo.data.corpora import CORPORA, find_layout, read_corpus
 from modeling_mmemo.evaluation.conditions import MODALITIES
+from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.evaluation.figures import label_ids
 from modeling_mmemo.evaluation.metrics import emotion_metrics
-from modeling_mmemo.evaluation.run import model_labels
 from modeling_mmemo.evaluation.scoring import held_out, row_lengths, score_items
 
 

@@ -26,7 +26,7 @@ def load_clips(folder):
     """Returns `CLIPS` clips of `SECONDS`: the folder's files, repeated or cut to this length."""
     import numpy as np
 
-    from modeling_mmemo.audio_loading_mmemo import load_audio
+    from mmemo.audio.loading import load_audio
 
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from mmemo.core.streaming import EmotionStream
-    from mmemo.predictor import EmotionPredictor
+    from mmemo.runtime.predictor import EmotionPredictor
+    from mmemo.timeline.streaming import EmotionStream
 
 # ONNX Runtime would report its use to its makers otherwise; to be said before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Each is imported when it is asked for: the command has an answer to `--help` before NumPy is there.
-_MODULES = {"EmotionPredictor": "mmemo.predictor", "EmotionStream": "mmemo.core.streaming"}
+_MODULES = {"EmotionPredictor": "mmemo.runtime.predictor", "EmotionStream": "mmemo.timeline.streaming"}
 __all__ = ["EmotionPredictor", "EmotionStream"]
 
 

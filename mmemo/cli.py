@@ -65,8 +65,8 @@ def predict(
     if not timeline and (plot is not None or (srt is not None and not files)):
         raise typer.BadParameter("--plot, and --srt without a file, take --timeline.")
     with _sentences():
-        from mmemo.predicting import Answers, find_files, predict_all
-        from mmemo.predictor import EmotionPredictor
+        from mmemo.archives.folders import Answers, find_files, predict_all
+        from mmemo.runtime.predictor import EmotionPredictor
 
         found: list[Path | None] = [*find_files(files)] if files else [None]
         if text is not None and len(found) > 1:
@@ -89,7 +89,7 @@ def predict(
 def evaluate(context: typer.Context) -> None:
     """Scores a model on corpora: what eval.py does, with its options (mmemo evaluate --help)."""
     with _sentences():
-        from modeling_mmemo.evaluation.command import main as run
+        from modeling_mmemo.evaluation.evaluate_command import main as run
 
         run(context.args)
 
@@ -159,7 +159,7 @@ def demo(
     """Opens a page to speak, upload and write to."""
     with _sentences():
         from mmemo.demo import serve_demo
-        from mmemo.predictor import EmotionPredictor
+        from mmemo.runtime.predictor import EmotionPredictor
 
         serve_demo(EmotionPredictor(model, revision=revision), host, port, share)
 
@@ -191,7 +191,7 @@ def export(
     if in_place and (to is not Target.ONNX or int8 is Int8.NONE):
         raise typer.BadParameter("--in-place adds an int8 graph: leave --to and --int8 none out.")
     with _sentences():
-        from modeling_mmemo.exporters.command import export as run
+        from modeling_mmemo.exporters.export_command import export as run
 
         paths = run(model, output, to.value, int8.value, calibration or [], data_dir, calibration_rows)
         for path in paths:
@@ -210,7 +210,7 @@ def push(
 ) -> None:
     """Pushes a trained model to the Hub with its code, in one commit. Log in before: hf auth login."""
     with _sentences():
-        from modeling_mmemo.hub import push as run
+        from modeling_mmemo.hub.push import push as run
 
         typer.echo(run(folder, repo, private or None, revision, tag, onnx, results).commit_url)
 

@@ -21,11 +21,11 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from matplotlib.figure import Figure
 
-from mmemo.core.answers_mmemo import SILENCE
-from mmemo.core.audio_loading_mmemo import AudioBlocks
-from mmemo.core.plots import COLORS, plot_timeline
-from mmemo.graph import package_folder
-from mmemo.predictor import EmotionPredictor
+from mmemo.audio.loading import AudioBlocks
+from mmemo.plots import COLORS, plot_timeline
+from mmemo.runtime.graph import EMBEDDED_MODEL
+from mmemo.runtime.predictor import EmotionPredictor
+from mmemo.timeline.windows import SILENCE
 
 
 MAX_SECONDS = 600
@@ -196,7 +196,7 @@ def answer(predict: EmotionPredictor, audio: str | None, text: str | None, subti
 
 def find_examples() -> dict[str, str]:
     """Paths of the clips that come with the package, by the emotion acted; none where they were not installed."""
-    package = package_folder()
+    package = EMBEDDED_MODEL.parent
     for root in (package, package.parent):  # installed, and in the repository
         folder = root / "examples" / "audio"
         if (table := folder / "metadata.csv").is_file():

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmemo.graph import GRAPH_FILES, EmotionGraph, find_exported, local_folder, package_folder
+from mmemo.runtime.graph import EMBEDDED_MODEL, GRAPH_FILES, EmotionGraph, find_exported, local_folder
 
 
 def describe(model: str | None = None, revision: str | None = None) -> str:
@@ -20,7 +20,7 @@ def describe(model: str | None = None, revision: str | None = None) -> str:
         ValueError: If it is no model of this package.
         OSError: If it cannot be fetched.
     """
-    folder = package_folder() / "default" if model is None else local_folder(model, revision=revision)
+    folder = EMBEDDED_MODEL if model is None else local_folder(model, revision=revision)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if config.get("model_type") != "mmemo":

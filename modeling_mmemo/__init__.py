@@ -9,10 +9,13 @@ from transformers import (
     pipeline,
 )
 
+from mmemo.audio.loading import AudioInput, load_audio
+from mmemo.timeline.streaming import EmotionStream
+
 from .audio_encoder_mmemo import MMEmoAudioEncoder
-from .audio_loading_mmemo import AudioInput, load_audio
 from .configuration_mmemo import EMOTIONS, MMEmoAudioConfig, MMEmoConfig
 from .feature_extraction_mmemo import MMEmoFeatureExtractor
+from .hub.remote_code import saves_remote_code
 from .modeling_mmemo import MMEmoEmotionOutput, MMEmoForEmotionRecognition, MMEmoModel, MMEmoModelOutput
 from .processing_mmemo import MMEmoProcessor
 
@@ -28,18 +31,24 @@ AutoFeatureExtractor.register(MMEmoAudioConfig, MMEmoFeatureExtractor)
 AutoFeatureExtractor.register(MMEmoConfig, MMEmoFeatureExtractor)
 AutoProcessor.register(MMEmoConfig, MMEmoProcessor)
 
-# Whatever is saved or pushed brings its code along, for those who have not installed this package.
-MMEmoConfig.register_for_auto_class()
-MMEmoAudioConfig.register_for_auto_class()
-MMEmoModel.register_for_auto_class("AutoModel")
-MMEmoAudioEncoder.register_for_auto_class("AutoModel")
-MMEmoForEmotionRecognition.register_for_auto_class("AutoModelForAudioClassification")
-MMEmoFeatureExtractor.register_for_auto_class()
-MMEmoProcessor.register_for_auto_class()
-
-# Registers the task, and needs the names above.
+# The pipeline registers the task, and needs the names above.
 from .pipelines import MultimodalEmotionPipeline, load_pipeline  # noqa: E402
-from .streaming import EmotionStream  # noqa: E402
+
+
+# Saved files carry the code, for processes in which this package is not installed.
+SAVED_CLASSES = {
+    MMEmoConfig: "AutoConfig",
+    MMEmoAudioConfig: "AutoConfig",
+    MMEmoModel: "AutoModel",
+    MMEmoAudioEncoder: "AutoModel",
+    MMEmoForEmotionRecognition: "AutoModelForAudioClassification",
+    MMEmoFeatureExtractor: "AutoFeatureExtractor",
+    MMEmoProcessor: "AutoProcessor",
+}
+for saved_class, auto_class in SAVED_CLASSES.items():
+    saved_class.register_for_auto_class(auto_class)
+    saves_remote_code(saved_class)
+saves_remote_code(MultimodalEmotionPipeline)
 
 
 __all__ = [

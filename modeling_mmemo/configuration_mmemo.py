@@ -13,6 +13,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
+CUSTOM_PIPELINES = {
+    "multimodal-emotion": {
+        "impl": "multimodal_emotion.MultimodalEmotionPipeline",
+        "pt": ["AutoModelForAudioClassification"],
+    }
+}
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 MODALITIES = ("audio", "text")
 FUSIONS = ("early", "late", "cross_attention", "hybrid")
@@ -92,6 +98,10 @@ class MMEmoAudioConfig(PreTrainedConfig):
             )
         if self.scale_embedding:
             raise ValueError("scale_embedding=True is not supported: no released Whisper encoder uses it.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration to save, with the pipeline that is saved beside it."""
+        return super().to_dict() | {"custom_pipelines": CUSTOM_PIPELINES}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -217,6 +227,10 @@ class MMEmoConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self._refuse_contradictions()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration to save, with the pipeline that is saved beside it."""
+        return super().to_dict() | {"custom_pipelines": CUSTOM_PIPELINES}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -15,8 +15,8 @@ import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, TensorType
 
-from .audio_loading_mmemo import AUDIO_INPUT_FORMS, AudioInput, load_audio
-from .mel_analysis_mmemo import FEATURES, MelAnalysis, pad
+from mmemo.audio.loading import AUDIO_INPUT_FORMS, AudioInput, load_audio
+from mmemo.audio.mel import FEATURES, MelAnalysis, pad
 
 
 PRESETS = {

@@ -19,12 +19,12 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from .answers_mmemo import Answers
-from .audio_loading_mmemo import AudioInput
-from .dialogue_mmemo import DialogueTurn
-from .item_processing_mmemo import ItemProcessing
-from .transcription_mmemo import transcribe
-from .word_times_mmemo import WordTimes
+from mmemo.answers import Answers
+from mmemo.audio.loading import AudioInput
+from mmemo.items import ItemProcessing
+from mmemo.words.dialogue import DialogueTurn
+from mmemo.words.times import WordTimes
+from mmemo.words.transcription import transcribe
 
 
 class MMEmoProcessor(ItemProcessing, ProcessorMixin):

@@ -9,10 +9,8 @@ Deliberate choices:
   `self.answers`, which the processor makes: see [`Answers`].
 """
 
-import copy
 import os
 from collections.abc import Iterable, Sized
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -305,30 +303,17 @@ class MultimodalEmotionPipeline(Pipeline):
         for window, *answers in zip(windows, scores, weights):
             window.take(*(rows[: len(window.spans)] for rows in answers))
 
-    def save_pretrained(self, save_directory: str | os.PathLike, remote_code: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """
-        Saves the model and the processor.
+        Saves the model, the processor and this pipeline's code.
 
         Args:
-            save_directory (`str` or `os.PathLike`): The folder, made if need be.
-            remote_code (`bool`, *optional*, defaults to `False`):
-                Whether to add this pipeline's code, which who has not installed the package needs. `pipeline()` then
-                loads the folder with `trust_remote_code=True` only.
+            save_directory (`str` or `os.PathLike`): Output folder, created if needed.
             kwargs: Passed on to the model's `save_pretrained`.
         """
-        implementation = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        entry = {"impl": implementation, "pt": ["AutoModelForAudioClassification"]}
-        self.model.config.custom_pipelines = {TASK: entry} if remote_code else {}
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-        if remote_code:
-            custom_object_save(self, save_directory)
-
-    def push_to_hub(self, *args, **kwargs) -> str:
-        """Pushes the model, the processor and the code of this pipeline; see [`~utils.PushToHubMixin.push_to_hub`]."""
-        shared = copy.copy(self)
-        shared.save_pretrained = partial(self.save_pretrained, remote_code=True)  # type: ignore[method-assign]
-        return super(MultimodalEmotionPipeline, shared).push_to_hub(*args, **kwargs)
+        custom_object_save(self, save_directory)
 
 
 def _wants_timeline(parameters: dict[str, Any]) -> bool:

@@ -8,8 +8,8 @@ from tiny import AUDIO, PAIRS, TEXT, audio_config, make_inputs, make_model, text
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition
 from modeling_mmemo.training.adapters import frozen_towers, log_trainable, lora_modules, set_trainable, unquantized
-from modeling_mmemo.training.arguments import ModelArguments
 from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.training_arguments import ModelArguments
 
 
 FAMILIES = [*(("audio", name) for name in AUDIO), *(("text", name) for name in TEXT)]

@@ -6,8 +6,8 @@ import torch
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.training.adapters import set_trainable
-from modeling_mmemo.training.arguments import ModelArguments
 from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.training_arguments import ModelArguments
 
 
 LABELS = ("angry", "happy", "sad")

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from modeling_mmemo.calls import summarize_call
+from mmemo.timeline.calls import summarize_call
 
 
 LABELS = ["angry", "neutral", "sad"]

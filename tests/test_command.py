@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from mmemo import EmotionPredictor
 from mmemo.cli import app
-from mmemo.graph import EmotionGraph
+from mmemo.runtime.graph import EmotionGraph
 from modeling_mmemo import load_pipeline
-from modeling_mmemo.exporters.command import calibration_inputs
+from modeling_mmemo.exporters.export_command import calibration_inputs
 
 
 ITEM = {"text": "you are not happy"}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from modeling_mmemo import mel_analysis_mmemo
-from modeling_mmemo.audio_loading_mmemo import load_audio
+from mmemo.audio import mel
+from mmemo.audio.loading import load_audio
 from modeling_mmemo.feature_extraction_mmemo import MMEmoFeatureExtractor
 
 
@@ -105,7 +105,7 @@ def test_whisper_preset_keeps_the_only_frame_of_a_clip_shorter_than_a_hop(length
 def test_chunks_do_not_show(preset, clips, monkeypatch):
     extractor = MMEmoFeatureExtractor(preset, features=("log_mel", "mfcc"))
     expected = extractor(clips).input_features
-    monkeypatch.setattr(mel_analysis_mmemo, "CHUNK_SAMPLES", 3 * extractor.n_fft)
+    monkeypatch.setattr(mel, "CHUNK_SAMPLES", 3 * extractor.n_fft)
     np.testing.assert_allclose(extractor(clips).input_features, expected, rtol=0, atol=1e-4)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from transformers import Wav2Vec2FeatureExtractor
 
-from mmemo.graph import OnnxGraph
+from mmemo.runtime.graph import OnnxGraph
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, load_audio
 from modeling_mmemo.exporters import export_features
 from modeling_mmemo.pipelines import DEFAULT_MODEL

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from mmemo.graph import METADATA_KEY, EmotionGraph, OnnxGraph, find_graph
+from mmemo.runtime.graph import METADATA_KEY, EmotionGraph, OnnxGraph, find_graph
 
 
 @pytest.fixture

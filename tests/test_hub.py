@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from modeling_mmemo import load_pipeline
 from modeling_mmemo.training.adapters import set_trainable
-from modeling_mmemo.training.arguments import ModelArguments
+from modeling_mmemo.training.training_arguments import ModelArguments
 
 
 REPO = "someone/emotion"
@@ -118,7 +118,7 @@ def test_a_push_that_fails_leaves_the_repository_as_it_was(run, hub, folder, fai
 def test_pushing_takes_no_extras(hub, run, folder):
     program = f"""
 import sys
-from modeling_mmemo.hub import push
+from modeling_mmemo.hub.push import push
 push({str(folder)!r}, REPO)
 print(sorted({{"datasets", "evaluate", "sklearn", "onnx", "onnxruntime", "peft"}} & sys.modules.keys()))
 """
@@ -253,7 +253,7 @@ emotion = load_pipeline({str(folder)!r}, device="cpu")
     assert result.returncode == 0, result.stderr
     expected = {
         "model": {"model.safetensors", "config.json", "modeling_mmemo.py", "towers_mmemo.py"},
-        "processor": {"processor_config.json", "tokenizer.json", "processing_mmemo.py", "audio_loading_mmemo.py"},
+        "processor": {"processor_config.json", "tokenizer.json", "processing_mmemo.py", "mmemo_audio_loading.py"},
         "emotion": {"multimodal_emotion.py", "model.safetensors", "modeling_mmemo.py", "processing_mmemo.py"},
     }
     assert expected[part] <= hub.files(REPO).keys()

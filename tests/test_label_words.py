@@ -8,9 +8,9 @@ from mmemo import EmotionPredictor
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, load_pipeline
 from modeling_mmemo.exporters.onnx_export import export_onnx
 from modeling_mmemo.training.adapters import set_trainable
-from modeling_mmemo.training.arguments import ModelArguments
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.label_words import label_token_ids
+from modeling_mmemo.training.training_arguments import ModelArguments
 
 
 LABELS = ("angry", "happy", "sad")

@@ -6,7 +6,7 @@ import tiny
 import torch
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from mmemo.graph import EmotionGraph
+from mmemo.runtime.graph import EmotionGraph
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoForEmotionRecognition, MMEmoProcessor
 from modeling_mmemo.exporters import export_onnx, onnx_export
 

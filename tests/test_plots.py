@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb, to_rgba
 
+from mmemo.plots import COLORS, MAX_COLUMNS, SHADE, UNCERTAIN_COLOR, plot_attention, plot_timeline
 from modeling_mmemo.configuration_mmemo import EMOTIONS
-from modeling_mmemo.plots import COLORS, MAX_COLUMNS, SHADE, UNCERTAIN_COLOR, plot_attention, plot_timeline
 
 
 def entry(start, end, label, words=(), **scores):

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmemo.graph import EmotionGraph
+from mmemo.runtime.graph import EmotionGraph
 from modeling_mmemo.exporters import MMEmoQuantizer
 from modeling_mmemo.exporters.quantizer import HEADS
 from modeling_mmemo.pipelines import DEFAULT_MODEL

@@ -11,7 +11,7 @@ from elsewhere import ANSWER, WITHOUT_PACKAGE, answer_of, assert_same_answer
 
 @pytest.fixture
 def folder(emotion, tmp_path):
-    emotion.save_pretrained(tmp_path / "saved", remote_code=True)
+    emotion.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -86,7 +86,7 @@ def test_loaded_by_its_own_code_it_can_be_saved_again(run, expected, tmp_path):
         WITHOUT_PACKAGE
         + "from transformers import pipeline\n"
         + load.format("FOLDER")
-        + f"emotion.save_pretrained({again!r}, remote_code=True)\n"
+        + f"emotion.save_pretrained({again!r})\n"
         + load.format(repr(again))
         + ANSWER
     )

@@ -5,6 +5,7 @@ import pytest
 from datasets import Dataset
 
 from modeling_mmemo.evaluation.conditions import ABLATION, BLANK
+from modeling_mmemo.evaluation.evaluation_run import corpus_table, pairs_table
 from modeling_mmemo.evaluation.report import (
     TIMELINE_HEADINGS,
     markdown_report,
@@ -13,7 +14,6 @@ from modeling_mmemo.evaluation.report import (
     summary,
     write_results,
 )
-from modeling_mmemo.evaluation.run import corpus_table, pairs_table
 
 
 LABELS = ["angry", "happy", "sad"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from mmemo.timeline.streaming import LiveAudio
 from modeling_mmemo import EmotionStream, load_audio, load_pipeline
-from modeling_mmemo.streaming import LiveAudio
 
 
 CUTTING = {"window_s": 3.0, "window_hop_s": 1.5, "latency_s": 1.5}

@@ -14,8 +14,8 @@ from transformers import ASTFeatureExtractor, AutoModel, Wav2Vec2FeatureExtracto
 import eval as evaluation
 import train
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, pipeline
-from modeling_mmemo.training.arguments import parse_arguments
 from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.training_arguments import parse_arguments
 
 
 CLIPS = Path(__file__).parents[1] / "examples" / "audio"

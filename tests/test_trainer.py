@@ -6,9 +6,9 @@ from transformers import EvalPrediction
 
 from modeling_mmemo.data.schema import FEATURES, as_dataset
 from modeling_mmemo.training.adapters import frozen_towers, set_trainable
-from modeling_mmemo.training.arguments import EmotionTrainingArguments, ModelArguments
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches
 from modeling_mmemo.training.trainer import build_trainer, compute_metrics
+from modeling_mmemo.training.training_arguments import EmotionTrainingArguments, ModelArguments
 
 
 @pytest.fixture

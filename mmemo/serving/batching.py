@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmemo.predictor import EmotionPredictor
+from mmemo.runtime.predictor import EmotionPredictor
 
 
 Outputs = dict[str, np.ndarray]

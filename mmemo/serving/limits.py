@@ -15,7 +15,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from mmemo.core.audio_loading_mmemo import AudioBlocks
+from mmemo.audio.loading import AudioBlocks
 from mmemo.serving.settings import MIB, ServiceSettings
 
 

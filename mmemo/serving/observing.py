@@ -78,7 +78,8 @@ def configure_logging() -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("uvicorn.error").addFilter(_is_ours_to_tell)
     # Of what the package warns of, items are told; they may quote words.
-    logging.getLogger("mmemo.core").setLevel(logging.ERROR)
+    for name in ("mmemo.audio", "mmemo.words", "mmemo.timeline", "mmemo.items"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class Observe:

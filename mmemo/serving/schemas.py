@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from mmemo.core.word_times_mmemo import is_subtitles
+from mmemo.words.times import is_subtitles
 
 
 def _decode(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from mmemo.predictor import EmotionPredictor
+from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
 from mmemo.serving.limits import PendingBytes, check_sound
 from mmemo.serving.observing import Metrics

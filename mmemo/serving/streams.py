@@ -16,9 +16,9 @@ import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import TypeAdapter, ValidationError
 
-from mmemo.core.streaming import EmotionStream
 from mmemo.serving.schemas import StreamEnd, StreamStart, StreamWords
 from mmemo.serving.service import Service
+from mmemo.timeline.streaming import EmotionStream
 
 
 POLICY_VIOLATION, BAD_DATA, TRY_AGAIN_LATER, INTERNAL_ERROR = 1008, 1007, 1013, 1011

@@ -16,7 +16,7 @@ import scipy.fft
 import scipy.signal
 import torch
 
-from modeling_mmemo.audio_loading_mmemo import SAMPLING_RATES
+from mmemo.audio.loading import SAMPLING_RATES
 
 
 NOISE_COLORS = ("white", "pink")

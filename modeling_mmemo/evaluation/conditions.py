@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from modeling_mmemo.audio_loading_mmemo import SILENCE_PEAK
+from mmemo.audio.loading import SILENCE_PEAK
+from mmemo.words.times import read_word_times
 from modeling_mmemo.data.augmentation import add_noise, telephone
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.evaluation.scoring import score_items
 from modeling_mmemo.evaluation.timelines import speech_edges
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
-from modeling_mmemo.word_times_mmemo import read_word_times
 
 
 MODALITIES = ("audio", "text")

@@ -7,7 +7,7 @@ from typing import Any
 
 from modeling_mmemo.evaluation.conditions import CONDITIONS
 from modeling_mmemo.evaluation.metrics import MEASURES
-from modeling_mmemo.evaluation.plots import plot_confusion, plot_reliability
+from modeling_mmemo.evaluation.report_plots import plot_confusion, plot_reliability
 
 
 HEADINGS = {"wa": "WA", "uar": "UAR", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "ece": "ECE"}

@@ -11,11 +11,11 @@ import librosa
 import numpy as np
 from datasets import Dataset
 
-from modeling_mmemo.answers_mmemo import SILENCE
+from mmemo.timeline.windows import SILENCE
+from mmemo.words.times import read_word_times
 from modeling_mmemo.evaluation.bootstrap import percentile_interval, resampled_sums, speaker_groups
 from modeling_mmemo.evaluation.figures import figure
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
-from modeling_mmemo.word_times_mmemo import read_word_times
 
 
 FRAMES_PER_SECOND = 100

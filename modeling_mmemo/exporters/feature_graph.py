@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import save
 from torch import nn
 
-from mmemo.graph import ANALYSIS_FILE, FEATURES_FILE
+from mmemo.audio.mel import LOWEST_POWER
+from mmemo.runtime.graph import ANALYSIS_FILE, FEATURES_FILE
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
 from modeling_mmemo.exporters.onnx_export import describe, keep_quiet, strip
-from modeling_mmemo.mel_analysis_mmemo import LOWEST_POWER
 
 
 class FeatureGraph(nn.Module):

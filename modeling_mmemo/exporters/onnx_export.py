@@ -25,7 +25,7 @@ import onnxruntime
 import torch
 from transformers.exporters import OnnxConfig, OnnxExporter
 
-from mmemo.graph import FORMAT, METADATA_KEY, EmotionGraph
+from mmemo.runtime.graph import FORMAT, METADATA_KEY, EmotionGraph
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, __version__
 
 

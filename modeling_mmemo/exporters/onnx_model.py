@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from optimum.modeling_base import OptimizedModel
 
-from mmemo.graph import EmotionGraph, find_graph, local_folder
+from mmemo.runtime.graph import EmotionGraph, find_graph, local_folder
 from modeling_mmemo import MMEmoConfig, MMEmoEmotionOutput
 
 

@@ -28,7 +28,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from optimum.quantization_base import OptimumQuantizer
 
-from mmemo.graph import METADATA_KEY, EmotionGraph, checksum, find_graph
+from mmemo.runtime.graph import METADATA_KEY, EmotionGraph, checksum, find_graph
 from modeling_mmemo.exporters.onnx_export import FLOAT_FILE, MAX_FILE_BYTES, describe, keep_quiet
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.ao.nn.quantized import dynamic
 
-from mmemo.graph import local_folder
+from mmemo.runtime.graph import local_folder
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
 
 

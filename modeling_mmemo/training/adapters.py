@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
-from modeling_mmemo.training.arguments import ModelArguments
 from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.training_arguments import ModelArguments
 
 
 logger = logging.get_logger(__name__)

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
+from mmemo.items import TEXT_SETTINGS
 from modeling_mmemo import (
     MMEmoAudioEncoder,
     MMEmoConfig,
@@ -23,11 +24,10 @@ from modeling_mmemo import (
     MMEmoForEmotionRecognition,
     MMEmoProcessor,
 )
-from modeling_mmemo.evaluation.run import model_labels
-from modeling_mmemo.item_processing_mmemo import TEXT_SETTINGS
+from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.towers_mmemo import max_tokens
-from modeling_mmemo.training.arguments import PROMPT, ModelArguments
 from modeling_mmemo.training.label_words import label_token_ids
+from modeling_mmemo.training.training_arguments import PROMPT, ModelArguments
 
 
 WHISPER_LIKE = ("whisper", "mmemo_audio")

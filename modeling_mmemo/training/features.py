@@ -17,9 +17,9 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from mmemo.items import TEXT_SETTINGS
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.fusion_mmemo import ModalityBranch
-from modeling_mmemo.item_processing_mmemo import TEXT_SETTINGS
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.towers_mmemo import encode_audio, encode_text, num_hidden_states

@@ -14,12 +14,12 @@ from transformers import set_seed
 
 from modeling_mmemo.data.corpora import CORPORA, find_layout, read_corpus
 from modeling_mmemo.evaluation.conditions import MODALITIES, score_condition
+from modeling_mmemo.evaluation.evaluation_run import corpus_table, results_head
 from modeling_mmemo.evaluation.metrics import emotion_metrics
-from modeling_mmemo.evaluation.run import corpus_table, results_head
 from modeling_mmemo.evaluation.scoring import row_lengths
 from modeling_mmemo.pipelines import load_pipeline
-from modeling_mmemo.training.arguments import Arguments
-from modeling_mmemo.training.run import train
+from modeling_mmemo.training.training_arguments import Arguments
+from modeling_mmemo.training.training_run import train
 
 
 def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:

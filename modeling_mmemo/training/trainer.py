@@ -19,9 +19,9 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 from modeling_mmemo.evaluation.metrics import emotion_metrics
 from modeling_mmemo.towers_mmemo import num_hidden_states
 from modeling_mmemo.training.adapters import frozen_towers
-from modeling_mmemo.training.arguments import EmotionTrainingArguments
 from modeling_mmemo.training.collator import MASKS, EmotionCollator
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches
+from modeling_mmemo.training.training_arguments import EmotionTrainingArguments
 
 
 # Long enough for every encoder: 0.1 s at 16 kHz.

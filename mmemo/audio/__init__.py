@@ -1,0 +1,1 @@
+"""Audio: loading, mel analysis, voice activity."""

@@ -1,0 +1,1 @@
+"""Exported models: graphs, processors and the predictor over ONNX Runtime."""

@@ -1,0 +1,132 @@
+"""
+From an item to the inputs of a graph, without transformers: what an exported folder says of its processor.
+
+Deliberate choices:
+- What becomes of an item, and what is refused, is [`ItemProcessing`], as in the full package; here are a feature
+  extractor and a tokenizer that need NumPy and `tokenizers` alone.
+- Window and filterbank are read, not made anew: so the features are those of the full package, to the bit.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from mmemo.audio.loading import load_audio
+from mmemo.audio.mel import MelAnalysis, pad
+from mmemo.items import TEXT_SETTINGS, ItemProcessing
+from mmemo.runtime.graph import ANALYSIS_FILE, EXPORT_REMEDY, find_exported
+
+
+class OnnxProcessor(ItemProcessing):
+    """
+    The processor of an exported model.
+
+    Args:
+        folder (`Path`): Of the model.
+
+    Raises:
+        FileNotFoundError: If the tokenizer is missing.
+    """
+
+    def __init__(self, folder: Path):
+        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        parts = settings.get("parts", ["feature_extractor", "tokenizer"])
+        analysis = find_exported(folder, ANALYSIS_FILE)
+        if "feature_extractor" in parts and analysis is not None:
+            self.feature_extractor = MelExtractor(settings["feature_extractor"], load_file(analysis))
+        if "tokenizer" in parts:
+            self.tokenizer = FastTokenizer(folder)
+        for name in TEXT_SETTINGS:
+            if name in settings:  # an earlier version wrote none of them
+                setattr(self, name, settings[name])
+
+    def transcribe(self, transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[tuple[str, float, float]]:
+        """
+        Raises:
+            ValueError: Always; transcribers are the full package's.
+        """
+        raise ValueError("transcriber= takes the full package: modeling_mmemo.load_pipeline(..., backend='onnx').")
+
+
+class MelExtractor:
+    """
+    [`MMEmoFeatureExtractor`] without librosa.
+
+    Args:
+        settings (`dict`): Its configuration.
+        arrays (`dict[str, np.ndarray]`): `window`, `mel_filters` and `cosines`; see [`MelAnalysis`].
+    """
+
+    model_input_names = ["input_features", "attention_mask"]
+
+    def __init__(self, settings: dict[str, Any], arrays: dict[str, np.ndarray]):
+        self.sampling_rate: int = settings["sampling_rate"]
+        self._padding_value = settings["padding_value"]
+        self._analysis = MelAnalysis(
+            settings["preset"],
+            tuple(settings["features"]),
+            settings["hop_length"],
+            settings["loudness_dbfs"],
+            **arrays,
+        )
+
+    def __call__(self, clips: list[np.ndarray], sampling_rate: float, **_: Any) -> dict[str, np.ndarray]:
+        """Returns `input_features` and `attention_mask` of clips, `(samples,)` each, padded to the longest."""
+        analysis = self._analysis
+        clips = [load_audio(clip, sampling_rate, self.sampling_rate) for clip in clips]
+        frames = analysis.num_frames(max(map(len, clips)))
+        features = analysis([analysis.level(clip) for clip in clips])
+        masks = [np.ones(feature.shape[1], np.int32) for feature in features]
+        return {
+            "input_features": pad(features, frames, self._padding_value),
+            "attention_mask": pad(masks, frames, 0),
+        }
+
+
+class FastTokenizer:
+    """
+    A tokenizer of `transformers` without transformers.
+
+    Args:
+        folder (`Path`): That holds its tokenizer.json and tokenizer_config.json.
+
+    Raises:
+        FileNotFoundError: If one of them is missing.
+    """
+
+    is_fast = True
+
+    def __init__(self, folder: Path):
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no tokenizer.json. {EXPORT_REMEDY}")
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        # A tokenizer without a limit says 10^30.
+        self.model_max_length = int(settings.get("model_max_length") or 10**30)
+        self.padding_side = settings.get("padding_side", "right")
+        self.truncation_side = settings.get("truncation_side", "right")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.sep_token = _content(settings.get("sep_token"))
+        pad_token = _content(settings.get("pad_token"))
+        self.pad_token_id = 0 if pad_token is None else self._tokenizer.token_to_id(pad_token)
+
+    def __call__(self, texts: str | list[str], **_: Any) -> dict[str, list]:
+        """Returns `input_ids`, `offset_mapping` and `special_tokens_mask` of texts as they are, or of one."""
+        encodings = self._tokenizer.encode_batch([texts] if isinstance(texts, str) else texts)
+        columns: dict[str, list] = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "offset_mapping": [encoding.offsets for encoding in encodings],
+            "special_tokens_mask": [encoding.special_tokens_mask for encoding in encodings],
+        }
+        return {name: rows[0] for name, rows in columns.items()} if isinstance(texts, str) else columns
+
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token

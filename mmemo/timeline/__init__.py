@@ -1,0 +1,1 @@
+"""Emotion over time: windows, recordings, speaker turns, streams, calls."""

@@ -1,0 +1,1 @@
+"""Words: timestamps, dialogue context, transcription."""

@@ -1,0 +1,244 @@
+"""One training run: encoders, rows, Trainer, and a folder that `from_pretrained` loads."""
+
+from collections.abc import Container
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
+from peft import PeftModel
+
+from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor
+from modeling_mmemo.data.augmentation import Augmentation
+from modeling_mmemo.data.corpora import CORPORA, find_layout
+from modeling_mmemo.data.schema import STORED_FEATURES
+from modeling_mmemo.data.sources import read_source
+from modeling_mmemo.data.splits import leak_check, split_by_speaker
+from modeling_mmemo.training.adapters import log_trainable, set_trainable, unquantized
+from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.calibration import fit_quantiles, fit_temperature
+from modeling_mmemo.training.collator import EmotionCollator
+from modeling_mmemo.training.features import standardize, tower_states
+from modeling_mmemo.training.rows import EmotionRows, EmotionStream
+from modeling_mmemo.training.trainer import EmotionTrainer, build_trainer
+from modeling_mmemo.training.training_arguments import (
+    Arguments,
+    DataArguments,
+    EmotionTrainingArguments,
+    ModelArguments,
+)
+
+
+# Which development set tells the temperature of which presence.
+CALIBRATED_ON = {"audio": ("audio",), "text": ("text",), "both": ("both", "pairs")}
+
+
+def train(arguments: Arguments) -> EmotionTrainer:
+    """Trains, calibrates, evaluates and saves a model; returns the Trainer of the finished one."""
+    model_args, data_args, augmentation, training_args = arguments
+    model, processor, new_branches = build_model(model_args, data_args.labels)
+    train_rows, dev = build_rows(data_args, model_args, augmentation, model, processor, training_args)
+    collator = EmotionCollator(processor, augmentation)
+    standardize(model, new_branches, train_rows, collator)
+    if model_args.class_weights == "balanced":
+        model.config.class_weights = balanced_weights(train_rows, len(data_args.labels))
+    trained = set_trainable(model, model_args, new_branches)
+    log_trainable(trained)
+
+    trainer = build_trainer(trained, train_rows, dev, collator, training_args)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    model = trained = trainer.model
+    output_dir = Path(training_args.output_dir)
+    if isinstance(trained, PeftModel):
+        if trainer.is_world_process_zero():
+            trained.save_pretrained(output_dir / "adapter", save_embedding_layers=False)
+        if model_args.text_mode == "qlora":
+            trained = unquantized(trained, model_args, data_args.labels)
+        model = trained.merge_and_unload()
+
+    if model_args.stored_dtype == "float16":
+        round_towers(model)
+    finished = build_trainer(model, None, dev, collator, training_args)
+    if dev:
+        calibrate(finished)
+        finished.save_metrics("eval", finished.evaluate())
+    if finished.is_world_process_zero():
+        save(model, processor, output_dir, model_args.stored_dtype)
+    return finished
+
+
+def build_rows(
+    args: DataArguments,
+    model_args: ModelArguments,
+    augmentation: Augmentation,
+    model: MMEmoForEmotionRecognition,
+    processor: MMEmoProcessor,
+    training_args: EmotionTrainingArguments,
+) -> tuple[EmotionRows | EmotionStream, dict[str, EmotionRows]]:
+    """The training rows, and development rows by what they have: `audio`, `text`, `both`, simulated `pairs`."""
+    towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
+    towers = {modality: tower for modality, tower in towers.items() if tower is not None}
+    if args.context_dropout > 0 and not processor.context_turns:
+        raise ValueError(
+            f"context_dropout={args.context_dropout} contradicts context_turns=0: this model reads texts alone. Set "
+            "context_turns, or context_dropout to 0."
+        )
+    if args.streaming:
+        stream = read_streams(args, towers, processor.context_turns)
+        return EmotionStream(
+            stream,
+            labels=args.labels,
+            processor=processor,
+            augmentation=augmentation,
+            seed=training_args.seed,
+            context_dropout=args.context_dropout,
+        ), {}
+
+    rows, weights = read_rows(args, towers, processor.context_turns)
+    states = {}
+    if args.cache_states:
+        # One process computes what all of them read.
+        with training_args.main_process_first(desc="states of frozen towers"):
+            states = {
+                modality: tower_states(modality, tower, processor, rows, args.cache_dir)
+                for modality, tower in towers.items()
+                if model_args.mode_of(modality) == "frozen"
+            }
+    splits = list(rows["split"])
+    train_indices = [i for i, split in enumerate(splits) if split == "train"]
+    dev_indices = [i for i, split in enumerate(splits) if split == "dev"]
+    if not train_indices:
+        raise ValueError(f"corpora={args.corpora} have no training rows; their splits are {sorted(set(splits))}.")
+    if not dev_indices and training_args.eval_strategy != "no":
+        raise ValueError(
+            f"eval_strategy={training_args.eval_strategy.value} contradicts corpora={args.corpora} with dev_share="
+            f"{args.dev_share}: there is no development part. Set dev_share, or eval_strategy to no."
+        )
+    select = partial(
+        EmotionRows, rows, labels=args.labels, states=states, processor=processor, seed=training_args.seed
+    )
+    train_rows = select(
+        train_indices,
+        augmentation=augmentation,
+        pair_probability=args.pair_probability,
+        blank_probability=args.blank_probability,
+        context_dropout=args.context_dropout,
+        pair_texts=train_indices,
+        weights=[weights[i] for i in train_indices],
+    )
+    dev = {}
+    for name, kind in (("audio", (True, False)), ("text", (False, True)), ("both", (True, True))):
+        if chosen := [i for i in dev_indices if train_rows.kind_of(i) == kind]:
+            dev[name] = select(chosen, by_length=True)
+    if args.pair_probability > 0 and {"audio", "text"} <= set(dev):
+        dev["pairs"] = select(dev["audio"].indices, pair_probability=1.0, pair_texts=dev_indices, by_length=True)
+    return train_rows, dev
+
+
+def read_rows(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> tuple[Dataset, list[float]]:
+    """All rows of `args.corpora` that are not test rows, and each one's weight; checked for leaks.
+
+    Args:
+        args (`DataArguments`): Which they are.
+        modalities (`Container[str]`): Those that the model has.
+        context_turns (`int`): How many turns of a dialogue it reads before a text.
+
+    Raises:
+        ValueError: If a corpus has nothing for the model's modalities, or a split leaks.
+    """
+    parts, weights = [], []
+    for source, weight in zip(args.corpora, args.corpus_weights):
+        rows = _read(source, args, context_turns, streaming=False)
+        if args.dev_share > 0 and "dev" not in set(rows["split"]):
+            rows = split_by_speaker(rows, args.dev_share, seed=0)
+        if not args.allow_leaks:
+            leak_check(rows, by=args.leak_columns)
+        rows = _keep_modalities(rows, source, args, modalities).filter(
+            lambda row: row["split"] != "test" and (row["audio"] is not None or row["text"] is not None)
+        )
+        if not len(rows):
+            raise ValueError(
+                f"{source} has no row for a model of {' and '.join(modalities)}; leave it out of corpora."
+            )
+        parts.append(rows)
+        weights += [weight] * len(rows)
+    return concatenate_datasets(parts), weights
+
+
+def read_streams(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> IterableDataset:
+    """The training rows of all `args.corpora`, mixed by their weights as they come; see [`read_rows`]."""
+    streams = [
+        _keep_modalities(_read(source, args, context_turns, streaming=True), source, args, modalities).filter(
+            lambda row: row["split"] == "train" and (row["audio"] is not None or row["text"] is not None)
+        )
+        for source in args.corpora
+    ]
+    shares = np.array(args.corpus_weights) / sum(args.corpus_weights)
+    return interleave_datasets(streams, shares.tolist(), seed=0, stopping_strategy="all_exhausted")
+
+
+def _read(source: str, args: DataArguments, context_turns: int, streaming: bool) -> Dataset | IterableDataset:
+    known = source in CORPORA
+    return read_source(
+        source,
+        args.data_dir,
+        columns={} if known else dict(pair.split("=") for pair in args.columns),
+        labels=args.labels,
+        label_map=dict(pair.split("=") for pair in args.label_map),
+        streaming=streaming,
+        fold=args.fold if known and CORPORA[source].folds else None,
+        context_turns=context_turns,
+    )
+
+
+def _keep_modalities(rows, source: str, args: DataArguments, modalities: Container[str]):
+    """Takes away what the model has no tower for, and what carries no emotion in a known corpus."""
+    carries = find_layout(source, args.data_dir).modality if source in CORPORA else "both"
+    kept = [name for name in ("audio", "text") if name in modalities and carries in (name, "both")]
+    # A bare struct: encoding an Audio column anew would need torchcodec.
+    return rows.cast(STORED_FEATURES).map(
+        lambda row: {
+            "audio": row["audio"] if "audio" in kept else None,
+            "text": row["text"] if "text" in kept and row["text"] and row["text"].strip() else None,
+        },
+        features=STORED_FEATURES,
+    )
+
+
+def balanced_weights(rows: EmotionRows, num_labels: int) -> list[float]:
+    """For each label, how much rarer it is in an epoch than if all were as frequent."""
+    counts = np.zeros(num_labels)
+    for weight, group in rows.groups.items():
+        counts += weight * np.bincount([rows.label_ids[i] for i in group], minlength=num_labels)
+    return (counts.sum() / (num_labels * np.maximum(counts, 1))).tolist()
+
+
+@torch.no_grad()
+def round_towers(model: MMEmoForEmotionRecognition) -> None:
+    """Rounds the towers to what half precision can hold, so that what is saved so is what is evaluated."""
+    for tower in (model.mmemo.audio_tower, model.mmemo.text_tower):
+        for parameter in [] if tower is None else tower.parameters():
+            parameter.copy_(parameter.half())
+
+
+def calibrate(trainer: EmotionTrainer) -> None:
+    """Sets the model's temperatures and quantiles by its answers on the development sets."""
+    temperatures, quantiles = {}, {}
+    for presence, names in CALIBRATED_ON.items():
+        for name in [name for name in names if name in trainer.eval_dataset][:1]:
+            answers = trainer.predict(trainer.eval_dataset[name])
+            temperatures[presence] = round(fit_temperature(answers.predictions, answers.label_ids), 4)
+            logits = answers.predictions / temperatures[presence]
+            quantiles[presence] = fit_quantiles(logits, answers.label_ids)
+    trainer.model.config.temperature = temperatures
+    trainer.model.config.conformal_quantiles = quantiles or None
+
+
+def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path, stored_dtype: str) -> None:
+    """Saves model and processor, the towers in `stored_dtype`; they load in single precision."""
+    weights = model.state_dict()
+    if stored_dtype == "float16":
+        weights = {name: weight.half() if "_tower." in name else weight for name, weight in weights.items()}
+    model.save_pretrained(folder, state_dict={name: weight.contiguous() for name, weight in weights.items()})
+    processor.save_pretrained(folder)

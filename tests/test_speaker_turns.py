@@ -1,0 +1,131 @@
+import logging
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mmemo.timeline.speaker_turns import read_speaker_turns
+
+
+TURNS = [("agent", 0.0, 2.5), ("customer", 2.0, 4.75), ("agent", 5.0, 6.0)]
+RTTM = """;; made by hand
+SPKR-INFO call 1 <NA> <NA> <NA> unknown agent <NA> <NA>
+SPEAKER call 1 0.000 2.500 <NA> <NA> agent <NA> <NA>
+
+SPEAKER call 1 5.0 1.0 <NA> <NA> agent <NA> <NA>
+SPEAKER call 2 2.0 2.75 <NA> <NA> customer <NA> <NA>
+"""
+
+
+class Annotation:
+    """Stands for `pyannote.core.Annotation`."""
+
+    def __init__(self, turns):
+        self.turns = turns
+
+    def itertracks(self, yield_label=False):
+        assert yield_label
+        for track, (label, start, end) in enumerate(self.turns):
+            yield SimpleNamespace(start=start, end=end), track, label
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """The messages logged, whether or not transformers hands its records on."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_every_form_gives_the_same_turns(tmp_path, warnings):
+    path = tmp_path / "call.rttm"
+    path.write_text(RTTM, encoding="utf-8")
+    with_mark = tmp_path / "Windows.RTTM"
+    with_mark.write_text(RTTM.partition("\n\n")[2], encoding="utf-8-sig")
+    forms = {
+        "tuples": TURNS,
+        "tuple": tuple(TURNS),
+        "lists in any order": [list(turn) for turn in reversed(TURNS)],
+        "dicts": [dict(zip(("speaker", "start", "end"), turn)) | {"text": "hello"} for turn in TURNS],
+        "numpy": [(speaker, np.float32(start), np.float64(end)) for speaker, start, end in TURNS],
+        "rttm": RTTM,
+        "rttm of Windows": "\ufeff" + RTTM.partition("\n")[2].partition("\n")[2].replace("\n", "\r\n"),
+        "rttm without the last fields": RTTM.replace(" <NA> <NA>\n", "\n"),
+        "str": str(path),
+        "os.PathLike": path,
+        "pyannote": Annotation(TURNS),
+    }
+    for name, form in forms.items():
+        turns = read_speaker_turns(form)
+        assert turns == TURNS, name
+        assert all(type(time) is float for turn in turns for time in turn[1:]), name
+    assert read_speaker_turns(with_mark) == [TURNS[1], TURNS[2]]
+    assert not warnings()
+
+
+def test_labels_of_pyannote_may_be_numbers():
+    assert read_speaker_turns(Annotation([(0, 0, 1)])) == [("0", 0.0, 1.0)]
+
+
+def test_turns_of_one_speaker_are_merged_where_they_overlap_or_touch(warnings):
+    turns = [("a", 0, 2), ("a", 1, 3), ("a", 1.5, 2), ("b", 2.5, 4), ("a", 3, 3.5), (" a ", 3.6, 4)]
+
+    assert read_speaker_turns(turns) == [("a", 0.0, 3.5), ("b", 2.5, 4.0), ("a", 3.6, 4.0)]
+    assert warnings() == ["2 of 6 turns overlapped another turn of the same speaker and were merged with it."]
+
+
+def test_touching_turns_are_merged_silently_even_if_their_sum_is_a_little_off(warnings):
+    rttm = "SPEAKER call 1 0.7 0.1 <NA> <NA> a <NA> <NA>\nSPEAKER call 1 0.8 0.2 <NA> <NA> a <NA> <NA>"
+
+    assert 0.7 + 0.1 < 0.8
+    assert read_speaker_turns(rttm) == [("a", 0.7, 1.0)]
+    assert not warnings()
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([("a", 0, 1), ("b", -0.5, 1)], r"turn 1, of 'b', has start=-0.5 and end=1; expected .* 0 <= start < end"),
+        ([("a", math.nan, 1)], "turn 0, of 'a', has start=nan"),
+        ([("a", 0, math.nan)], "turn 0, of 'a', has start=0 and end=nan"),
+        ([("a", 0, math.inf)], "turn 0, of 'a', has start=0 and end=inf"),
+        ([("a", 1, 1)], "turn 0, of 'a', has start=1 and end=1"),
+        ([("a", 2, 1)], "turn 0, of 'a', has start=2 and end=1"),
+        ([("a", "0", "1")], "turn 0, of 'a', has start='0'"),
+        ([("  ", 0, 1)], "turn 0 has speaker='  '; expected a str that is not blank"),
+        ([(3, 0, 1)], "turn 0 has speaker=3"),
+        ([("a", 0)], r"turn 0 is \('a', 0\); expected \(speaker, start, end\)"),
+        ([{"speaker": "a", "start": 0}], "turn 0 is .*'speaker', 'start', 'end'"),
+        ([5], "turn 0 is 5"),
+        ([], "There are no speaker turns; pass at least one"),
+        ("", "There are no speaker turns"),
+        ("turns.txt", "There are no speaker turns; .* path ending in .rttm"),
+        (Annotation([]), "There are no speaker turns"),
+        (Annotation([("a", 1, 0)]), "turn 0, of 'a', has start=1 and end=0"),
+        (5, "int holds no speaker turns; pass a list"),
+        (None, "NoneType holds no speaker turns"),
+        ("SPEAKER call 1 0 1 <NA> <NA>", r"line 1 is not RTTM \(7 fields\).*expected 'SPEAKER file channel start"),
+        (";;\nSPEAKER call 1 0 1 <NA> <NA> Mr Smith <NA> <NA>", r"line 2 is not RTTM \(11 fields\)"),
+        ("\nSPEAKER call 1 0 one <NA> <NA> a <NA> <NA>", "line 2 is not RTTM .could not convert .*'one'"),
+        ("SPEAKER call 1 0 0 <NA> <NA> a <NA> <NA>", "line 1, of 'a', has start=0.0 and end=0.0"),
+        ("SPEAKER call 1 nan 1 <NA> <NA> a <NA> <NA>", "line 1, of 'a', has start=nan"),
+        ("SPEAKER call 1 0 1 <NA> <NA> <NA> <NA> <NA>", "line 1 has speaker='<NA>'"),
+        (RTTM + RTTM.replace("call", "other"), "turns of 2 recordings: call, other; pass the lines of one file"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(turns, message):
+    with pytest.raises(ValueError, match=message):
+        read_speaker_turns(turns)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    text = tmp_path / "turns.txt"
+    text.write_text(RTTM)
+    with pytest.raises(ValueError, match=r"turns.txt is not the path of an RTTM file, which ends in .rttm"):
+        read_speaker_turns(text)
+    with pytest.raises(ValueError, match=r"Cannot read .*missing.rttm .*No such file"):
+        read_speaker_turns(str(tmp_path / "missing.rttm"))
+    binary = tmp_path / "binary.rttm"
+    binary.write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(ValueError, match=r"Cannot read .*binary\.rttm"):
+        read_speaker_turns(binary)

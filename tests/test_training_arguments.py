@@ -1,0 +1,159 @@
+from pathlib import Path
+
+import pytest
+
+from modeling_mmemo.training.training_arguments import parse_arguments
+
+
+ENCODERS = ["--audio_encoder", "a", "--text_encoder", "b"]
+WORDS = ["--corpora", "meld"]
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_defaults_are_those_of_the_field():
+    model, _, augmentation, training = parse_arguments([*ENCODERS, *WORDS])
+
+    assert (model.audio_mode, model.text_mode) == ("lora", "lora")
+    assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (16, 32, 0.1)
+    assert augmentation.noise_probability == 0
+    assert training.train_sampling_strategy == "group_by_length"
+    assert training.label_names == ["labels"]
+
+
+def test_flags_win_over_the_file(tmp_path):
+    config = write(
+        tmp_path / "run.yaml",
+        "audio_encoder: a\ntext_encoder: b\ncorpora: [ravdess, meld]\ncorpus_weights: [3, 0.5]\n"
+        "learning_rate: 5.0e-4\nfold: null\nsnr_db: [0, 20]\nlr_scheduler_type: cosine\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\n",
+    )
+
+    model, data, augmentation, training = parse_arguments([config, "--learning_rate", "0.1", "--text_encoder", "c"])
+
+    assert (model.audio_encoder, model.text_encoder) == ("a", "c")
+    assert (data.corpora, data.corpus_weights, data.fold) == (["ravdess", "meld"], [3.0, 0.5], None)
+    assert augmentation.snr_db == [0.0, 20.0]
+    assert training.learning_rate == 0.1
+    assert training.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+@pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_read(config):
+    # bf16 asks for a GPU or for --use_cpu.
+    _, _, _, training = parse_arguments([str(config), "--use_cpu", "true"])
+
+    assert training.output_dir == f"runs/{config.stem}"
+
+
+def test_corpora_weigh_the_same_unless_told_otherwise():
+    assert parse_arguments([*ENCODERS, "--corpora", "meld", "ravdess"])[1].corpus_weights == [1.0, 1.0]
+
+
+def test_an_unknown_option_is_refused(tmp_path):
+    config = write(tmp_path / "run.yaml", "audio_encoder: a\ncorpora: [meld]\nlearning_rat: 0.1\n")
+
+    with pytest.raises(ValueError, match="learning_rat"):
+        parse_arguments([config])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "Give audio_encoder, text_encoder or both, or a model_name_or_path"),
+        ("--audio_encoder a --model_name_or_path m", r"model_name_or_path=m contradicts \{'audio_encoder': 'a'\}"),
+        ("--text_encoder b --audio_layers 2", "audio_layers=2 contradicts audio_encoder=None"),
+        ("--text_encoder b --trim_db 35", "trim_db=35.0 contradicts audio_encoder=None"),
+        ("--audio_encoder a --text_layer_mix last", "text_layer_mix=last contradicts text_encoder=None"),
+        ("--text_encoder b --text_mode LoRA", r"text_mode='LoRA' is unknown; choose one of \('frozen', 'lora'"),
+        ("--text_encoder b --class_weights rare", r"class_weights='rare' is unknown; choose one of \('none'"),
+        ("--model_name_or_path m --fusion late", "fusion=late contradicts model_name_or_path=m"),
+        ("--model_name_or_path m --trim_db 35", "trim_db=35.0 contradicts model_name_or_path=m"),
+        ("--text_encoder b --stored_dtype int8", r"stored_dtype='int8' is unknown; choose one of \('float32'"),
+        ("--audio_encoder a --audio_freeze_layers 1", "audio_freeze_layers=1 contradicts audio_mode=lora"),
+        (
+            "--text_encoder b --text_mode frozen --text_freeze_layers 1",
+            "text_freeze_layers=1 contradicts text_mode=fr",
+        ),
+        (
+            "--audio_encoder a --audio_mode full --text_mode frozen --lora_target_modules q_proj",
+            r"lora_target_modules=\['q_proj'\] contradicts audio_mode=full and text_mode=frozen",
+        ),
+        ("--audio_encoder a --text_mode qlora", "text_mode=qlora contradicts text_encoder=None"),
+        ("--audio_encoder a --text_head label_words", "text_head=label_words contradicts text_encoder=None"),
+        (
+            "--text_encoder b --text_head words",
+            r"text_head='words' is unknown; choose one of \('linear', 'label_words'",
+        ),
+        ("--text_encoder b --label_words happy=glad", r"label_words=\['happy=glad'\] contradicts text_head=linear"),
+        (
+            "--text_encoder b --text_head label_words --label_words glad happy=joyful",
+            r"label_words=\['glad'\] must be written as label=word",
+        ),
+        ("--audio_encoder a --prompt Emotion:", "prompt=Emotion: contradicts text_encoder=None"),
+        ("--text_encoder b --audio_mode qlora", r"audio_mode='qlora' is unknown; choose one of \('frozen', 'lora'"),
+        ("--text_encoder b --pair_probability 0.5", "pair_probability=0.5 contradicts audio_encoder=None"),
+        ("--audio_encoder a --modality_dropout 0.5", "modality_dropout=0.5 contradicts text_encoder=None"),
+        (
+            "--audio_encoder a --audio_mode frozen --noise_probability 0.5",
+            "noise_probability contradicts audio_mode=frozen with cache_states=True",
+        ),
+        (
+            "--text_encoder b --text_mode frozen --context_dropout 0.5",
+            "context_dropout=0.5 contradicts text_mode=frozen with cache_states=True",
+        ),
+        (
+            "--audio_encoder a --audio_mode frozen --text_mode frozen --activation_checkpointing",
+            "activation_checkpointing=True contradicts audio_mode=frozen and text_mode=frozen",
+        ),
+    ],
+)
+def test_model_arguments_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*WORDS, *options.split()])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "corpora is empty; name a corpus"),
+        (
+            "--corpora meld --corpus_weights 2 2",
+            r"corpus_weights=\[2.0, 2.0\] must have a number for each of",
+        ),
+        ("--corpora meld --corpus_weights 0", r"corpus_weights=\[0.0\] .* not all 0"),
+        ("--corpora meld --pair_probability 2", r"pair_probability=2.0 must lie in \[0, 1\]"),
+        ("--corpora meld --context_dropout 2", r"context_dropout=2.0 must lie in \[0, 1\]"),
+        ("--corpora meld --dev_share -0.1", r"dev_share=-0.1 must lie in \[0, 1\]"),
+        ("--corpora meld --leak_columns words", r"leak_columns=\['words'\] is unknown; choose some of \('speaker'"),
+        ("--corpora meld --columns emotion", r"columns=\['emotion'\] must be written as ours=theirs"),
+        ("--corpora meld --columns label=emotion", r"columns=\['label=emotion'\] contradicts corpora=\['meld'\]"),
+        ("--corpora meld calls.csv --fold 1", r"fold=1 contradicts corpora=\['meld', 'calls.csv'\]; none"),
+        ("--corpora meld --label_map excited", r"label_map=\['excited'\] must be written as theirs=ours"),
+        ("--streaming --corpora meld", "streaming=True contradicts max_steps=-1"),
+        ("--streaming --corpora meld --pair_probability 0.5", "streaming=True contradicts pair_probability=0.5"),
+        ("--streaming --corpora meld --dev_share 0.5", "streaming=True contradicts dev_share=0.5"),
+        ("--streaming --corpora meld --class_weights balanced", "streaming=True contradicts class_weights=balanced"),
+        ("--streaming --corpora meld --eval_strategy epoch", "streaming=True contradicts eval_strategy=epoch"),
+    ],
+)
+def test_data_arguments_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*ENCODERS, *options.split()])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--early_stopping_patience 2", "early_stopping_patience=2 contradicts load_best_model_at_end=False"),
+        ("--train_sampling_strategy batch_rebalance", "train_sampling_strategy='batch_rebalance' is unknown here"),
+        ("--label_smoothing_factor 0.1", "label_smoothing_factor=0.1 .* set label_smoothing"),
+        ("--remove_unused_columns true", "remove_unused_columns=True would remove"),
+    ],
+)
+def test_training_arguments_that_do_harm_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*ENCODERS, *WORDS, *options.split()])
