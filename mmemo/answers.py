@@ -1,13 +1,13 @@
 """
-What a model says, in words: labels, scores, sets of labels, timelines.
+From scores to labels: label lists, uncertain labels, prediction sets and timelines.
 
 Deliberate choices:
-- It needs what the configuration of a model says, and neither the model nor torch.
-- Where nobody speaks, the label is `"silence"`; where the model is not sure, `"uncertain"`.
+- It needs the configuration of a model, neither the model nor torch.
+- A stretch without speech has the label `"silence"`; a prediction below the threshold has the label `"uncertain"`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,22 +19,22 @@ from mmemo.timeline.windows import SILENCE, UNCERTAIN, Span
 FUNCTIONS = ("softmax", "sigmoid", "none")
 
 
-class Answers:
+class AnswerFormatter:
     """
-    Puts the numbers of one model in words.
+    Formats the scores of one model.
 
     Args:
-        labels (`Sequence[str]`): The model's labels, in their order.
-        problem_type (`str`, *optional*): As in the configuration.
-        conformal_quantiles (`dict[str, list[float]]`, *optional*): As in the configuration; see [`MMEmoConfig`].
-        modalities (`Sequence[str]`): What the model takes: `"audio"`, `"text"`, or both.
+        labels (`Sequence[str]`): The model's labels, in order.
+        problem_type (`str`, *optional*): As in the model's configuration.
+        conformal_quantiles (`Mapping[str, Sequence[float]]`, *optional*): As in the model's configuration.
+        modalities (`Sequence[str]`): The modalities that the model has encoders for: `"audio"`, `"text"`, or both.
     """
 
     def __init__(
         self,
         labels: Sequence[str],
         problem_type: str | None,
-        conformal_quantiles: dict[str, list[float]] | None,
+        conformal_quantiles: Mapping[str, Sequence[float]] | None,
         modalities: Sequence[str],
     ):
         self.labels = list(labels)
@@ -45,7 +45,7 @@ class Answers:
         else:
             self.default_function = "sigmoid" if problem_type == "multi_label_classification" else "softmax"
 
-    def check(
+    def check_options(
         self,
         function_to_apply: str | None = None,
         threshold: float | None = None,
@@ -53,10 +53,10 @@ class Answers:
         top_k: int | None = None,
     ) -> None:
         """
-        Refuses what the answers of this model cannot be given like; see [`~MultimodalEmotionPipeline.__call__`].
+        Checks options of a call; see [`~MultimodalEmotionPipeline.__call__`].
 
         Raises:
-            ValueError: If an option is impossible, or contradicts the model or another.
+            ValueError: If an option is invalid, or contradicts the model or another option.
         """
         if function_to_apply is not None and function_to_apply not in FUNCTIONS:
             raise ValueError(f"function_to_apply={function_to_apply!r} is unknown; choose one of {list(FUNCTIONS)}.")
@@ -66,17 +66,22 @@ class Answers:
             return
         if (function_to_apply or self.default_function) != "softmax":
             raise ValueError(
-                "threshold= and coverage= are about the softmax of a single label; this model, or function_to_apply, "
+                "threshold= and coverage= need softmax scores of a single label; this model, or function_to_apply, "
                 "gives other scores. Leave them out."
             )
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"threshold={threshold!r} must be a score between 0 and 1.")
         if coverage is not None:
-            # Refuses what it cannot promise.
-            self.least_score(self.modalities[0], coverage)
+            self.lowest_score(self.modalities[0], coverage)
 
     def scores(self, logits: np.ndarray, function_to_apply: str | None = None) -> np.ndarray:
-        """The scores of logits, `(..., num_labels)`."""
+        """
+        Returns the scores of logits.
+
+        Args:
+            logits (`np.ndarray` of shape `(..., num_labels)`): The logits.
+            function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`; by default by problem type.
+        """
         function = function_to_apply or self.default_function
         logits = np.asarray(logits, np.float32)
         if function == "none":
@@ -86,15 +91,16 @@ class Answers:
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
-    def least_score(self, presence: str, coverage: float) -> float:
-        """The least score of a label in a set of labels that holds the true one with probability `coverage`.
+    def lowest_score(self, presence: str, coverage: float) -> float:
+        """
+        Returns the lowest score that a label of a prediction set with the requested coverage may have.
 
         Args:
-            presence (`str`): What the answer is given from, one of `"audio"`, `"text"`, `"both"`.
-            coverage (`float`): Between 0 and 1, rounded up to whole percents.
+            presence (`str`): The modalities of the prediction, one of `"audio"`, `"text"`, `"both"`.
+            coverage (`float`): Between 0 and 1, rounded up to a whole percentage.
 
         Raises:
-            ValueError: If the coverage is impossible, or the model does not know its own mistakes.
+            ValueError: If the coverage is invalid, or the model has no quantiles for these modalities.
 
         Source: Sadinle et al., "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", 2019.
         """
@@ -106,29 +112,30 @@ class Answers:
                 f"coverage= needs this model's conformal_quantiles for {presence!r}, which train.py fits to "
                 "development data; train the model further, or use threshold=."
             )
-        # 0.07 * 100 is a little more than 7.
+        # 0.07 * 100 is slightly more than 7.
         return 1 - quantiles[math.ceil(round(100 * coverage, 6))]
 
-    def whole(
+    def format_item(
         self,
         scores: np.ndarray,
         weights: Any,
-        has_voice: bool = True,
+        has_speech: bool = True,
         top_k: int | None = None,
         threshold: float | None = None,
         coverage: float | None = None,
         return_modality_weights: bool = False,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         """
-        The answer for one item, as [`~MultimodalEmotionPipeline.__call__`] gives it.
+        Formats the prediction of one item as [`~MultimodalEmotionPipeline.__call__`] returns it.
 
         Args:
-            scores (`np.ndarray` of shape `(num_labels,)`), weights (two of `float`): What the model says, and from
-                which modalities.
-            has_voice (`bool`): Whether there is a voice or a word in it.
+            scores (`np.ndarray` of shape `(num_labels,)`): The scores.
+            weights (two of `float`): The modality weights.
+            has_speech (`bool`): Whether the item contains speech or words; without, the label is uncertain.
+            top_k, threshold, coverage, return_modality_weights: As in the call.
         """
-        answer = self.in_words(scores, weights, top_k, threshold, coverage)
-        if not has_voice:
+        answer = self.format_scores(scores, weights, top_k, threshold, coverage)
+        if not has_speech:
             answer["label"] = UNCERTAIN
             if coverage is not None:
                 answer["label_set"] = list(self.labels)
@@ -138,7 +145,7 @@ class Answers:
             del answer["modality_weights"]
         return answer if len(answer) > 1 else answer["scores"]
 
-    def in_words(
+    def format_scores(
         self,
         scores: np.ndarray,
         weights: Any,
@@ -146,7 +153,7 @@ class Answers:
         threshold: float | None = None,
         coverage: float | None = None,
     ) -> dict[str, Any]:
-        """What the model says, `(num_labels,)`, and from which modalities, `(2,)`, as `label`, `scores`, ..."""
+        """Returns `label`, `scores`, `modality_weights` and, with a coverage, `label_set` of one prediction."""
         best = np.argsort(-scores, kind="stable").tolist()
         audio, text = map(float, weights)
         is_sure = threshold is None or scores[best[0]] >= threshold
@@ -157,27 +164,36 @@ class Answers:
         }
         if coverage is not None:
             presence = "both" if audio and text else "text" if text else "audio"
-            least = self.least_score(presence, coverage)
-            # The set is never empty: the likeliest label is always in it.
-            answer["label_set"] = [self.labels[index] for index in best if index == best[0] or scores[index] >= least]
+            lowest = self.lowest_score(presence, coverage)
+            # The set is never empty: it always contains the label with the highest score.
+            answer["label_set"] = [self.labels[index] for index in best if index == best[0] or scores[index] >= lowest]
         return answer
 
-    def account(self, recording: Recording, **parameters: Any) -> dict[str, Any]:
-        """What was found in a recording, with `top_k`, `threshold` and `coverage`."""
+    def format_recording(self, recording: Recording, **options: Any) -> dict[str, Any]:
+        """
+        Formats the predictions of a recording.
+
+        Args:
+            recording ([`Recording`]): A recording of which all windows are predicted.
+            options: `top_k`, `threshold` and `coverage`.
+
+        Returns:
+            `dict`: As [`~MultimodalEmotionPipeline.__call__`] returns it for a timeline.
+        """
         result: dict[str, Any] = {"duration": recording.duration}
         if recording.sources[0].speaker is None:
             (source,) = recording.sources
-            return result | {"speech": source.speech, **self.summarize(source.spans, **parameters)}
+            return result | {"speech": source.speech, **self.format_timeline(source.spans, **options)}
         by_speaker: dict[str, list[Source]] = {}
         for source in recording.sources:
             by_speaker.setdefault(str(source.speaker), []).append(source)
         result["speakers"] = {}
         for speaker, sources in by_speaker.items():
             spans = [span for source in sources for span in source.spans]
-            found = self.summarize(spans, **parameters) if sources[0].is_asked_for else {}
+            predicted = self.format_timeline(spans, **options) if sources[0].is_selected else {}
             result["speakers"][speaker] = {
                 "speech": [stretch for source in sources for stretch in source.speech],
-                **found,
+                **predicted,
             }
         if recording.has_turns:
             result["turns"] = [
@@ -185,44 +201,46 @@ class Answers:
                     "speaker": source.speaker,
                     "start": source.start,
                     "end": source.end,
-                    **self._turn(source, **parameters),
+                    **self._format_turn(source, **options),
                 }
                 for source in recording.sources
             ]
         return result
 
-    def _turn(self, source: Source, **parameters: Any) -> dict[str, Any]:
-        if not source.is_asked_for:
+    def _format_turn(self, source: Source, **options: Any) -> dict[str, Any]:
+        if not source.is_selected:
             return {}
-        whole = self.summarize(source.spans, **parameters)
-        del whole["timeline"], whole["spans"]
-        return whole | {"words": source.words}
+        summary = self.format_timeline(source.spans, **options)
+        del summary["timeline"], summary["spans"]
+        return summary | {"words": source.words}
 
-    def summarize(self, spans: list[Span], **parameters: Any) -> dict[str, Any]:
-        """A timeline of spans, its stretches of one label, and the mean over its speech."""
-        timeline = [self.describe(span, **parameters) for span in spans]
-        heard = [span for span in spans if span.scores is not None]
-        seconds = [max(span.end - span.start, 1e-6) for span in heard]
+    def format_timeline(self, spans: list[Span], **options: Any) -> dict[str, Any]:
+        """Returns the mean prediction over the speech, the `timeline`, and its merged `spans`."""
+        timeline = [self.format_span(span, **options) for span in spans]
+        predicted = [span for span in spans if span.scores is not None]
+        seconds = [max(span.end - span.start, 1e-6) for span in predicted]
         scores, weights = (
-            np.average([getattr(span, name) for span in heard], axis=0, weights=seconds) if heard else None
+            np.average([getattr(span, name) for span in predicted], axis=0, weights=seconds) if predicted else None
             for name in ("scores", "modality_weights")
         )
-        whole = _nothing() if scores is None else self.in_words(scores, weights, **parameters)
-        return whole | {"timeline": timeline, "spans": _merge(timeline)}
+        mean = _silence() if scores is None else self.format_scores(scores, weights, **options)
+        return mean | {"timeline": timeline, "spans": _merge(timeline)}
 
-    def describe(self, span: Span, **parameters: Any) -> dict[str, Any]:
-        """An entry of a timeline."""
-        answer = _nothing() if span.scores is None else self.in_words(span.scores, span.modality_weights, **parameters)
+    def format_span(self, span: Span, **options: Any) -> dict[str, Any]:
+        """Returns one entry of a timeline."""
+        answer = (
+            _silence() if span.scores is None else self.format_scores(span.scores, span.modality_weights, **options)
+        )
         return {"start": span.start, "end": span.end, "words": list(span.words), **answer}
 
 
-def _nothing() -> dict[str, Any]:
-    """What is said of silence."""
+def _silence() -> dict[str, Any]:
+    """Returns the prediction of silence."""
     return {"label": SILENCE, "scores": [], "modality_weights": {"audio": 0.0, "text": 0.0}}
 
 
 def _merge(timeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Joins what follows on each other with the same label, except silence; `score` is the label's mean over time."""
+    """Merges adjacent entries of one label, except silence; `score` is the label's mean over time."""
     merged: list[dict[str, Any]] = []
     for entry in timeline:
         if entry["label"] == SILENCE:

@@ -1,47 +1,74 @@
 """
-From one item, or a batch of them, to the inputs of a model: what [`MMEmoProcessor`] does, without `transformers`.
+Items: one utterance with its audio, its text, or both, from what a caller passes to the inputs of a model.
 
 Deliberate choices:
-- Whatever is wrong with one item is found in `prepare`, so a pipeline can check items one by one and batch them later.
-- A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros, and a modality that the whole
-  batch lacks is left out.
-- Nothing is cut silently: cut tokens and word times are logged, and clips that an extractor would cut are refused.
-  What is cut of a dialogue's context, which has a window, is not logged.
+- `prepare` finds everything that is wrong with one item and loads it once. Its result, a [`PreparedItem`], is
+  immutable and goes to `collate` as it is: nothing is loaded, checked or aligned a second time.
+- A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros. A modality that is missing
+  from the whole batch is left out of the inputs.
+- Nothing is truncated silently: truncated tokens and clipped word timestamps are logged, and audio that a feature
+  extractor would truncate raises an error. Dialogue context is the exception, since it has a documented window.
 """
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mmemo.audio.loading import MIN_AUDIO_SECONDS, AudioInput, load_audio, resample
-from mmemo.audio.voice_activity import SAMPLING_RATE, has_voice
-from mmemo.timeline.recording import Recording, open_recording
+from mmemo.audio.loading import MIN_AUDIO_SECONDS, AudioInput, load_audio
 from mmemo.words.dialogue import DialogueText, DialogueTurn, read_context, write_dialogue
 from mmemo.words.times import WordTimes, clip_word_times, is_subtitles, locate_words, read_word_times, token_times
 
 
 logger = logging.getLogger(__name__)
 
-# What a processor reads beside a text; saved with it.
+ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate", "context", "speaker")
+# Settings of the text encoder's input; saved with the processor.
 TEXT_SETTINGS = ("context_turns", "context_tokens", "prompt")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedItem:
+    """
+    One item, loaded and checked by [`~ItemProcessing.prepare`].
+
+    Args:
+        audio (`np.ndarray` of shape `(samples,)`, *optional*):
+            float32 mono samples at the feature extractor's sampling rate; `None` if missing.
+        text (`str`, *optional*): The text; `None` if missing.
+        word_times (`tuple` of `(word, start, end)`):
+            Timestamps of single words in seconds, sorted, without overlaps, within the audio; empty if unknown.
+        word_spans (`tuple` of `(begin, end)`): The characters of `text` that each of these words covers.
+        context (`tuple` of `(speaker, text)`): The previous turns that the model encodes, oldest first.
+        speaker (`str`, *optional*): The speaker of `text`.
+        segment_times (`tuple` of `(start, end)`, *optional*): Segments to predict, in seconds.
+        has_speech (`bool`): Whether the item contains speech or words; see [`without_silent_audio`].
+    """
+
+    audio: np.ndarray | None = None
+    text: str | None = None
+    word_times: tuple[tuple[str, float, float], ...] = ()
+    word_spans: tuple[tuple[int, int], ...] = ()
+    context: tuple[tuple[str | None, str], ...] = ()
+    speaker: str | None = None
+    segment_times: tuple[tuple[float, float], ...] | None = None
+    has_speech: bool = True
 
 
 class ItemProcessing:
     """
-    What all processors share.
+    The part of a processor that needs neither torch nor `transformers`.
 
     Attributes:
-        feature_extractor (*optional*): Clips to features, as one of `transformers` does.
-        tokenizer (*optional*): Texts to tokens, as a fast one of `transformers` does.
-        max_audio_samples (`int`, *optional*): Samples beyond which the feature extractor would cut a clip.
+        feature_extractor (*optional*): Computes features of audio, with the interface of `transformers`.
+        tokenizer (*optional*): Tokenizes texts, with the interface of a fast tokenizer of `transformers`.
+        max_audio_samples (`int`, *optional*): Number of samples beyond which the feature extractor would truncate.
         audio_padding (`bool` or `str`): The feature extractor's `padding`.
-        context_turns, context_tokens (`int`), prompt (`str`): What the model reads of a dialogue, and behind a text;
-            see [`MMEmoProcessor`].
+        context_turns, context_tokens (`int`), prompt (`str`): See [`MMEmoProcessor`].
     """
 
     feature_extractor: Any = None
@@ -56,21 +83,17 @@ class ItemProcessing:
     def _audio_input_name(self) -> str:
         return self.feature_extractor.model_input_names[0]
 
-    def transcribe(self, transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[tuple[str, float, float]]:
-        """What a transcriber finds out that is said in a recording, and when."""
-        raise NotImplementedError
-
     def load_audio(
         self, audio: AudioInput, sampling_rate: float | None = None, channel: int | None = None
     ) -> np.ndarray:
         """
-        Loads one clip at the feature extractor's rate; see [`load_audio`] for the arguments.
+        Loads one clip at the feature extractor's sampling rate; see [`load_audio`] for the arguments.
 
         Returns:
             `np.ndarray` of shape `(samples,)`: float32, mono.
 
         Raises:
-            ValueError: if the clip is refused, too short or too long, or if there is no feature extractor.
+            ValueError: If the clip is invalid, too short or too long, or if there is no feature extractor.
         """
         if self.feature_extractor is None:
             raise ValueError("this processor has no feature extractor and takes no audio; pass text.")
@@ -99,44 +122,67 @@ class ItemProcessing:
         index: int | None = None,
         context: list[DialogueTurn] | None = None,
         speaker: str | None = None,
-    ) -> dict[str, Any]:
+        segment_times: Sequence[tuple[float, float]] | None = None,
+    ) -> PreparedItem:
         """
-        Loads and checks one item, without computing features. What it returns can be prepared again, unchanged.
+        Loads and checks one item, without computing features.
 
         Args:
-            audio, text, word_times, sampling_rate, channel, context, speaker: See [`~MMEmoProcessor.__call__`]; of one
-                item.
+            audio, text, word_times, sampling_rate, channel, context, speaker, segment_times:
+                As in [`~MMEmoProcessor.__call__`], of one item.
             index (`int`, *optional*): Position in the batch, for error messages: `"audio[2]: ..."`.
 
         Returns:
-            `dict` with
-            - **audio** -- float32 array of shape `(samples,)` at the feature extractor's rate, or `None`.
-            - **text** -- `str`, or `None` if it is blank and there are no words.
-            - **word_times** -- list of `(word, start, end)` in seconds, of single words, sorted, without overlaps and
-              within the clip; or `None`.
-            - **context** -- the last `context_turns` turns before the text as a list of `(speaker, text)`, or `None`.
-            - **speaker** -- `str`, or `None`.
+            [`PreparedItem`]: The item, of which `context` holds the last `context_turns` turns.
 
         Raises:
-            ValueError: if anything in the item is refused, or if it has neither audio nor text.
+            ValueError: If any part of the item is invalid, or if both audio and text are missing.
         """
         place = "" if index is None else f"[{index}]"
         if audio is not None:
-            with _naming(f"audio{place}"):
+            with _prefixed(f"audio{place}"):
                 audio = self.load_audio(audio, sampling_rate, channel)
+        text, words = self._read_text(text, word_times, audio, place)
+        spans: list[tuple[int, int]] = []
+        if words and text:
+            with _prefixed(f"word_times{place}"):
+                if not self.tokenizer.is_fast:
+                    raise ValueError(
+                        f"{type(self.tokenizer).__name__} returns no character offsets of its tokens, which word "
+                        "timestamps need; load a fast tokenizer, or leave word_times out."
+                    )
+                spans = locate_words([word for word, _, _ in words], text)
+        if audio is None and text is None:
+            raise ValueError(
+                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
+            )
+        return PreparedItem(
+            audio=audio,
+            text=text,
+            word_times=tuple(words),
+            word_spans=tuple(spans),
+            context=tuple(self._read_dialogue(text, context, speaker, place)),
+            speaker=speaker,
+            segment_times=None if segment_times is None else tuple(segment_times),
+        )
+
+    def _read_text(
+        self, text: str | WordTimes | None, word_times: WordTimes | None, audio: np.ndarray | None, place: str
+    ) -> tuple[str | None, list[tuple[str, float, float]]]:
+        """Returns the text and the timestamps of its words, whichever of the two arguments carried them."""
         if text is not None and not isinstance(text, (str, os.PathLike, dict, list, tuple)):
             raise ValueError(f"text{place}: expected a str, word times or None, got {type(text).__name__}.")
         times_place = f"word_times{place}"
         if text is not None and (not isinstance(text, str) or is_subtitles(text)):
             if word_times:
                 raise ValueError(
-                    f"text{place} and {times_place} both say when words were spoken; pass a plain str as text, or "
-                    "leave word_times out."
+                    f"text{place} and {times_place} both contain word timestamps; pass a plain str as text, or leave "
+                    "word_times out."
                 )
             times_place, text, word_times = f"text{place}", None, text
         words: list[tuple[str, float, float]] = []
         if word_times is not None:
-            with _naming(times_place):
+            with _prefixed(times_place):
                 words = read_word_times(word_times)
                 if audio is not None:
                     words = clip_word_times(words, len(audio) / self.feature_extractor.sampling_rate)
@@ -144,93 +190,62 @@ class ItemProcessing:
             text = " ".join(word for word, _, _ in words) or None
         if text is not None and self.tokenizer is None:
             raise ValueError(f"text{place}: this processor has no tokenizer and takes no text; pass audio.")
-        if words and text:
-            with _naming(times_place):
-                if not self.tokenizer.is_fast:
-                    raise ValueError(
-                        f"{type(self.tokenizer).__name__} does not say which characters a token covers, which placing "
-                        "words in time needs; load a fast tokenizer, or leave word_times out."
-                    )
-                locate_words([word for word, _, _ in words], text)
-        if audio is None and text is None:
-            raise ValueError(
-                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
-            )
-        turns = self._read_dialogue(text, context, speaker, place)
-        return {"audio": audio, "text": text, "word_times": words or None, "context": turns, "speaker": speaker}
+        return text, words
 
     def _read_dialogue(
         self, text: str | None, context: list[DialogueTurn] | None, speaker: str | None, place: str
-    ) -> list[tuple[str | None, str]] | None:
-        """The turns before a text that are read; refuses those that the model, or nobody, can make use of."""
+    ) -> list[tuple[str | None, str]]:
+        """Returns the turns that the model encodes; raises if the model takes none or there is no text."""
         if speaker is not None and not isinstance(speaker, str):
             raise ValueError(f"speaker{place}: expected a str or None, got {type(speaker).__name__}.")
         for name, given in (("context", context), ("speaker", speaker)):
             if given and not self.context_turns:
                 raise ValueError(
-                    f"{name}{place}: this model reads no dialogue, only the text itself; leave {name} out, or train a "
-                    "model with context_turns."
+                    f"{name}{place}: this model takes no dialogue context; leave {name} out, or train a model with "
+                    "context_turns."
                 )
             if given and text is None:
-                raise ValueError(f"{name}{place} belongs to a text, and there is none; pass text, or leave it out.")
+                raise ValueError(f"{name}{place} needs a text, and there is none; pass text, or leave it out.")
         if context is None:
-            return None
-        with _naming(f"context{place}"):
-            return read_context(context)[-self.context_turns :] or None
+            return []
+        with _prefixed(f"context{place}"):
+            return read_context(context)[-self.context_turns :]
 
-    def make_inputs(
+    def collate(
         self,
-        audio: AudioInput | list[AudioInput | None] | None = None,
-        text: str | WordTimes | list[str | WordTimes | None] | None = None,
-        word_times: WordTimes | list[WordTimes | None] | None = None,
-        segment_times: list[list[tuple[float, float]]] | None = None,
-        sampling_rate: float | None = None,
-        channel: int | None = None,
+        items: Sequence[PreparedItem],
         padding: bool | str = True,
         truncation: bool = True,
         max_length: int | None = None,
         audio_kwargs: dict[str, Any] | None = None,
-        context: list[DialogueTurn] | list[list[DialogueTurn] | None] | None = None,
-        speaker: str | list[str | None] | None = None,
     ) -> dict[str, Any]:
-        """The inputs of a model, as lists and NumPy arrays; see [`~MMEmoProcessor.__call__`]."""
-        columns = {
-            "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
-            "text": _as_batch(text, one=_is_timed_word(_first(text))),
-            "word_times": _as_batch(word_times or None, one=_is_timed_word(_first(word_times))),
-            "context": _as_batch(context or None, one=isinstance(_first(context), (str, tuple, dict))),
-            "speaker": _as_batch(speaker),
-        }
-        sizes = {name: len(column) for name, column in columns.items() if column is not None}
-        if not any(sizes.values()):
-            raise ValueError("There is nothing to process; pass audio, text, or both.")
-        if len(set(sizes.values())) > 1:
-            counts = " but ".join(f"{size} {_PLURALS[name]}" for name, size in sizes.items())
-            raise ValueError(f"Got {counts}; they must match 1:1. Pass None where an item has none.")
+        """
+        Computes the inputs of a model for a batch of prepared items.
 
-        size = max(sizes.values())
-        rows = zip(*(column or [None] * size for column in columns.values()))
-        items = [
-            self.prepare(**dict(zip(columns, row)), sampling_rate=sampling_rate, channel=channel, index=index)
-            for index, row in enumerate(rows)
-        ]
-        waveforms = [item["audio"] for item in items]
-        features: dict[str, Any] = {}
+        Args:
+            items (`Sequence[PreparedItem]`): The batch, at least one item.
+            padding, truncation, max_length, audio_kwargs: See [`~MMEmoProcessor.__call__`].
+
+        Returns:
+            `dict`: Lists and NumPy arrays; see [`~MMEmoProcessor.__call__`] for names and shapes.
+        """
+        waveforms = [item.audio for item in items]
+        inputs: dict[str, Any] = {}
         if any(waveform is not None for waveform in waveforms):
-            features |= self._audio_features(waveforms, audio_kwargs or {})
-        starts = features.pop("start_seconds", np.zeros(size))
-        if any(item["text"] is not None for item in items):
-            features |= self._text_features(items, starts, padding, truncation, max_length)
-        if segment_times is not None:
-            if len(segment_times) != size:
-                raise ValueError(
-                    f"Got {len(segment_times)} lists of segment times but {size} items; they must match 1:1."
-                )
-            features["segment_times"] = _pad_segments(segment_times, starts)
-        return features
+            inputs |= self._audio_inputs(waveforms, audio_kwargs or {})
+        starts = inputs.pop("start_seconds", np.zeros(len(items)))
+        if any(item.text is not None for item in items):
+            inputs |= self._text_inputs(items, starts, padding, truncation, max_length)
+        if any(item.segment_times is not None for item in items):
+            inputs["segment_times"] = _pad_segments([item.segment_times or () for item in items], starts)
+        return inputs
 
-    def _audio_features(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
-        """Extracts the features of the clips that are there and scatters them into a batch of zeros."""
+    def extract_features(self, waveforms: list[np.ndarray], **options: Any) -> Any:
+        """Computes the features of loaded clips, each of shape `(samples,)`, with the feature extractor."""
+        return self.feature_extractor(waveforms, **options)
+
+    def _audio_inputs(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
+        """Computes the features of the clips that are present and scatters them into a batch of zeros."""
         present = [index for index, waveform in enumerate(waveforms) if waveform is not None]
         options = {
             "sampling_rate": self.feature_extractor.sampling_rate,
@@ -238,9 +253,11 @@ class ItemProcessing:
             "return_attention_mask": True,
             "return_tensors": "np",
         }
-        extracted = self.feature_extractor([waveforms[index] for index in present], **(options | audio_kwargs))
+        extracted = self.extract_features(
+            [waveform for waveform in waveforms if waveform is not None], **(options | audio_kwargs)
+        )
         values = np.asarray(extracted[self._audio_input_name], np.float32)
-        # AST's extractor makes no mask: its encoder reads every clip as `max_length` frames.
+        # AST's feature extractor returns no mask: its encoder takes every clip as `max_length` frames.
         mask = np.asarray(extracted.get("attention_mask", np.ones(values.shape[:2])), np.int64)
         starts = np.asarray(extracted.get("start_seconds", np.zeros(len(present))), np.float32)
         batch = {
@@ -252,20 +269,19 @@ class ItemProcessing:
             rows[present] = found
         return batch
 
-    def _text_features(
+    def _text_inputs(
         self,
-        items: list[dict[str, Any]],
+        items: Sequence[PreparedItem],
         starts: np.ndarray,
         padding: bool | str,
         truncation: bool,
         max_length: int | None,
     ) -> dict[str, list]:
-        """Tokenizes the texts; the tokens of a missing one are padding under a mask of zeros."""
+        """Tokenizes the texts; a missing text is one row of padding under a mask of zeros."""
         tokenizer = self.tokenizer
         separator = getattr(tokenizer, "sep_token", None)
         dialogues = [
-            write_dialogue(item["text"] or "", item["speaker"], item["context"] or (), self.prompt, separator)
-            for item in items
+            write_dialogue(item.text or "", item.speaker, item.context, self.prompt, separator) for item in items
         ]
         encoding = tokenizer(
             [dialogue.whole for dialogue in dialogues],
@@ -280,20 +296,23 @@ class ItemProcessing:
         for index, (item, dialogue) in enumerate(zip(items, dialogues)):
             ids, special = encoding["input_ids"][index], encoding["special_tokens_mask"][index]
             offsets = encoding["offset_mapping"][index] if tokenizer.is_fast else [(0, 0)] * len(ids)
-            is_there = item["text"] is not None
+            is_present = item.text is not None
             context = dialogue.context_mask(offsets)
-            kept = self._keep(dialogue, offsets, context, special, limit if truncation else len(ids), index)
             row = {
-                "input_ids": ids if is_there else [tokenizer.pad_token_id] * len(ids),
-                "attention_mask": [int(is_there)] * len(ids),
+                "input_ids": ids if is_present else [tokenizer.pad_token_id] * len(ids),
+                "attention_mask": [int(is_present)] * len(ids),
                 "context_mask": context,
             }
-            if item["word_times"] is not None:
+            if item.word_times:
                 own = dialogue.own_offsets(offsets)
-                row["token_times"] = list(token_times(item["text"], item["word_times"], own, starts[index]))
+                row["token_times"] = list(token_times(item.word_times, item.word_spans, own, starts[index]))
+            kept = self._kept_tokens(dialogue, offsets, context, special, limit if truncation else len(ids), index)
             rows.append({name: [values[place] for place in kept] for name, values in row.items()})
+        return self._pad_rows(rows, limit, padding)
 
-        fillers: dict[str, Any] = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
+    def _pad_rows(self, rows: list[dict[str, list]], limit: int, padding: bool | str) -> dict[str, list]:
+        """Pads the rows of a batch to one length; leaves out columns that no row uses."""
+        fillers: dict[str, Any] = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0}
         if any(1 in row["context_mask"] for row in rows):
             fillers["context_mask"] = 0
         if any("token_times" in row for row in rows):
@@ -301,16 +320,15 @@ class ItemProcessing:
         lengths = [len(row["input_ids"]) for row in rows]
         longest = limit if padding == "max_length" else max(lengths)
         is_padded = padding not in (False, "do_not_pad")
-        left = tokenizer.padding_side == "left"
-        features = {}
+        left = self.tokenizer.padding_side == "left"
+        columns = {}
         for name, filler in fillers.items():
-            columns = [row.get(name, [filler] * length) for row, length in zip(rows, lengths)]
+            columns[name] = [row.get(name, [filler] * length) for row, length in zip(rows, lengths)]
             if is_padded:
-                columns = [_pad(values, filler, longest, left) for values in columns]
-            features[name] = columns
-        return features
+                columns[name] = [_pad(values, filler, longest, left) for values in columns[name]]
+        return columns
 
-    def _keep(
+    def _kept_tokens(
         self,
         dialogue: DialogueText,
         offsets: list[tuple[int, int]],
@@ -319,13 +337,13 @@ class ItemProcessing:
         limit: int,
         index: int,
     ) -> list[int]:
-        """Which tokens are kept: of the context the last, within its window and the limit; of the text the first."""
+        """Returns the indices of the tokens to keep: the last ones of the context, the first ones of the text."""
         context = [place for place, is_context in enumerate(context_mask) if is_context]
         room = max(limit - (len(special) - len(context)), 0)
         cut = set(context[: max(len(context) - min(self.context_tokens, room), 0)])
         excess = len(special) - len(cut) - limit
         if excess > 0:
-            # What is asked behind a text stays.
+            # A prompt after the text is always kept.
             own = [
                 place
                 for place, (begin, _) in enumerate(offsets)
@@ -334,38 +352,9 @@ class ItemProcessing:
             from_left = getattr(self.tokenizer, "truncation_side", "right") == "left"
             cut |= set(own[:excess] if from_left else own[-excess:])
             logger.warning(
-                f"text[{index}]: {excess} of {len(special) - len(context)} tokens were cut; {limit} is the limit."
+                f"text[{index}]: truncated by {excess} of {len(special) - len(context)} tokens; the limit is {limit}."
             )
         return [place for place in range(len(special)) if place not in cut]
-
-    def check_voice(self, prepared: dict[str, Any]) -> dict[str, Any]:
-        """
-        What `prepare` returned, and as `has_voice` whether there is a voice or a word in it. Beside words, a sound
-        that holds no voice counts as missing.
-        """
-        if prepared["audio"] is None or self.has_voice(prepared["audio"]):
-            return prepared | {"has_voice": True}
-        if prepared["text"] is None:
-            return prepared | {"has_voice": False}
-        return prepared | {"has_voice": True, "audio": None}
-
-    def has_voice(self, samples: np.ndarray) -> bool:
-        """Whether a voice is heard in a clip of shape `(samples,)`, at the rate of the feature extractor."""
-        samples = resample(samples, self.feature_extractor.sampling_rate, SAMPLING_RATE)
-        return has_voice(samples)
-
-    def open_recording(self, audio: AudioInput | None = None, **kwargs: Any) -> Recording:
-        """Opens a recording of any length, to be heard window by window; see [`open_recording`]."""
-        return open_recording(self, audio, **kwargs)
-
-
-_PLURALS = {
-    "audio": "audios",
-    "text": "texts",
-    "word_times": "lists of word times",
-    "context": "contexts",
-    "speaker": "speakers",
-}
 
 
 def _pad(values: list, filler: Any, length: int, left: bool) -> list:
@@ -373,8 +362,8 @@ def _pad(values: list, filler: Any, length: int, left: bool) -> list:
     return padding + values if left else values + padding
 
 
-def _pad_segments(segment_times: list[list[tuple[float, float]]], starts: np.ndarray) -> np.ndarray:
-    """Segments from where the frames begin, `(batch, segments, 2)`; what lies before, or is padding, has -1."""
+def _pad_segments(segment_times: list[Sequence[tuple[float, float]]], starts: np.ndarray) -> np.ndarray:
+    """Pads segments to `(batch, segments, 2)`, relative to the first frame; -1 before it and for padding."""
     padded = np.full((len(segment_times), max(map(len, segment_times)), 2), -1.0, np.float32)
     for row, segments, start in zip(padded, segment_times, starts):
         if segments:
@@ -384,25 +373,9 @@ def _pad_segments(segment_times: list[list[tuple[float, float]]], starts: np.nda
 
 
 @contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Puts the place in the batch before the message of a `ValueError` that is raised inside."""
+def _prefixed(place: str) -> Iterator[None]:
+    """Prefixes the message of a `ValueError` raised inside with the place in the batch."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-
-
-def _first(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, (list, tuple)) and batch else None
-
-
-def _as_batch(value: Any, one: bool = False) -> list | None:
-    """Returns a batch as a list, and `one` item as a list of it."""
-    if value is None:
-        return None
-    return list(value) if isinstance(value, (list, tuple)) and not one else [value]
-
-
-def _is_timed_word(entry: Any) -> bool:
-    """Whether an entry is a word or chunk of one item; the output of an ASR pipeline, with its chunks, is an item."""
-    return (isinstance(entry, dict) and "chunks" not in entry) or isinstance(_first(entry), str)

@@ -1,5 +1,7 @@
 """mmemo: multimodal emotion recognition from voice and words, in the manner of `transformers`."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -36,7 +38,7 @@ from .pipelines import MultimodalEmotionPipeline, load_pipeline  # noqa: E402
 
 
 # Saved files carry the code, for processes in which this package is not installed.
-SAVED_CLASSES = {
+SAVED_CLASSES: dict[Any, str] = {
     MMEmoConfig: "AutoConfig",
     MMEmoAudioConfig: "AutoConfig",
     MMEmoModel: "AutoModel",

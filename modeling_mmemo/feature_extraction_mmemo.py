@@ -191,18 +191,40 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: if [`load_audio`] refuses a clip, the batch is empty, or lengths contradict each other.
         """
+        is_batch = isinstance(raw_speech, (list, tuple)) and not (raw_speech and isinstance(raw_speech[0], Real))
+        inputs: Any = raw_speech if is_batch else [raw_speech]
+        clips = [load_audio(clip, sampling_rate, self.sampling_rate, channel) for clip in inputs]
+        if not clips:
+            raise ValueError(f"The batch is empty; pass at least one clip: {AUDIO_INPUT_FORMS}.")
+        return self.extract(
+            clips, padding, max_length, pad_to_multiple_of, truncation, return_attention_mask, return_tensors
+        )
+
+    def extract(
+        self,
+        clips: list[np.ndarray],
+        padding: bool | str | PaddingStrategy = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+    ) -> BatchFeature:
+        """
+        Extracts the features of clips that [`load_audio`] returned at `sampling_rate`; see
+        [`~MMEmoFeatureExtractor.__call__`].
+
+        Args:
+            clips (`list` of `np.ndarray` of shape `(samples,)`): At least one clip, float32.
+        """
         strategy = self._get_padding_strategies(padding, max_length)
         if truncation and max_length is None:
             raise ValueError("truncation=True needs max_length, in samples.")
         for name, value in {"max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        is_batch = isinstance(raw_speech, (list, tuple)) and not (raw_speech and isinstance(raw_speech[0], Real))
-        inputs: Any = raw_speech if is_batch else [raw_speech]
-        loaded = [self._trim(load_audio(clip, sampling_rate, self.sampling_rate, channel)) for clip in inputs]
-        clips = [self.analysis.level(clip) for clip, _ in loaded]
-        if not clips:
-            raise ValueError(f"The batch is empty; pass at least one clip: {AUDIO_INPUT_FORMS}.")
+        trimmed = [self._trim(clip) for clip in clips]
+        clips = [self.analysis.level(clip) for clip, _ in trimmed]
         if truncation:
             clips = [clip[:max_length] for clip in clips]
 
@@ -226,7 +248,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
             del batch["attention_mask"]
         if self.trim_db is not None:
-            batch["start_seconds"] = np.array([start for _, start in loaded], np.float32)
+            batch["start_seconds"] = np.array([start for _, start in trimmed], np.float32)
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def _trim(self, samples: np.ndarray) -> tuple[np.ndarray, float]:

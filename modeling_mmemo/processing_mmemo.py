@@ -1,12 +1,13 @@
 """
-Processor of MMEmo: audio, text and word times become the inputs of a model.
+Processor of MMEmo: converts audio, text and word timestamps to the inputs of a model.
 
 Deliberate choices:
-- What becomes of an item is [`ItemProcessing`]; here are its parts, how they are saved, and their tensors.
+- Preparing and checking items is [`ItemProcessing`]; this module adds the parts, how they are saved, and tensors.
 """
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,25 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from mmemo.answers import Answers
 from mmemo.audio.loading import AudioInput
 from mmemo.items import ItemProcessing
 from mmemo.words.dialogue import DialogueTurn
 from mmemo.words.times import WordTimes
-from mmemo.words.transcription import transcribe
+
+from .feature_extraction_mmemo import MMEmoFeatureExtractor
+
+
+# Keyword arguments that `text_kwargs=` and `common_kwargs=` may hold.
+TEXT_KWARGS = ("padding", "truncation", "max_length")
+COMMON_KWARGS = ("return_tensors",)
+_PLURALS = {
+    "audio": "audios",
+    "text": "texts",
+    "word_times": "lists of word times",
+    "context": "contexts",
+    "speaker": "speakers",
+    "segment_times": "lists of segment times",
+}
 
 
 class MMEmoProcessor(ItemProcessing, ProcessorMixin):
@@ -36,19 +50,19 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         feature_extractor (`SequenceFeatureExtractor`, *optional*):
             [`MMEmoFeatureExtractor`] or that of the audio encoder: Whisper's, wav2vec2's, AST's, ...
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            That of the text encoder. If it has no padding token (GPT-2, LLaMA), its end-of-sequence token becomes it.
+            The text encoder's tokenizer. Without a padding token (GPT-2, LLaMA), its end-of-sequence token is used.
         context_turns (`int`, *optional*, defaults to 0):
-            How many turns of a dialogue the model reads before a text; of a longer one the last. A model that was not
-            trained with any reads none, and `context` and `speaker` are refused.
+            Maximum number of previous dialogue turns that the model encodes before a text, the most recent ones. With
+            0, `context` and `speaker` raise an error.
         context_tokens (`int`, *optional*, defaults to 256):
-            How many of their tokens, the last, it reads at most. They and the text share the tokenizer's
-            `model_max_length`, and where it is short the text goes before.
+            Maximum number of their tokens, the most recent ones. Context and text share the tokenizer's
+            `model_max_length`; the text takes precedence.
         prompt (`str`, *optional*, defaults to `""`):
-            What is written behind every text, for a language model to go on from: `"\nThe emotion is"`.
+            Appended to every text, for a language model to continue: `"\nThe emotion is"`.
 
     Raises:
-        ValueError: if both are missing; if the tokenizer has neither a padding nor an end-of-sequence token; if it
-            cannot say where its tokens stand in a text, which dialogues take; or if a number is negative.
+        ValueError: If both parts are missing; if the tokenizer has neither a padding nor an end-of-sequence token; if
+            dialogue context or a prompt is used with a slow tokenizer; or if a number is negative.
 
     Example:
 
@@ -77,7 +91,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             if tokenizer.eos_token is None:
                 raise ValueError(
                     f"{type(tokenizer).__name__} has neither a pad_token nor an eos_token, so texts cannot be padded; "
-                    "set tokenizer.pad_token to a token that the model may ignore."
+                    "set tokenizer.pad_token."
                 )
             tokenizer.pad_token = tokenizer.eos_token
         for name, number in (("context_turns", context_turns), ("context_tokens", context_tokens)):
@@ -86,11 +100,11 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         for name, setting in (("context_turns", context_turns), ("prompt", prompt)):
             if setting and (tokenizer is None or not tokenizer.is_fast):
                 raise ValueError(
-                    f"{name}={setting!r} needs a fast tokenizer, which says where its tokens stand in a text; got "
+                    f"{name}={setting!r} needs a fast tokenizer, which returns character offsets; got "
                     f"{type(tokenizer).__name__}."
                 )
         self.context_turns, self.context_tokens, self.prompt = context_turns, context_tokens, prompt
-        # ProcessorMixin infers its parts from this signature and can neither check nor save one that is None.
+        # ProcessorMixin infers its parts from this signature and can neither check nor save a part that is None.
         self.get_attributes: Callable[[], list[str]] = partial(list, present)
         super().__init__(**present)
 
@@ -114,16 +128,16 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
 
     @property
     def audio_padding(self) -> bool | str:  # type: ignore[override]
-        """The feature extractor's `padding`: the longest clip's length, but Whisper's encoder takes 30 s."""
+        """The feature extractor's `padding`: to the longest clip; to 30 s for Whisper, whose encoder requires it."""
         return "max_length" if isinstance(self.feature_extractor, WhisperFeatureExtractor) else True
 
     @property
     def max_audio_samples(self) -> int | None:  # type: ignore[override]
-        """Length in samples beyond which the feature extractor would cut a clip; `None` if it takes any length."""
+        """Number of samples beyond which the feature extractor would truncate; `None` if it takes any length."""
         if isinstance(self.feature_extractor, WhisperFeatureExtractor):
             return self.feature_extractor.n_samples
         if isinstance(self.feature_extractor, ASTFeatureExtractor):
-            # frames of 25 ms every 10 ms, none of them reaching beyond the clip's ends
+            # Frames of 25 ms every 10 ms, all of them within the clip.
             seconds = 0.025 + 0.010 * self.feature_extractor.max_length
             return round(seconds * self.feature_extractor.sampling_rate) - 1
         return None
@@ -143,38 +157,43 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         return_tensors: str | None = None,
         context: list[DialogueTurn] | list[list[DialogueTurn] | None] | None = None,
         speaker: str | list[str | None] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+        common_kwargs: dict[str, Any] | None = None,
     ) -> BatchFeature:
         """
-        Turns one item or a batch into the inputs of a model.
+        Converts one item or a batch to the inputs of a model.
 
         Args:
             audio (`AudioInput` or `list[AudioInput | None]`, *optional*):
-                One clip or a list of clips in any of the forms that [`AudioInput`] lists; `None` where there is none.
-                A list of numbers is one clip; a two-dimensional array is one clip of shape `(channels, samples)`.
+                One clip or a list of clips in any of the forms that [`AudioInput`] lists; `None` if missing. A list of
+                numbers is one clip; a two-dimensional array is one clip of shape `(channels, samples)`.
             text (`str`, `WordTimes` or `list[str | WordTimes | None]`, *optional*):
-                One text or a list of texts. A blank text counts as `None`: missing. In place of a text, its words with
-                their times, in any of the forms that [`WordTimes`] lists but a path as a `str`, which would be a text.
+                One text or a list of texts. A blank text counts as `None`: missing. Instead of a text, its words with
+                timestamps, in any of the forms that [`WordTimes`] lists except a path as a `str`, which is a text.
             word_times (`WordTimes` or `list[WordTimes | None]`, *optional*):
-                When each word was spoken, in any of the forms that [`WordTimes`] lists. The words are looked up in the
-                text in their order, whatever their case; if the text is missing, it is the words joined by blanks. An
-                empty list counts as `None`.
+                Timestamps of the words, in any of the forms that [`WordTimes`] lists. The words are matched with the
+                text in order, ignoring case; if the text is missing, it is the words joined by spaces. An empty list
+                counts as `None`.
             segment_times (`list[list[tuple[float, float]]]`, *optional*):
-                For each item of a batch the stretches to answer for one by one, start and end in seconds.
+                For each item of a batch the segments to predict, start and end in seconds.
             sampling_rate (`float`, *optional*), channel (`int`, *optional*):
-                Rate of bare samples in Hz, and the channel to take; see [`load_audio`].
+                Sampling rate of bare samples in Hz, and the audio channel; see [`load_audio`].
             padding (`bool` or `str`, *optional*, defaults to `True`), truncation (`bool`, *optional*, defaults to
             `True`), max_length (`int`, *optional*):
-                For the text, as in a tokenizer; `max_length` is the tokenizer's `model_max_length` by default. Audio
-                is always padded: to the longest clip, or to the length that Whisper's and AST's extractors have fixed.
+                For the text, as in a tokenizer; `max_length` defaults to the tokenizer's `model_max_length`. Audio is
+                always padded: to the longest clip, or to the fixed length of Whisper's and AST's feature extractors.
             audio_kwargs (`dict`, *optional*):
-                Further arguments for the feature extractor.
+                Additional arguments of the feature extractor.
             return_tensors (`str`, *optional*):
                 `"pt"` for torch tensors, `"np"` for NumPy arrays.
             context (`list[DialogueTurn]` or `list[list[DialogueTurn] | None]`, *optional*):
-                What was said before a text, oldest first, in any of the forms that [`DialogueTurn`] lists; or for each
-                item of a batch. Of a longer dialogue the model reads the last `context_turns`.
+                The previous turns of a dialogue, oldest first, in any of the forms that [`DialogueTurn`] lists; or a
+                list of them for each item of a batch. The model encodes the last `context_turns`.
             speaker (`str` or `list[str | None]`, *optional*):
-                Who says the text, as the turns of the context call them.
+                The speaker of the text, by the name used in the context.
+            text_kwargs (`dict`, *optional*), common_kwargs (`dict`, *optional*):
+                As in processors of `transformers`: `padding`, `truncation` and `max_length` of the text, and
+                `return_tensors`. They override the arguments of these names.
 
         Returns:
             [`BatchFeature`] with what the batch has of
@@ -189,35 +208,60 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
               frame, -1 for padding.
 
         Raises:
-            ValueError: naming the place in the batch, if an item is refused by [`~MMEmoProcessor.prepare`]; if the
-                batch is empty or its parts differ in size.
+            ValueError: If an item is invalid, with its position in the batch (see [`~ItemProcessing.prepare`]); if the
+                batch is empty or its parts differ in size; if `text_kwargs` or `common_kwargs` has an unknown key.
         """
-        features = self.make_inputs(
-            audio,
-            text,
-            word_times,
-            segment_times,
-            sampling_rate,
-            channel,
-            padding,
-            truncation,
-            max_length,
-            audio_kwargs,
-            context,
-            speaker,
-        )
-        return BatchFeature(features, tensor_type=return_tensors)
+        options: dict[str, Any] = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        options |= _known("text_kwargs", text_kwargs, TEXT_KWARGS)
+        common = {"return_tensors": return_tensors} | _known("common_kwargs", common_kwargs, COMMON_KWARGS)
+        columns = {
+            "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
+            "text": _as_batch(text, one=_is_timed_word(_first(text))),
+            "word_times": _as_batch(word_times or None, one=_is_timed_word(_first(word_times))),
+            "context": _as_batch(context or None, one=isinstance(_first(context), (str, tuple, dict))),
+            "speaker": _as_batch(speaker),
+        }
+        if not any(columns.values()):
+            raise ValueError("There is nothing to process; pass audio, text, or both.")
+        columns["segment_times"] = segment_times
+        sizes = {name: len(column) for name, column in columns.items() if column is not None}
+        if len(set(sizes.values())) > 1:
+            counts = " but ".join(f"{size} {_PLURALS[name]}" for name, size in sizes.items())
+            raise ValueError(f"Got {counts}; they must match 1:1. Pass None where an item has none.")
+        size = max(sizes.values())
+        rows = zip(*(column or [None] * size for column in columns.values()))
+        items = [
+            self.prepare(**dict(zip(columns, row)), sampling_rate=sampling_rate, channel=channel, index=index)
+            for index, row in enumerate(rows)
+        ]
+        features = self.collate(items, **options, audio_kwargs=audio_kwargs)
+        return BatchFeature(features, tensor_type=common["return_tensors"])
 
-    def answers(self, config: Any) -> Answers:
-        """What puts the answers of a model in words, by its configuration; see [`Answers`]."""
-        towers = {"audio": config.audio_config, "text": config.text_config}
-        return Answers(
-            [config.id2label[index] for index in range(config.num_labels)],
-            config.problem_type,
-            config.conformal_quantiles,
-            [modality for modality, tower in towers.items() if tower is not None],
-        )
+    def extract_features(self, waveforms: list[np.ndarray], **options: Any) -> Any:
+        # Our own feature extractor need not load and check the samples again.
+        if isinstance(self.feature_extractor, MMEmoFeatureExtractor):
+            del options["sampling_rate"]
+            return self.feature_extractor.extract(waveforms, **options)
+        return super().extract_features(waveforms, **options)
 
-    def transcribe(self, transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[tuple[str, float, float]]:
-        """What is said in a recording, and when; see [`transcribe`]."""
-        return transcribe(transcriber, samples, sampling_rate)
+
+def _known(name: str, kwargs: dict[str, Any] | None, valid: tuple[str, ...]) -> dict[str, Any]:
+    if unknown := sorted((kwargs or {}).keys() - set(valid)):
+        raise ValueError(f"{name} has unknown keys {unknown}; valid keys are {list(valid)}.")
+    return kwargs or {}
+
+
+def _first(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, (list, tuple)) and batch else None
+
+
+def _as_batch(value: Any, one: bool = False) -> list | None:
+    """Returns a batch as a list; if it is `one` item, as a list of that item."""
+    if value is None:
+        return None
+    return list(value) if isinstance(value, (list, tuple)) and not one else [value]
+
+
+def _is_timed_word(entry: Any) -> bool:
+    """Whether an entry is a word or chunk of one item; the output of an ASR pipeline, with its chunks, is an item."""
+    return (isinstance(entry, dict) and "chunks" not in entry) or isinstance(_first(entry), str)

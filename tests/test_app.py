@@ -169,7 +169,7 @@ def test_at_once_it_answers_as_alone(client, service, clip):
         ({"files": {"subtitles": SRT.encode()}, "data": {"speaker_turns": "["}}, 422, "speaker_turns: is no JSON"),
         ({"data": {"text": "so", "context": "["}}, 415, "application/x-www-form-urlencoded is no form"),
         ({"files": {"subtitles": SRT.encode()}, "data": {"context": "["}}, 422, "context: is no JSON"),
-        ({"json": {"text": "so", "context": [{"text": "no", "speaker": "B"}]}}, 422, "reads no dialogue"),
+        ({"json": {"text": "so", "context": [{"text": "no", "speaker": "B"}]}}, 422, "takes no dialogue context"),
         ({"json": {"text": "so", "context": [{"speaker": "B"}]}}, 422, "context.0.text: Field required"),
     ],
 )

@@ -190,7 +190,7 @@ def test_a_text_alone(run, exported):
         (["predict", "benchmarks"], 1, "Error: benchmarks holds no audio file; those end in .aif"),
         (["predict", "a.wav", "b.wav", "--srt", "a.srt"], 2, "--srt a.srt goes with one file, got 2"),
         (["info", "configs"], 1, "Error: configs holds no model of mmemo"),
-        (["serve", "--model", "configs"], 1, "Error: configs holds no model_int8.onnx"),
+        (["serve", "--model", "configs"], 1, "Error: configs has no model_int8.onnx"),
         (["predict", "a.wav", "b.wav", "--text", "so"], 2, "--text goes with one file, got 2"),
         (["predict", "missing.wav"], 1, "Error: missing.wav: audio: Cannot read missing.wav"),
         (["export", "model"], 2, "Give either --output or --in-place"),

@@ -80,7 +80,7 @@ def test_a_short_limit_takes_from_the_context_before_the_text(reader, caplog):
     assert inputs["input_ids"].shape[1] == 8 and inputs["context_mask"].sum() == 2 and not caplog.records
     inputs = reader(text="i am so happy", context=["wait !"], max_length=5, return_tensors="pt")
     assert words(reader, inputs, "attention_mask") == ["[CLS]", "i", "am", "so", "[SEP]"]
-    assert "1 of 6 tokens were cut" in caplog.text
+    assert "truncated by 1 of 6 tokens" in caplog.text
 
 
 def test_a_prompt_is_not_cut(tokenizer):
@@ -110,14 +110,14 @@ def test_a_batch_may_have_dialogues_for_some(reader):
 
 @pytest.mark.parametrize("given", [{"context": CONTEXT}, {"speaker": "A"}])
 def test_a_model_that_reads_none_refuses_them(processor, given):
-    with pytest.raises(ValueError, match="reads no dialogue"):
+    with pytest.raises(ValueError, match="takes no dialogue context"):
         processor(text="so sad", **given)
 
 
 def test_context_of_a_voice_alone_is_refused(tokenizer, make_clip):
     processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), tokenizer, context_turns=1)
 
-    with pytest.raises(ValueError, match=r"context\[0\] belongs to a text"):
+    with pytest.raises(ValueError, match=r"context\[0\] needs a text"):
         processor(audio=make_clip(), context=CONTEXT)
 
 
@@ -182,5 +182,5 @@ def test_pipeline_graph_and_slim_package_answer_alike(model, reader, tokenizer, 
     # Sums over a padded text take another order on some CPUs.
     np.testing.assert_allclose(*[[entry["score"] for entry in found] for found in (beside, alone)], atol=1e-6)
     assert abs(alone[0]["score"] - answers[0][0]["score"]) > 1e-4
-    with pytest.raises(ValueError, match="a timeline answers for many"):
+    with pytest.raises(ValueError, match="a timeline has many"):
         emotion({**item, "word_times": [("so", 0, 1)]}, return_timeline=True)

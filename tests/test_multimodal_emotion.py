@@ -261,7 +261,7 @@ def test_half_precision(emotion, items):
         ({"text": "so", "label": 1, "id": 2}, r"unknown keys \['label', 'id'\]; an item may have \('audio', 'text'"),
         (
             "no_such.wav",
-            "audio: Cannot read no_such.wav .*A str is the path of an audio; to give a text, pass {'text'",
+            "audio: Cannot read no_such.wav .*A str is the path of an audio file; to pass a text, use {'text'",
         ),
         (object(), "audio: object is not an audio input; pass a path"),
         (np.zeros(99, np.float32), "audio: .*silent"),
@@ -312,7 +312,7 @@ def test_a_model_of_one_modality_refuses_the_other(emotion, items, absent):
 def test_random_weights_are_refused(model, processor):
     for missing, named in ((("a",), "a"), (tuple("abcdefg"), r"a, b, c, d, e, \.\.\.")):
         model.missing_keys_on_load = missing
-        message = f"^{len(missing)} weights of MMEmoForEmotionRecognition .*mean nothing: {named}\\. Load a checkpoint"
+        message = f"^{len(missing)} weights of MMEmoForEmotionRecognition .*be random: {named}\\. Load a checkpoint"
         with pytest.raises(ValueError, match=message):
             MultimodalEmotionPipeline(model=model, processor=processor)
 
@@ -544,7 +544,7 @@ def test_coverage_gives_the_labels_that_are_likely_enough(emotion, items):
     "parameters, message",
     [
         ({"threshold": 1.5}, "threshold=1.5 must be a score"),
-        ({"threshold": 0.5, "function_to_apply": "none"}, "softmax of a single label"),
+        ({"threshold": 0.5, "function_to_apply": "none"}, "need softmax scores of a single label"),
         ({"return_timeline": False, "segment_s": 1.0}, r"return_timeline=False contradicts \['segment_s'\]"),
         ({"window_batch_size": -1, "return_timeline": True}, "window_batch_size=-1"),
         ({"channel": 0.0, "return_timeline": True}, "channel=0.0 does not exist"),

@@ -39,7 +39,7 @@ def random_inputs(batch, longest, mel_bands=16, vocabulary=13, seed=0):
 def assert_same_outputs(graph, model, inputs, tolerance=1e-4):
     with torch.inference_mode():
         expected = model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
-    answer = graph.answer(inputs)
+    answer = graph.predict(inputs)
     assert {name for name, value in expected.items() if isinstance(value, torch.Tensor)} == answer.keys()
     for name, values in answer.items():
         np.testing.assert_allclose(values, expected[name].numpy(), rtol=0, atol=tolerance, err_msg=name)

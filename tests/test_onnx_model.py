@@ -113,5 +113,5 @@ def test_backends_that_cannot_be(exported, graph_model, tmp_path):
         load_pipeline(exported, backend="tflite")
     with pytest.raises(ValueError, match="backend='onnx' is about a model that is named; MMEmoOnnxModel is loaded"):
         load_pipeline(graph_model, backend="onnx")
-    with pytest.raises(FileNotFoundError, match=r"holds no model_int8.onnx and no model.onnx. Export the model"):
+    with pytest.raises(FileNotFoundError, match=r"has no model_int8.onnx and no model.onnx. Export the model"):
         load_pipeline(tmp_path, backend="onnx")

@@ -128,7 +128,8 @@ def test_long_texts_are_cut_and_padded_as_by_transformers(exported, tokenizer, f
 
     for truncation in (True, False):
         expected = tokenizer(texts, padding=True, truncation=truncation, return_token_type_ids=False)
-        found = EmotionPredictor(folder).processor.make_inputs(text=texts, truncation=truncation)
+        processor = EmotionPredictor(folder).processor
+        found = processor.collate([processor.prepare(text=text) for text in texts], truncation=truncation)
         assert found == dict(expected)
 
 
@@ -187,9 +188,9 @@ def test_the_embedded_model_answers_without_torch_and_transformers(example_audio
         (
             {"text": "so", "segment_s": 1.0},
             ValueError,
-            r"\['segment_s'\] are about timelines; pass return_timeline=True",
+            r"\['segment_s'\] are options of timelines; pass return_timeline=True",
         ),
-        ({"audio": np.ones(100), "return_timeline": True, "transcriber": 1}, ValueError, "takes the full package"),
+        ({"audio": np.ones(100), "return_timeline": True, "transcriber": 1}, ValueError, "int is not a transcriber"),
     ],
 )
 def test_bad_input_is_refused_in_words(predict, arguments, error, message):
@@ -209,12 +210,10 @@ def test_a_model_of_text_alone_refuses_audio(tokenizer, make_clip, tmp_path):
 
 def test_folders_that_lack_something(folder, make_clip, tmp_path):
     (folder / "features.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"holds no features.safetensors: .*load_pipeline\(..., backend='onnx'\)"):
+    with pytest.raises(ValueError, match=r"has no features.safetensors: .*load_pipeline\(..., backend='onnx'\)"):
         EmotionPredictor(folder)(make_clip())
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer.json. Export the model: mmemo export"):
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json. Export the model: mmemo export"):
         EmotionPredictor(folder)
-    with pytest.raises(
-        FileNotFoundError, match=r"holds no model_int8.onnx and no model.onnx, but .* Export the model"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"has no model_int8.onnx and no model.onnx, but .* Export the model"):
         EmotionPredictor(tmp_path)

@@ -1,15 +1,19 @@
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 import torch
 from transformers import (
     ASTFeatureExtractor,
     AutoProcessor,
+    BatchFeature,
     CanineTokenizer,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
 )
 
-from modeling_mmemo import MMEmoConfig, MMEmoFeatureExtractor, MMEmoProcessor
+from mmemo import items
+from modeling_mmemo import MMEmoConfig, MMEmoFeatureExtractor, MMEmoProcessor, feature_extraction_mmemo
 
 
 WAITING = [("I", 0.0, 0.1), ("am", 0.2, 0.3), ("waiting", 0.4, 0.9)]
@@ -133,19 +137,39 @@ def test_audio_kwargs_reach_the_extractor(processor, make_clip):
     assert inputs["audio_attention_mask"].sum() == 50
 
 
-def test_what_prepare_returns_is_prepared(processor, make_clip, caplog):
+def test_prepare_returns_an_immutable_item_that_collates_as_it_is(processor, make_clip, caplog, monkeypatch):
     words = [("so ", 0, 0.3), ("happy you", 0.2, 0.9)]
     item = processor.prepare(make_clip(sampling_rate=8_000), " ", words, sampling_rate=8_000)
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
         "1 of 2 timed words or phrases overlapped the next",
         "2 of 3 words ended beyond the audio, which lasts 0.50 s",
     ]
-    again = processor.prepare(**item)
-    np.testing.assert_array_equal(item.pop("audio"), again.pop("audio"))
-    assert again == item
-    assert again["text"] == "so happy you"
-    np.testing.assert_allclose([times for _, *times in again["word_times"]], [[0, 0.2], [0.2, 0.5], [0.5, 0.5]])
-    assert len(caplog.records) == 2
+    assert item.text == "so happy you"
+    assert item.word_spans == ((0, 2), (3, 8), (9, 12))
+    np.testing.assert_allclose([times for _, *times in item.word_times], [[0, 0.2], [0.2, 0.5], [0.5, 0.5]])
+    with pytest.raises(FrozenInstanceError):
+        item.text = "sad"
+    expected = processor(make_clip(sampling_rate=8_000), word_times=words, sampling_rate=8_000, return_tensors="np")
+    for module in (items, feature_extraction_mmemo):
+        monkeypatch.setattr(module, "load_audio", None)
+    monkeypatch.setattr(items, "locate_words", None)
+    inputs = BatchFeature(processor.collate([item]), tensor_type="np")
+    assert inputs.keys() == expected.keys()
+    for name, values in inputs.items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_text_kwargs_and_common_kwargs_override_the_arguments(processor):
+    inputs = processor(
+        text="so sad",
+        padding=False,
+        text_kwargs={"padding": "max_length", "max_length": 9},
+        common_kwargs={"return_tensors": "np"},
+    )
+    assert inputs["input_ids"].shape == (1, 9)
+    for name, valid in (("text_kwargs", "padding"), ("common_kwargs", "return_tensors")):
+        with pytest.raises(ValueError, match=rf"{name} has unknown keys \['pad'\]; valid keys are \['{valid}'"):
+            processor(text="so", **{name: {"pad": True}})
 
 
 TIMED_FORMS = {
@@ -194,8 +218,8 @@ def test_texts_are_truncated_aloud(processor, caplog):
     inputs = processor(text=["so " * 70, "so", "so " * 63], return_tensors="pt")
     assert inputs["input_ids"].shape == (3, 64)
     assert [record.getMessage() for record in caplog.records] == [
-        "text[0]: 8 of 72 tokens were cut; 64 is the limit.",
-        "text[2]: 1 of 65 tokens were cut; 64 is the limit.",
+        "text[0]: truncated by 8 of 72 tokens; the limit is 64.",
+        "text[2]: truncated by 1 of 65 tokens; the limit is 64.",
     ]
     assert processor(text="so sad so sad", max_length=4, return_tensors="pt")["input_ids"].shape == (1, 4)
     assert processor(text="so " * 70, truncation=False, return_tensors="pt")["input_ids"].shape == (1, 72)
@@ -314,7 +338,7 @@ def test_no_word_times_are_none(processor):
         ({"text": ["so", [("so", 2, 1)]]}, r"text\[1\]: word 0, 'so', has start=2 and end=1"),
         (
             {"text": [[("so", 0, 1)]], "word_times": [[("so", 0, 1)]]},
-            r"text\[0\] and word_times\[0\] both say when words were spoken; pass a plain str as text",
+            r"text\[0\] and word_times\[0\] both contain word timestamps; pass a plain str as text",
         ),
         (
             {"audio": np.ones(16_000), "word_times": [("so", 1000, 2000)]},

@@ -70,7 +70,7 @@ def test_weights_keep_within_seven_bits(exported):
 
 def assert_near(graph, float_graph, batches, mean):
     for inputs in batches:
-        answer, expected = graph.answer(inputs), float_graph.answer(inputs)
+        answer, expected = graph.predict(inputs), float_graph.predict(inputs)
         assert answer.keys() == expected.keys()
         differences = np.abs(answer["logits"] - expected["logits"])
         assert 0 < differences.mean() < mean
@@ -104,7 +104,7 @@ def test_shared_weights_are_those_of_the_model(folder, model, batches):
     assert graph.metadata["shares"]["file"] == "model.safetensors"
     for inputs in batches:
         np.testing.assert_allclose(
-            graph.answer(inputs)["logits"], EmotionGraph(alone).answer(inputs)["logits"], atol=0.1
+            graph.predict(inputs)["logits"], EmotionGraph(alone).predict(inputs)["logits"], atol=0.1
         )
 
     model.fused_classifier.bias.data += 1
@@ -125,5 +125,5 @@ def test_what_cannot_be_quantized_is_refused(folder, batches):
     with pytest.raises(ValueError, match=r"is int8 already; quantize the float32 graph, model.onnx"):
         MMEmoQuantizer.from_pretrained(folder, "model_int8.onnx")
     (folder / "model.onnx").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no model.onnx, but .* mmemo export"):
+    with pytest.raises(FileNotFoundError, match=r"has no model.onnx, but .* mmemo export"):
         MMEmoQuantizer.from_pretrained(folder)

@@ -1,11 +1,12 @@
-"""Who is heard in a recording, and what is refused before anything is heard."""
+"""Recordings: their sources, and the errors before anything is predicted."""
 
 import numpy as np
 import pytest
 import soundfile
 from transformers import WhisperFeatureExtractor
 
-from mmemo.timeline.recording import open_recording
+from mmemo.timeline.recording import SpeakerOptions, open_recording
+from mmemo.timeline.windows import TimelineOptions
 from modeling_mmemo import MMEmoProcessor
 
 
@@ -16,56 +17,66 @@ SRT = "1\n00:00:00,200 --> 00:00:00,800\nI am\n\n2\n00:00:04,000 --> 00:00:04,50
 
 @pytest.fixture
 def stereo():
-    """Ten seconds of two channels that are told apart by their sign."""
+    """Ten seconds of two channels with opposite signs."""
     ramp = np.linspace(0.1, 0.9, 10 * RATE, dtype=np.float32)
     return np.stack([ramp, -ramp])
 
 
-def hear(recording):
-    """Each window as `(source, start, end, item)`, with an answer that means nothing."""
+def opened(processor, audio=None, transcriber=None, **arguments):
+    """Opens a recording with options sorted by their names into item, speakers and timeline."""
+    parts = ({"audio": audio}, {}, {})
+    for name, value in arguments.items():
+        places = (SpeakerOptions.__dataclass_fields__, TimelineOptions.__dataclass_fields__)
+        parts[next((index for index, fields in enumerate(places, 1) if name in fields), 0)][name] = value
+    item, speakers, timeline = parts
+    return open_recording(processor, item, SpeakerOptions(**speakers), TimelineOptions(**timeline), transcriber)
+
+
+def predict(recording):
+    """Returns the windows of a recording, each with a constant prediction."""
     windows = []
     for window in recording:
-        window.take(np.zeros((len(window.spans), 2)), np.ones((len(window.spans), 2)))
+        window.set_predictions(np.zeros((len(window.spans), 2)), np.ones((len(window.spans), 2)))
         windows.append(window)
     recording.collect()
     return windows
 
 
-def test_the_mean_of_the_channels_is_heard_or_one_of_them(processor, stereo):
+def test_channels_are_averaged_or_one_is_taken(processor, stereo):
     stereo[1] *= 0.5
     for channel, expected in ((None, stereo.mean(axis=0)), (0, stereo[0]), (1, stereo[1])):
-        recording = open_recording(processor, stereo, channel=channel, **CUT)
-        np.testing.assert_array_equal(hear(recording)[1].item["audio"], expected[3 * RATE : 7 * RATE])
+        recording = opened(processor, stereo, channel=channel, **CUT)
+        np.testing.assert_array_equal(predict(recording)[1].item["audio"], expected[3 * RATE : 7 * RATE])
         assert recording.duration == 10
         assert len(recording.sources[0].spans) == 20
 
 
-def test_a_file_is_heard_like_its_samples(processor, stereo, tmp_path):
+def test_a_file_equals_its_samples(processor, stereo, tmp_path):
     soundfile.write(tmp_path / "call.wav", stereo.T, RATE, subtype="FLOAT")
-    found, expected = (hear(open_recording(processor, audio, **CUT)) for audio in (tmp_path / "call.wav", stereo))
+    found, expected = (predict(opened(processor, audio, **CUT)) for audio in (tmp_path / "call.wav", stereo))
     for window, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(window.item["audio"], other.item["audio"], atol=1e-6)
 
 
-def test_channels_are_heard_apart_and_only_the_customers_emotions_are_asked_for(processor, stereo):
+def test_split_channels_predict_only_the_customer(processor, stereo):
     words = {1: [("so", 0.5, 1.0)], 0: [("you", 2.0, 2.5)]}
-    recording = open_recording(processor, stereo, word_times=words, channels="split", customer=1, **CUT)
-    windows = hear(recording)
+    recording = opened(processor, stereo, word_times=words, channels="split", customer=1, **CUT)
+    windows = predict(recording)
     assert all((window.item["audio"] < 0).all() for window in windows)
     assert [source.speaker for source in recording.sources] == ["channel_0", "channel_1"]
-    assert [source.is_asked_for for source in recording.sources] == [False, True]
+    assert [source.is_selected for source in recording.sources] == [False, True]
     assert [len(source.spans) for source in recording.sources] == [0, 20]
     assert recording.sources[1].spans[1].words == ["so"]
-    everyone = open_recording(processor, stereo, channels="split", everyone=True, **CUT)
-    hear(everyone)
+    everyone = opened(processor, stereo, channels="split", everyone=True, **CUT)
+    predict(everyone)
     assert [len(source.spans) for source in everyone.sources] == [20, 20]
 
 
-def test_each_turn_is_heard_apart_at_its_own_time(processor, stereo):
+def test_each_turn_is_predicted_at_its_own_time(processor, stereo):
     turns = [("ann", 0.5, 2.0), ("bob", 1.5, 6.25), ("ann", 7.0, 12.0)]
     words = [("I", 0.6, 0.8), ("wait", 3.0, 3.5), ("so", 7.2, 7.4)]
-    recording = open_recording(processor, stereo[0], word_times=words, speaker_turns=turns, customer="ann", **CUT)
-    windows = hear(recording)
+    recording = opened(processor, stereo[0], word_times=words, speaker_turns=turns, customer="ann", **CUT)
+    windows = predict(recording)
     ramp = stereo[0]
     np.testing.assert_array_equal(windows[0].item["audio"], ramp[RATE // 2 : 2 * RATE])
     np.testing.assert_array_equal(windows[1].item["audio"], ramp[7 * RATE :])
@@ -79,56 +90,56 @@ def test_each_turn_is_heard_apart_at_its_own_time(processor, stereo):
 
 
 def test_one_speaker_needs_no_customer(processor, stereo):
-    recording = open_recording(processor, stereo[0], speaker_turns=[("ann", 1.0, 2.0)], **CUT)
-    assert hear(recording)
+    recording = opened(processor, stereo[0], speaker_turns=[("ann", 1.0, 2.0)], **CUT)
+    assert predict(recording)
     assert recording.has_turns
 
 
 @pytest.mark.parametrize("key", ["text", "word_times"])
-def test_subtitles_are_words_with_times(processor, stereo, key):
-    recording = open_recording(processor, stereo[0], **{key: SRT}, **CUT)
-    windows = hear(recording)
+def test_subtitles_are_words_with_timestamps(processor, stereo, key):
+    recording = opened(processor, stereo[0], **{key: SRT}, **CUT)
+    windows = predict(recording)
     assert [window.item["text"] for window in windows] == ["I am", "so happy!", None]
     assert recording.sources[0].spans[8].words == ["so", "happy!"]
 
 
 def test_words_of_a_text_keep_its_punctuation(processor, stereo):
     words = [("i", 0.0, 0.5), ("am", 0.5, 1.0), ("happy", 1.0, 1.5)]
-    recording = open_recording(processor, stereo, text="I am so happy!", word_times=words, granularity="word", **CUT)
-    hear(recording)
+    recording = opened(processor, stereo, text="I am so happy!", word_times=words, granularity="word", **CUT)
+    predict(recording)
     assert [span.words for span in recording.sources[0].spans] == [["I"], ["am so"], ["happy!"]]
 
 
-def test_a_transcriber_finds_the_words_that_are_missing(processor, stereo):
-    heard = []
+def test_a_transcriber_supplies_missing_words(processor, stereo):
+    transcribed = []
 
     def transcriber(samples, sampling_rate):
-        heard.append((samples, sampling_rate))
+        transcribed.append((samples, sampling_rate))
         return [("so", 1.0, 1.2)]
 
-    recording = open_recording(processor, stereo, channel=1, transcriber=transcriber, **CUT)
-    assert hear(recording)[0].item["text"] == "so"
-    np.testing.assert_array_equal(heard[0][0], stereo[1])
-    open_recording(processor, stereo, text="I am here.", transcriber=transcriber, **CUT)
-    assert len(heard) == 1
-    call = open_recording(processor, stereo, channels="split", customer=0, transcriber=transcriber, **CUT)
-    np.testing.assert_array_equal(heard[1][0], stereo[0])
-    assert len(heard) == 2
-    assert hear(call)[0].item["text"] == "so"
+    recording = opened(processor, stereo, channel=1, transcriber=transcriber, **CUT)
+    assert predict(recording)[0].item["text"] == "so"
+    np.testing.assert_array_equal(transcribed[0][0], stereo[1])
+    opened(processor, stereo, text="I am here.", transcriber=transcriber, **CUT)
+    assert len(transcribed) == 1
+    call = opened(processor, stereo, channels="split", customer=0, transcriber=transcriber, **CUT)
+    np.testing.assert_array_equal(transcribed[1][0], stereo[0])
+    assert len(transcribed) == 2
+    assert predict(call)[0].item["text"] == "so"
 
 
-def test_words_alone_have_a_timeline(processor):
-    recording = open_recording(processor, text=SRT, window_s=4.0)
+def test_words_without_audio_have_a_timeline(processor):
+    recording = opened(processor, text=SRT, window_s=4.0)
     # The last window reaches back from 4.5 s to 0.5 s.
-    assert [window.item["text"] for window in hear(recording)] == ["I am", "am so happy!"]
+    assert [window.item["text"] for window in predict(recording)] == ["I am", "am so happy!"]
     assert recording.duration == 4.5
 
 
-def test_a_long_text_without_times_is_refused_where_its_window_is_not_known(processor, stereo):
+def test_a_long_text_without_timestamps_raises(processor, stereo):
     text = "so " * 100
-    with pytest.raises(ValueError, match="The text has 102 tokens and no times, and a window takes 64"):
-        open_recording(processor, stereo, text=text, **CUT)
-    open_recording(processor, stereo[:, : 3 * RATE], text=text, **CUT)
+    with pytest.raises(ValueError, match="The text has 102 tokens and no timestamps, and a window takes 64"):
+        opened(processor, stereo, text=text, **CUT)
+    opened(processor, stereo[:, : 3 * RATE], text=text, **CUT)
 
 
 @pytest.mark.parametrize(
@@ -137,80 +148,74 @@ def test_a_long_text_without_times_is_refused_where_its_window_is_not_known(proc
         ({"channels": "both"}, "channels='both' is unknown"),
         ({"channels": "split", "channel": 0}, "leave channel= and speaker_turns= out"),
         ({"channels": "split"}, r"Pass customer=, the channel of the customer, one of \[0, 1\]"),
-        ({"channels": "split", "customer": 2}, "customer=2 is no channel"),
+        ({"channels": "split", "customer": 2}, "customer=2 is not a channel"),
         ({"channels": "split", "customer": 0, "everyone": True}, "customer=0 contradicts everyone=True"),
         ({"customer": 0}, "pass channels='split' or speaker_turns= too"),
         ({"channels": "split", "customer": 0, "word_times": [("so", 0, 1)]}, "must be a dictionary by channel"),
-        ({"channels": "split", "customer": 0, "text": "so"}, "belongs to no channel"),
+        ({"channels": "split", "customer": 0, "text": "so"}, "fits no channel"),
         ({"speaker_turns": [("ann", 0, 1), ("bob", 1, 2)]}, r"the speaker of the customer, one of \['ann', 'bob'\]"),
-        ({"speaker_turns": [("ann", 0, 1)], "text": "so"}, "belongs to no turn"),
+        ({"speaker_turns": [("ann", 0, 1)], "text": "so"}, "fits no turn"),
         ({"text": SRT, "word_times": [("so", 0, 1)]}, "pass one of them"),
         ({"channel": 5}, r"has 2 channel\(s\), so channel=5"),
         ({"word_times": [("so", 100.0, 101.0)]}, "'so'.* starts at 100"),
         ({"segment_s": -1}, "segment_s=-1"),
-        ({"audio": None, "text": "so"}, "needs audio, or words with their times"),
+        ({"audio": None, "text": "so"}, "needs audio, or words with timestamps"),
         ({"audio": None, "channels": "split"}, "there is none; pass audio"),
     ],
 )
-def test_contradictions_are_refused_in_words(processor, stereo, arguments, message):
+def test_contradicting_options_raise(processor, stereo, arguments, message):
     with pytest.raises(ValueError, match=message):
-        open_recording(processor, **{"audio": stereo, **arguments})
+        opened(processor, **{"audio": stereo, **arguments})
 
 
-def test_words_without_a_length_or_behind_the_end_are_heard(processor, stereo):
-    recording = open_recording(
-        processor, stereo[0, : 2 * RATE], word_times=[("so", 0.5, 0.5), ("sad", 2.1, 2.1)], **CUT
-    )
-    assert [window.item["text"] for window in hear(recording)] == ["so sad"]
+def test_words_of_zero_length_or_after_the_end_are_predicted(processor, stereo):
+    recording = opened(processor, stereo[0, : 2 * RATE], word_times=[("so", 0.5, 0.5), ("sad", 2.1, 2.1)], **CUT)
+    assert [window.item["text"] for window in predict(recording)] == ["so sad"]
     assert [span.words for span in recording.sources[0].spans] == [[], ["so"], [], ["sad"]]
-    alone = open_recording(
-        processor, word_times=[("so", 5.6, 5.6), ("sad", 9.0, 9.0)], granularity="word", window_hop_s=0.7
-    )
-    hear(alone)
+    alone = opened(processor, word_times=[("so", 5.6, 5.6), ("sad", 9.0, 9.0)], granularity="word", window_hop_s=0.7)
+    predict(alone)
     assert [span.scores is None for span in alone.sources[0].spans] == [False, False]
 
 
-def test_what_comes_before_the_first_word_with_a_time_is_read_too(processor, stereo):
+def test_text_before_the_first_timestamp_is_encoded(processor, stereo):
     words = [("am", 0.5, 0.6), ("happy", 1.0, 1.5)]
-    recording = open_recording(processor, stereo[0], text="Oh, I am so happy!", word_times=words, **CUT)
-    assert hear(recording)[0].item["text"] == "Oh, I am so happy!"
+    recording = opened(processor, stereo[0], text="Oh, I am so happy!", word_times=words, **CUT)
+    assert predict(recording)[0].item["text"] == "Oh, I am so happy!"
 
 
-def test_a_channel_on_which_nobody_says_a_word_has_none_to_answer_for(processor, stereo):
+def test_a_channel_without_words_has_no_word_spans(processor, stereo):
     words = {0: [("so", 0.5, 1.0)]}
-    recording = open_recording(
-        processor, stereo, word_times=words, channels="split", everyone=True, granularity="word", **CUT
-    )
-    hear(recording)
+    recording = opened(processor, stereo, word_times=words, channels="split", everyone=True, granularity="word", **CUT)
+    predict(recording)
     assert [len(source.spans) for source in recording.sources] == [1, 0]
-    silent = open_recording(processor, stereo[0], transcriber=lambda *_: [], granularity="word", **CUT)
-    assert not hear(silent)
+    silent = opened(processor, stereo[0], transcriber=lambda *_: [], granularity="word", **CUT)
+    assert not predict(silent)
 
 
-def test_a_model_that_does_not_read_places_spans_by_words(processor, stereo):
-    deaf = MMEmoProcessor(processor.feature_extractor)
-    recording = open_recording(deaf, stereo[0], word_times=[("so", 0.5, 1.0)], granularity="word", **CUT)
-    (window,) = hear(recording)
+def test_an_audio_model_places_spans_by_words(processor, stereo):
+    audio_only = MMEmoProcessor(processor.feature_extractor)
+    recording = opened(audio_only, stereo[0], word_times=[("so", 0.5, 1.0)], granularity="word", **CUT)
+    (window,) = predict(recording)
     assert window.item["text"] is None
     assert [span.words for span in recording.sources[0].spans] == [["so"]]
     with pytest.raises(ValueError, match="has no tokenizer and takes no text"):
-        open_recording(deaf, stereo[0], text="so")
+        opened(audio_only, stereo[0], text="so")
 
 
-def test_turns_are_cut_where_the_recording_ends(processor, stereo):
-    recording = open_recording(processor, stereo[0], speaker_turns=[("ann", 9.0, 12.0)], **CUT)
-    hear(recording)
+def test_turns_are_clipped_to_the_recording(processor, stereo):
+    recording = opened(processor, stereo[0], speaker_turns=[("ann", 9.0, 12.0)], **CUT)
+    predict(recording)
     assert recording.sources[0].speech == [(9.0, 10.0)]
     with pytest.raises(ValueError, match=r"Turn 1, of 'ann', starts at 11 s, but the audio lasts 10.00 s"):
-        open_recording(processor, stereo[0], speaker_turns=[("ann", 1, 2), ("ann", 11, 12)])
+        opened(processor, stereo[0], speaker_turns=[("ann", 1, 2), ("ann", 11, 12)])
 
 
-def test_a_window_that_the_extractor_would_cut_is_refused(stereo, tokenizer):
+def test_a_window_longer_than_the_feature_extractor_takes_raises(stereo, tokenizer):
     processor = MMEmoProcessor(WhisperFeatureExtractor(chunk_length=2), tokenizer)
-    with pytest.raises(ValueError, match=r"window_s=3.5 is more than this model's feature extractor takes, 2 s"):
-        open_recording(processor, stereo[0])
+    with pytest.raises(ValueError, match=r"window_s=3.5 exceeds the maximum of this model's feature extractor, 2 s"):
+        opened(processor, stereo[0])
 
 
 def test_one_channel_cannot_be_split(processor, stereo):
     with pytest.raises(ValueError, match="this one has 1"):
-        open_recording(processor, stereo[0], channels="split", customer=0)
+        opened(processor, stereo[0], channels="split", customer=0)

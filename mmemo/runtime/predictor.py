@@ -1,21 +1,23 @@
 """
-Answers from an exported model with onnxruntime, numpy, tokenizers, soundfile, soxr and safetensors; neither torch nor
-transformers.
+Predictions of an exported model with onnxruntime, numpy, tokenizers, soundfile, soxr and safetensors; without torch
+and transformers.
 
 Deliberate choices:
-- It gives the answers of the pipeline over the same graph, as it shares all that comes before and after the model.
-- One item at a time: an int8 graph measures its activations over a batch, so that neighbours would move an answer.
-- What is called once a request may be called from several threads.
+- It returns the predictions of the pipeline over the same graph: everything but `run` is shared.
+- Items run one by one: a dynamic int8 graph measures activation ranges over a whole batch, so other items of a batch
+  would change a prediction.
+- Methods that a server calls once per request are thread-safe.
 """
 
 import json
 import os
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from mmemo.answers import Answers
+from mmemo.answers import AnswerFormatter
+from mmemo.items import PreparedItem
+from mmemo.recognition import EmotionRecognition
 from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_folder
 from mmemo.runtime.processor import OnnxProcessor
 
@@ -24,23 +26,23 @@ MODALITIES = {"audio": "audio_attention_mask", "text": "input_ids"}
 WINDOW_BATCH_SIZE = 8
 
 
-class EmotionPredictor:
+class EmotionPredictor(EmotionRecognition):
     """
-    Says which emotions are in a clip, in its words, or in both; once, or over time.
+    Predicts the emotions of a clip, its text, or both; as a whole, or over time.
 
     Args:
         model (`str` or `os.PathLike`, *optional*):
             The folder of an exported model, or a repository of the Hub; the embedded model by default.
-        file_name (`str`, *optional*): Of the graph; by default `model_int8.onnx`, or else `model.onnx`.
+        file_name (`str`, *optional*): File name of the graph; `model_int8.onnx`, else `model.onnx`, by default.
         num_threads (`int`, *optional*): See [`OnnxGraph`].
         revision (`str`, *optional*): Branch, tag or commit of a repository.
 
     Attributes:
-        answers ([`Answers`]): What puts its answers in words; knows its labels.
-        processor ([`OnnxProcessor`]): What makes inputs of items.
+        answers ([`AnswerFormatter`]): Converts scores to labels; `answers.labels` lists the labels.
+        processor ([`OnnxProcessor`]): Converts items to model inputs.
 
     Raises:
-        FileNotFoundError: If there is no graph, or the tokenizer is missing.
+        FileNotFoundError: If the graph or the tokenizer is missing.
         ImportError, ValueError: See [`OnnxGraph`].
 
     Example:
@@ -56,6 +58,8 @@ class EmotionPredictor:
     ```
     """
 
+    processor: OnnxProcessor
+
     def __init__(
         self,
         model: str | os.PathLike | None = None,
@@ -67,12 +71,13 @@ class EmotionPredictor:
         self.graph = EmotionGraph(find_graph(folder, file_name), num_threads)
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self.processor = OnnxProcessor(folder)
-        self.answers = Answers(
+        self.answers = AnswerFormatter(
             [self.config["id2label"][str(index)] for index in range(len(self.config["id2label"]))],
             self.config.get("problem_type"),
             self.config.get("conformal_quantiles"),
             [modality for modality, name in MODALITIES.items() if name in self.graph.input_shapes],
         )
+        self.window_batch_size = 1 if self.graph.is_batch_dependent else WINDOW_BATCH_SIZE
 
     def __call__(
         self,
@@ -88,30 +93,29 @@ class EmotionPredictor:
         return_timeline: bool = False,
         context: Any = None,
         speaker: str | None = None,
-        **recording: Any,
+        **timeline: Any,
     ) -> Any:
         """
-        Answers for one clip, its words, or both.
+        Predicts one clip, its text, or both.
 
         Args:
             audio (*optional*): A path, the bytes of a file, samples, or any other form that [`AudioInput`] lists.
-            text (`str`, *optional*): What is said; blank counts as missing.
-            sampling_rate (`float`, *optional*): Rate of bare samples in Hz; the model's own, 16 kHz, by default.
-            word_times (*optional*): When the words are said; see [`WordTimes`].
-            context (*optional*), speaker (`str`, *optional*): What was said before the text, oldest first, and who
-                says it; see [`DialogueTurn`]. For models that were trained with dialogues.
-            top_k, return_modality_weights, channel, threshold, coverage, return_timeline (*optional*), recording:
-                As in [`~MultimodalEmotionPipeline.__call__`]; `recording` is how a timeline is cut and who is heard in
-                it, but for transcribers.
+            text (`str`, *optional*): The text; blank counts as missing.
+            sampling_rate (`float`, *optional*): Sampling rate of bare samples in Hz; the model's, 16 kHz, by default.
+            word_times (*optional*): Timestamps of the words; see [`WordTimes`].
+            context (*optional*), speaker (`str`, *optional*): The previous turns, oldest first, and the speaker of the
+                text; see [`DialogueTurn`]. For models that were trained with dialogue context.
+            top_k, return_modality_weights, channel, threshold, coverage, return_timeline (*optional*), timeline:
+                As in [`~MultimodalEmotionPipeline.__call__`].
 
         Returns:
             What the pipeline returns for one item.
 
         Raises:
-            ValueError: If the clip, the text or an option is refused, or both are missing.
+            ValueError: If the audio, the text or an option is invalid, or both are missing.
         """
         options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "coverage": coverage}
-        self.answers.check(**options)
+        self.answers.check_options(**options)
         item = {
             "audio": audio,
             "text": text,
@@ -121,69 +125,24 @@ class EmotionPredictor:
             "speaker": speaker,
         }
         if return_timeline:
-            return self.follow(item, channel=channel, **options, **recording)
-        if recording:
-            raise ValueError(f"{sorted(recording)} are about timelines; pass return_timeline=True, or leave them out.")
-        prepared = self.prepare(item, channel, threshold is not None or coverage is not None)
-        return self.answer_item(prepared, return_modality_weights=return_modality_weights, **options)
+            return self.predict_timeline(item, channel=channel, **options, **timeline)
+        if timeline:
+            raise ValueError(
+                f"{sorted(timeline)} are options of timelines; pass return_timeline=True, or leave them out."
+            )
+        prepared = self.prepare(item, channel, detect_speech=threshold is not None or coverage is not None)
+        return self.predict_item(prepared, return_modality_weights=return_modality_weights, **options)
 
-    def prepare(self, item: dict[str, Any], channel: int | None = None, find_voice: bool = False) -> dict[str, Any]:
-        """
-        Loads and checks one item; see [`~ItemProcessing.prepare`].
-
-        Args:
-            item (`dict`): Those of `audio`, `text`, `word_times`, `sampling_rate`, `context` and `speaker` there are.
-            channel (`int`, *optional*): See [`~EmotionPredictor.__call__`].
-            find_voice (`bool`, *optional*, defaults to `False`): Whether to listen for a voice in the audio.
-        """
-        self._refuse_missing_towers(item)
-        prepared = self.processor.prepare(**item, channel=channel)
-        return self.processor.check_voice(prepared) if find_voice else prepared | {"has_voice": True}
-
-    def answer_item(self, prepared: dict[str, Any], **options: Any) -> Any:
-        """Answers for what [`~EmotionPredictor.prepare`] returned; `options` are those of [`~Answers.whole`]."""
-        outputs = self.run([prepared])
-        scores = self.answers.scores(outputs["logits"][0])
-        return self.answers.whole(scores, outputs["modality_weights"][0], prepared["has_voice"], **options)
-
-    def follow(
-        self,
-        item: dict[str, Any],
-        top_k: int | None = None,
-        threshold: float | None = None,
-        coverage: float | None = None,
-        window_batch_size: int = WINDOW_BATCH_SIZE,
-        **recording: Any,
-    ) -> dict[str, Any]:
-        """Follows an item over time; see [`~EmotionPredictor.__call__`]."""
-        self._refuse_missing_towers(item)
-        opened = self.processor.open_recording(**item, **recording)
-        windows = iter(opened)
-        while batch := list(islice(windows, window_batch_size)):
-            self.answer(batch)
-        opened.collect()
-        return self.answers.account(opened, top_k=top_k, threshold=threshold, coverage=coverage)
-
-    def answer(self, windows: list[Any]) -> None:
-        """Runs the model over windows of recordings, see [`Window`], and hands each its answers."""
-        outputs = self.run([window.item for window in windows])
-        scores = self.answers.scores(outputs["segment_logits"])
-        for window, *answers in zip(windows, scores, outputs["segment_modality_weights"]):
-            window.take(*(rows[: len(window.spans)] for rows in answers))
-
-    def run(self, items: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        """Runs the model over items that are prepared; what it returns has a row for each."""
-        columns = {name: [item[name] for item in items] for name in items[0] if name != "has_voice"}
-        inputs = self.processor.make_inputs(**columns)
-        return self.graph.answer({name: np.asarray(values) for name, values in inputs.items()})
-
-    def _refuse_missing_towers(self, item: dict[str, Any]) -> None:
-        for modality in MODALITIES:
-            if item.get(modality) is not None and modality not in self.answers.modalities:
-                raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")
+    def as_item(self, inputs: Any) -> dict[str, Any]:
+        item = super().as_item(inputs)
         if item.get("audio") is not None and self.processor.feature_extractor is None:
             raise ValueError(
-                f"{self.graph.path.parent} holds no features.safetensors: an earlier version exported it, or its "
+                f"{self.graph.path.parent} has no features.safetensors: an earlier version exported it, or its "
                 "feature extractor cannot be exported. Export it again, or run it with "
                 "modeling_mmemo.load_pipeline(..., backend='onnx')."
             )
+        return item
+
+    def run(self, items: list[PreparedItem]) -> dict[str, np.ndarray]:
+        inputs = self.processor.collate(items)
+        return self.graph.predict({name: np.asarray(values) for name, values in inputs.items()})

@@ -1,10 +1,10 @@
 """
-From an item to the inputs of a graph, without transformers: what an exported folder says of its processor.
+The processor of an exported model, without torch and transformers.
 
 Deliberate choices:
-- What becomes of an item, and what is refused, is [`ItemProcessing`], as in the full package; here are a feature
-  extractor and a tokenizer that need NumPy and `tokenizers` alone.
-- Window and filterbank are read, not made anew: so the features are those of the full package, to the bit.
+- Preparing and checking items is [`ItemProcessing`], shared with [`MMEmoProcessor`]; this module adds a feature
+  extractor and a tokenizer that only need NumPy and `tokenizers`.
+- Window and filterbank are loaded from the export, so the features equal those of the full package to the bit.
 """
 
 import json
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from mmemo.audio.loading import load_audio
 from mmemo.audio.mel import MelAnalysis, pad
 from mmemo.items import TEXT_SETTINGS, ItemProcessing
 from mmemo.runtime.graph import ANALYSIS_FILE, EXPORT_REMEDY, find_exported
@@ -25,7 +24,7 @@ class OnnxProcessor(ItemProcessing):
     The processor of an exported model.
 
     Args:
-        folder (`Path`): Of the model.
+        folder (`Path`): The folder of the model.
 
     Raises:
         FileNotFoundError: If the tokenizer is missing.
@@ -40,15 +39,8 @@ class OnnxProcessor(ItemProcessing):
         if "tokenizer" in parts:
             self.tokenizer = FastTokenizer(folder)
         for name in TEXT_SETTINGS:
-            if name in settings:  # an earlier version wrote none of them
+            if name in settings:  # missing in exports of earlier versions
                 setattr(self, name, settings[name])
-
-    def transcribe(self, transcriber: Any, samples: np.ndarray, sampling_rate: int) -> list[tuple[str, float, float]]:
-        """
-        Raises:
-            ValueError: Always; transcribers are the full package's.
-        """
-        raise ValueError("transcriber= takes the full package: modeling_mmemo.load_pipeline(..., backend='onnx').")
 
 
 class MelExtractor:
@@ -56,7 +48,7 @@ class MelExtractor:
     [`MMEmoFeatureExtractor`] without librosa.
 
     Args:
-        settings (`dict`): Its configuration.
+        settings (`dict`): Its saved configuration.
         arrays (`dict[str, np.ndarray]`): `window`, `mel_filters` and `cosines`; see [`MelAnalysis`].
     """
 
@@ -73,10 +65,9 @@ class MelExtractor:
             **arrays,
         )
 
-    def __call__(self, clips: list[np.ndarray], sampling_rate: float, **_: Any) -> dict[str, np.ndarray]:
-        """Returns `input_features` and `attention_mask` of clips, `(samples,)` each, padded to the longest."""
+    def __call__(self, clips: list[np.ndarray], **_: Any) -> dict[str, np.ndarray]:
+        """Returns `input_features` and `attention_mask` of loaded clips, `(samples,)` each, padded to the longest."""
         analysis = self._analysis
-        clips = [load_audio(clip, sampling_rate, self.sampling_rate) for clip in clips]
         frames = analysis.num_frames(max(map(len, clips)))
         features = analysis([analysis.level(clip) for clip in clips])
         masks = [np.ones(feature.shape[1], np.int32) for feature in features]
@@ -91,7 +82,7 @@ class FastTokenizer:
     A tokenizer of `transformers` without transformers.
 
     Args:
-        folder (`Path`): That holds its tokenizer.json and tokenizer_config.json.
+        folder (`Path`): The folder with its tokenizer.json and tokenizer_config.json.
 
     Raises:
         FileNotFoundError: If one of them is missing.
@@ -104,9 +95,9 @@ class FastTokenizer:
 
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no tokenizer.json. {EXPORT_REMEDY}")
+            raise FileNotFoundError(f"{folder} has no tokenizer.json. {EXPORT_REMEDY}")
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        # A tokenizer without a limit says 10^30.
+        # transformers' value for a tokenizer without a limit.
         self.model_max_length = int(settings.get("model_max_length") or 10**30)
         self.padding_side = settings.get("padding_side", "right")
         self.truncation_side = settings.get("truncation_side", "right")
@@ -118,7 +109,7 @@ class FastTokenizer:
         self.pad_token_id = 0 if pad_token is None else self._tokenizer.token_to_id(pad_token)
 
     def __call__(self, texts: str | list[str], **_: Any) -> dict[str, list]:
-        """Returns `input_ids`, `offset_mapping` and `special_tokens_mask` of texts as they are, or of one."""
+        """Returns `input_ids`, `offset_mapping` and `special_tokens_mask` of a text or a list, without padding."""
         encodings = self._tokenizer.encode_batch([texts] if isinstance(texts, str) else texts)
         columns: dict[str, list] = {
             "input_ids": [encoding.ids for encoding in encodings],

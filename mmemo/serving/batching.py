@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Any
 
 import numpy as np
 
+from mmemo.items import PreparedItem
 from mmemo.runtime.predictor import EmotionPredictor
 
 
@@ -46,12 +46,12 @@ def until(deadline: float) -> Iterator[None]:
 class Job:
     """Items that pass the model together, and what becomes of them."""
 
-    items: list[dict[str, Any]]
+    items: list[PreparedItem]
     outputs: Future = field(default_factory=Future)
 
     @property
     def has_segments(self) -> bool:
-        return "segment_times" in self.items[0]
+        return self.items[0].segment_times is not None
 
 
 class Batcher:
@@ -67,7 +67,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[list[dict[str, Any]]], Outputs],
+        run: Callable[[list[PreparedItem]], Outputs],
         workers: int,
         max_batch_size: int,
         observe: Callable[[int], None] = lambda size: None,
@@ -87,7 +87,7 @@ class Batcher:
         with self._changed:
             return sum(len(job.items) for job in self._waiting)
 
-    def submit(self, items: list[dict[str, Any]]) -> Outputs:
+    def submit(self, items: list[PreparedItem]) -> Outputs:
         """Runs items, when it is their turn; blocks until then."""
         job = Job(items)
         with self._changed:
@@ -161,7 +161,7 @@ class QueuedPredictor(EmotionPredictor):
         # More threads an inference than one would spin in each other's way.
         super().__init__(model, num_threads=1, revision=revision)
         if max_batch_size is None:
-            max_batch_size = 1 if self.graph.metadata.get("approach") == "dynamic" else BATCH_SIZE
+            max_batch_size = 1 if self.graph.is_batch_dependent else BATCH_SIZE
         self.max_batch_size = max_batch_size
         self._is_stopped = False
         self.batcher = Batcher(super().run, workers, max_batch_size, observe)
@@ -171,7 +171,7 @@ class QueuedPredictor(EmotionPredictor):
         self._is_stopped = True
         self.batcher.close()
 
-    def run(self, items: list[dict[str, Any]]) -> Outputs:
+    def run(self, items: list[PreparedItem]) -> Outputs:
         """
         Raises:
             OutOfTimeError: If the caller's time is up, see [`until`], or everybody's.

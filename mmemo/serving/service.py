@@ -158,11 +158,11 @@ class Service:
             with self._decoders:
                 check_sound(audio, self.settings, return_timeline)
         if return_timeline:
-            return self.predictor.follow(item, channel=channel, **options)
+            return self.predictor.predict_timeline(item, channel=channel, **options)
         find_voice = options.get("threshold") is not None or options.get("coverage") is not None
         with self._decoders if audio is not None else nullcontext():
             prepared = self.predictor.prepare(item, channel, find_voice)
-        answer = self.predictor.answer_item(prepared, return_modality_weights=True, **options)
+        answer = self.predictor.predict_item(prepared, return_modality_weights=True, **options)
         return {"label": answer["scores"][0]["label"], **answer}
 
 

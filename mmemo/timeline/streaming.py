@@ -1,12 +1,13 @@
 """
-Emotion live: samples go in as they come, and segments come out as soon as they can be known.
+Live emotion recognition: samples go in as they arrive, and segments come out as soon as they are final.
 
 Deliberate choices:
-- It is the pipeline's own timeline, fed bit by bit: the same windows give the same answers.
-- What answers may be the pipeline, or an [`EmotionPredictor`], which needs no torch.
-- Shorter windows, more often, than offline: a segment is known 1.5 s after it ended. Offline, windows come less often.
+- It is the timeline of a recording, fed chunk by chunk: the same windows give the same predictions.
+- The backend may be the pipeline, or an [`EmotionPredictor`], which needs no torch.
+- Windows are shorter and closer together than offline: a segment is final 1.5 s after its end.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,28 +15,28 @@ from numpy.typing import ArrayLike
 
 from mmemo.audio.loading import LiveAudio
 from mmemo.timeline.track import Track
-from mmemo.timeline.windows import FRAME_SECONDS, TimelineOptions
+from mmemo.timeline.windows import FRAME_SECONDS, TimelineOptions, Window
 from mmemo.words.times import WordTimes, read_word_times
 
 
 class EmotionStream:
     """
-    Follows one live voice.
+    Predicts the emotions of one live voice.
 
-    It holds a few seconds of sound, however long it runs, and many of them may share one pipeline.
+    It keeps a few seconds of audio in memory, however long it runs, and many streams may share one pipeline.
 
     Args:
         emotion ([`MultimodalEmotionPipeline`] or [`EmotionPredictor`]):
-            What answers.
+            The backend.
         sampling_rate (`float`, *optional*, defaults to 16000):
-            Of the samples to come, in Hz.
+            Sampling rate of the chunks in Hz.
         window_s (`float`, defaults to 3.0), window_hop_s (`float`, defaults to 1.5), latency_s (`float`, defaults to
         1.5), segment_s, hop_s, context_s, voice_activity (*optional*):
-            How the stream is cut; see [`TimelineOptions`].
-        answer: `top_k`, `threshold` and `coverage` of the pipeline.
+            How the stream is cut into windows; see [`TimelineOptions`].
+        answer: `top_k`, `threshold` and `coverage`, as in the pipeline.
 
     Raises:
-        ValueError: If an option is impossible, or asks for what a stream cannot know.
+        ValueError: If an option is invalid, or needs what a stream cannot know.
 
     Example:
 
@@ -65,7 +66,7 @@ class EmotionStream:
     ):
         self.emotion = emotion
         if "audio" not in self.emotion.answers.modalities:
-            raise ValueError("A stream is heard, and this model has no audio encoder; choose one that has.")
+            raise ValueError("A stream is audio, and this model has no audio encoder; choose a model that has one.")
         self.options = TimelineOptions(
             segment_s=segment_s,
             hop_s=hop_s,
@@ -77,8 +78,8 @@ class EmotionStream:
         )
         valid = {"top_k", "threshold", "coverage"}
         if unknown := answer.keys() - valid:
-            raise TypeError(f"Unknown arguments {sorted(unknown)}; those about the answer are {sorted(valid)}.")
-        self.emotion.answers.check(**answer)
+            raise TypeError(f"Unknown arguments {sorted(unknown)}; valid options of predictions are {sorted(valid)}.")
+        self.emotion.answers.check_options(**answer)
         self._answer = answer
         self.sampling_rate = sampling_rate
         self.reset()
@@ -86,15 +87,15 @@ class EmotionStream:
     @property
     def latency_seconds(self) -> float:
         """
-        How long after its end a segment is given out at most, in seconds of sound; what the model takes is added. Only
-        what the first window holds may take as long as that window.
+        The longest time from the end of a segment until it is returned, in seconds of audio, without the time that the
+        model takes. Segments of the first window may take as long as that window.
         """
         options = self.options
         longest = options.window_s if options.latency_s is None else max(options.latency_s, options.window_hop_s)
         return longest + (FRAME_SECONDS if self.options.voice_activity else 0.0)
 
     def reset(self) -> None:
-        """Forgets everything; the next chunk begins a new stream at 0 s."""
+        """Discards all state; the next chunk starts a new stream at 0 s."""
         rate = self.emotion.processor.feature_extractor.sampling_rate
         self._audio = LiveAudio(self.sampling_rate, rate)
         self._track = Track(self.options, rate, reads="text" in self.emotion.answers.modalities)
@@ -102,20 +103,20 @@ class EmotionStream:
 
     def feed(self, chunk: ArrayLike, word_times: WordTimes | None = None) -> list[dict[str, Any]]:
         """
-        Takes the next samples, and words that were recognised meanwhile.
+        Takes the next samples, and words recognised since the last call.
 
         Args:
             chunk (`ArrayLike`):
                 Any number of samples, of shape `(samples,)` or `(channels, samples)`, as floats in [-1, 1] or PCM.
             word_times (`WordTimes`, *optional*):
-                Words with their times in seconds from the beginning of the stream, behind those given before. They
-                count for segments that have not been given out.
+                Words with timestamps in seconds from the start of the stream, after those passed before. They apply to
+                segments that have not been returned yet.
 
         Returns:
-            `list[dict]`: the segments that are known now, as in the pipeline's `timeline`.
+            `list[dict]`: The segments that are final now, as in the pipeline's `timeline`.
 
         Raises:
-            ValueError: If the chunk is no samples, or the words are not behind those before.
+            ValueError: If the chunk holds no valid samples, or the words precede earlier ones.
         """
         samples = self._audio(chunk)
         if word_times is not None:
@@ -123,27 +124,27 @@ class EmotionStream:
             if words and words[0][1] < self._last_word:
                 raise ValueError(
                     f"The word {words[0][0]!r} starts at {words[0][1]} s, before the last one at {self._last_word} s; "
-                    "pass words in their order, each once."
+                    "pass words in order, each once."
                 )
             if words:
                 self._last_word = words[-1][1]
-                self._track.hear_of(words)
-        return self._run(self._track.feed(samples))
+                self._track.add_words(words)
+        return self._predict(self._track.feed(samples))
 
     def flush(self) -> list[dict[str, Any]]:
-        """Ends the stream: returns the segments that are left, and resets."""
+        """Ends the stream: returns the remaining segments, and resets."""
         rest = self._audio(np.zeros(0, np.float32), is_last=True)
-        segments = self._run(self._track.feed(rest)) + self._run(self._track.finish())
+        segments = self._predict(self._track.feed(rest)) + self._predict(self._track.finish())
         self.reset()
         return segments
 
-    def _run(self, windows: Any) -> list[dict[str, Any]]:
+    def _predict(self, windows: Iterable[Window]) -> list[dict[str, Any]]:
         segments = []
         for window in windows:
-            self.emotion.answer([window])
-            segments += self._take()
-        return segments + self._take()
+            self.emotion.predict_windows([window])
+            segments += self._final_segments()
+        return segments + self._final_segments()
 
-    def _take(self) -> list[dict[str, Any]]:
+    def _final_segments(self) -> list[dict[str, Any]]:
         self._track.pop_speech()
-        return [self.emotion.answers.describe(span, **self._answer) for span in self._track.pop()]
+        return [self.emotion.answers.format_span(span, **self._answer) for span in self._track.pop()]

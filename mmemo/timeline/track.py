@@ -97,7 +97,7 @@ class Track:
             for begin, stop in ranges
         ]
 
-    def hear_of(self, words: Iterable[Word]) -> None:
+    def add_words(self, words: Iterable[Word]) -> None:
         """Takes words that became known on the way; they count for what is not answered yet."""
         self.words.extend(words)
 

@@ -141,7 +141,7 @@ class Window:
     spans: list[Span]
     seconds: list[float]
 
-    def take(self, scores: np.ndarray, modality_weights: np.ndarray) -> None:
+    def set_predictions(self, scores: np.ndarray, modality_weights: np.ndarray) -> None:
         """Hands the answers, of shapes `(spans, num_labels)` and `(spans, 2)`, to its spans.
 
         Where neither modality had a share there was nothing to answer for.

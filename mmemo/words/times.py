@@ -13,6 +13,7 @@ import math
 import os
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -267,26 +268,30 @@ def locate_words(words: list[str], text: str) -> list[tuple[int, int]]:
 
 
 def token_times(
-    text: str | None,
-    word_times: list[tuple[str, float, float]] | None,
-    offsets: list[tuple[int, int]],
-    start_seconds: float,
+    word_times: Sequence[tuple[str, float, float]],
+    word_spans: Sequence[tuple[int, int]],
+    offsets: Sequence[tuple[int, int]],
+    start_seconds: float = 0.0,
 ) -> np.ndarray:
     """
-    Gives each token the time of its word, or of the words that it spans: from the first's start to the last's end.
+    Returns the time of each token: from the start of the first word that it overlaps to the end of the last.
+
+    Args:
+        word_times (`Sequence` of `(word, start, end)`): Words with their timestamps in seconds.
+        word_spans (`Sequence` of `(begin, end)`): The characters of the text that each word covers.
+        offsets (`Sequence` of `(begin, end)`): The characters that each token covers; `(0, 0)` for special tokens.
+        start_seconds (`float`): Time of the first audio frame; earlier times are moved to it.
 
     Returns:
-        float32 of shape `(tokens, 2)`: start and end in seconds, -1 for tokens of no word.
+        `np.ndarray` of shape `(tokens, 2)`: float32, start and end in seconds from the first frame; -1 for tokens
+        outside of all words.
     """
     times = np.full((len(offsets), 2), -1.0, np.float32)
-    if text is None or word_times is None:
-        return times
-    begins, stops = zip(*locate_words([word for word, _, _ in word_times], text))
-    for token, (begin, stop) in enumerate(offsets):  # special tokens and padding have (0, 0)
-        # Words follow on each other in the text, so those of a token do so, too.
+    begins, stops = zip(*word_spans)
+    for token, (begin, stop) in enumerate(offsets):
+        # Words follow each other in the text, and so do those of one token.
         spoken = word_times[bisect_right(stops, begin) : bisect_left(begins, stop)]
         if spoken:
             span = min(start for _, start, _ in spoken), max(end for _, _, end in spoken)
-            # From where the frames begin; what was said before, by the times given, counts as said there.
             times[token] = np.maximum(np.subtract(span, start_seconds), 0)
     return times

@@ -171,7 +171,7 @@ def _verify(path: Path, model: MMEmoForEmotionRecognition, inputs: dict[str, tor
     inputs = {name: value[:1] for name, value in inputs.items()}
     with torch.inference_mode():
         expected = model(**inputs)
-    found = EmotionGraph(path).answer({name: value.numpy() for name, value in inputs.items()})
+    found = EmotionGraph(path).predict({name: value.numpy() for name, value in inputs.items()})
     for name, values in found.items():
         difference = float(np.abs(values - expected[name].numpy()).max())
         if not difference <= TOLERANCE:

@@ -81,7 +81,7 @@ class MMEmoOnnxModel(OptimizedModel):
             ValueError: If there is an input that the graph does not have, or none.
         """
         given = {name: value.cpu().numpy() for name, value in inputs.items() if value is not None}
-        outputs = self.model.answer(given)
+        outputs = self.model.predict(given)
         return MMEmoEmotionOutput(**{name: torch.from_numpy(values) for name, values in outputs.items()})
 
     def can_generate(self) -> bool:
