@@ -3,13 +3,14 @@
 Rules for a page:
   - Its Python blocks share a namespace and run in order, in a folder with the files that pages name: the clips of
     `examples/`, `call.wav`, `stereo.wav`, every block with a `title="..."` as a file of that name, a trained model in
-    `runs/calls`, its graphs in `exported` where the code names that folder, and tiny encoders under Hub names. `microphone` yields chunks of `call.wav`.
+    `runs/calls`, its graphs in `exported` where the code names that folder, and tiny encoders under Hub names.
+    `microphone` yields chunks of `call.wav`.
   - A comment directly below an expression, or a literal on the same line, is the expected value or printed output.
     Decimal numbers may differ by 0.02; `...` matches anything. Put other comments before the expression or after a
     blank line.
   - A block after `<!-- not run: REASON -->` is compiled and its imports are resolved, but it does not run.
-  - Commands of `mmemo` and of the scripts of this repository must have the options shown. The output below `mmemo predict`
-    and `make demo` is compared, too.
+  - Commands of `mmemo` and of the scripts of this repository must have the options shown. The output below
+    `mmemo predict` and `make demo` is compared, too.
 
 The last tests check links, figures and the metadata files at the top of the repository.
 """
@@ -109,12 +110,12 @@ def blocks_in(markdown, name):
 
 
 def pages_with(*languages):
-    pages = [
-        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if "python" in languages and page.name in SLOW else [])
-        for page in PAGES
-        if page != LOG and any(block.language in languages for block in blocks_of(page))
-    ]
-    return pytest.mark.parametrize("page", pages)
+    pages = [page for page in PAGES if page != LOG and any(block.language in languages for block in blocks_of(page))]
+    slow = SLOW if "python" in languages else ()
+    return pytest.mark.parametrize(
+        "page",
+        [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in slow)) for page in pages],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +176,8 @@ def run(block, namespace):
         expected = expected_of(statement, shown)
         given = printed.getvalue().strip() if value is None and printed.getvalue() else repr(value)
         assert expected is None or matches(expected, given), (
-            f"{block.page}:{statement.lineno}: {ast.unparse(statement)} returns {given}, but the page shows {expected} "
-            "(put a comment that is not output before the expression, or after a blank line)"
+            f"{block.page}:{statement.lineno}: {ast.unparse(statement)} returns {given}, but the page shows "
+            f"{expected} (put a comment that is not output before the expression, or after a blank line)"
         )
 
 
