@@ -1,23 +1,30 @@
-"""The README and the pages of docs/ run: their code, with what it shows below itself, and their commands' options.
+"""Runs the code of the README files, `CONTRIBUTING.md` and `docs/`, and compares it with the output they show.
 
-What a page may count on:
-  - its blocks of Python share a namespace and run in their order, in a folder that has what pages name: the clips of
+Rules for a page:
+  - Its Python blocks share a namespace and run in order, in a folder with the files that pages name: the clips of
     `examples/`, `call.wav`, `stereo.wav`, every block with a `title="..."` as a file of that name, a trained model in
-    `runs/calls`, its graphs in `exported`, and tiny encoders under names of the Hub; `microphone` gives `call.wav`;
-  - a comment right below an expression, or a literal beside it, is what the expression gives or prints. Numbers with a
-    point may be off by 0.02; `...` stands for anything. Other comments stand before an expression or behind a
-    blank line;
-  - `<!-- not run: REASON -->` before a block has it compiled and its imports resolved, and no more.
+    `runs/calls`, its graphs in `exported` where the code names that folder, and tiny encoders under Hub names.
+    `microphone` yields chunks of `call.wav`.
+  - A comment directly below an expression, or a literal on the same line, is the expected value or printed output.
+    Decimal numbers may differ by 0.02; `...` matches anything. Put other comments before the expression or after a
+    blank line.
+  - A block after `<!-- not run: REASON -->` is compiled and its imports are resolved, but it does not run.
+  - Commands of `mmemo` and of the scripts of this repository must have the options shown. The output below
+    `mmemo predict` and `make demo` is compared, too.
+
+The last tests check links, figures and the metadata files at the top of the repository.
 """
 
 import ast
 import copy
 import importlib
 import io
+import json
 import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import tokenize
 from contextlib import redirect_stdout
@@ -30,28 +37,48 @@ import numpy as np
 import pytest
 import soundfile
 import typer
+import yaml
 from markdown_it import MarkdownIt
 from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
 from typer.testing import CliRunner
 
+import modeling_mmemo
 from mmemo.cli import app
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
+from modeling_mmemo.examples import demo
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
+# The commands and configurations of past experiments need not exist any more.
+LOG = ROOT / "docs" / "experiments.md"
+# Pages whose Python code traces a model for ONNX, which takes a minute.
+SLOW = {"export.md"}
 TOLERANCE = 0.02
 
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 TITLE = re.compile(r'title="([^"]+)"')
 TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\.\.\.|\d+(?:\.\d*)?(?:e[+-]?\d+)?|\w+|\S""")
-# Where words of a command are paths of this repository; others are paths of the reader.
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+# A figure with its interval, such as "75.8 [73.3, 79.6]".
+FIGURE = re.compile(r"-?\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]")
+# Arguments of a command below these folders are paths of this repository; other paths are the reader's.
 FOLDERS = {"benchmarks", "configs", "examples", "modeling_mmemo"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: the page it is on, the line it begins behind, and whether it is only compiled."""
+    """A fenced code block.
+
+    Args:
+        page (`str`): Name of the file.
+        line (`int`): Line of the opening fence, counted from 1.
+        language (`str`): The first word after the fence.
+        title (`str`, *optional*): The file name in `title="..."`.
+        code (`str`): The content.
+        is_run (`bool`): Whether the block runs, or is only compiled.
+    """
 
     page: str
     line: int
@@ -83,13 +110,17 @@ def blocks_in(markdown, name):
 
 
 def pages_with(*languages):
-    pages = [page for page in PAGES if any(block.language in languages for block in blocks_of(page))]
-    return pytest.mark.parametrize("page", pages, ids=lambda page: page.name)
+    pages = [page for page in PAGES if page != LOG and any(block.language in languages for block in blocks_of(page))]
+    slow = SLOW if "python" in languages else ()
+    return pytest.mark.parametrize(
+        "page",
+        [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in slow)) for page in pages],
+    )
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory, session_model, session_tokenizer, exported):
-    """The folder that pages run in; each has a copy."""
+def material(tmp_path_factory, session_model, session_tokenizer):
+    """The folder that pages run in, without the exported model; each page gets a copy."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "examples").symlink_to(ROOT / "examples")
     neutral, angry, sad = (
@@ -106,7 +137,6 @@ def material(tmp_path_factory, session_model, session_tokenizer, exported):
     session_model.save_pretrained(folder / "runs" / "calls")
     processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), copy.deepcopy(session_tokenizer))
     processor.save_pretrained(folder / "runs" / "calls")
-    shutil.copytree(exported, folder / "exported")
     whisper = WhisperConfig(d_model=24, encoder_layers=6, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16)
     WhisperModel(whisper).save_pretrained(folder / "openai" / "whisper-base")
     minilm = BertConfig(hidden_size=24, num_hidden_layers=2, intermediate_size=16)
@@ -116,15 +146,18 @@ def material(tmp_path_factory, session_model, session_tokenizer, exported):
 
 
 @pytest.fixture
-def namespace(material, tmp_path, monkeypatch):
+def namespace(page, material, tmp_path, monkeypatch, request):
+    """The variables that a page's code starts with; the working directory is a copy of `material`."""
     folder = shutil.copytree(material, tmp_path / "page", symlinks=True)
+    if any('"exported"' in block.code for block in blocks_of(page)):
+        shutil.copytree(request.getfixturevalue("exported"), folder / "exported")
     monkeypatch.chdir(folder)
     samples, _ = soundfile.read("call.wav", dtype="float32")
     return {"microphone": np.array_split(samples, 20)}
 
 
 @pages_with("python")
-def test_code_runs_and_gives_what_it_shows(page, namespace):
+def test_code_runs_and_returns_the_output_shown(page, namespace):
     for block in blocks_of(page):
         if block.language == "python" and block.is_run:
             run(block, namespace)
@@ -143,19 +176,19 @@ def run(block, namespace):
         expected = expected_of(statement, shown)
         given = printed.getvalue().strip() if value is None and printed.getvalue() else repr(value)
         assert expected is None or matches(expected, given), (
-            f"{block.page}:{statement.lineno}: {ast.unparse(statement)} gives {given}, and the page shows {expected} "
-            "(a comment that is no output stands before the expression, or behind a blank line)"
+            f"{block.page}:{statement.lineno}: {ast.unparse(statement)} returns {given}, but the page shows "
+            f"{expected} (put a comment that is not output before the expression, or after a blank line)"
         )
 
 
 def parse(block):
-    """The code's tree, with the lines of the page."""
+    """Returns the syntax tree of a block, with line numbers of the page."""
     tree = ast.parse(block.code, block.page)
     return ast.increment_lineno(tree, block.line)
 
 
 def comments_of(block):
-    """By line of the page the comment on it, and whether it has the line to itself."""
+    """Maps lines of the page to their comment and whether it is alone on its line."""
     tokens = tokenize.generate_tokens(io.StringIO(block.code).readline)
     return {
         token.start[0] + block.line: (token.string[1:].strip(), token.start[1] == 0)
@@ -165,7 +198,7 @@ def comments_of(block):
 
 
 def expected_of(statement, shown):
-    """What the comments say that an expression gives, or `None`."""
+    """Returns the output that the comments show for an expression, or `None`."""
     lines = range(statement.end_lineno + 1, max(shown, default=0) + 1)
     below = list(takewhile(lambda line: shown.get(line, ("", False))[1], lines))
     if below:
@@ -212,18 +245,18 @@ def resolve_imports(block):
     ("code", "wrong"),
     [
         ("2 / 3\n# 0.67", None),
-        ("2 / 3  # 0.6", "gives 0.66"),
+        ("2 / 3  # 0.6", "returns 0.66"),
         ("[1, 2, 3]  # one of several\n# [1, ...]", None),
-        ("[1, 2, 3]\n# [2, ...]", "gives [1, 2, 3]"),
+        ("[1, 2, 3]\n# [2, ...]", "returns [1, 2, 3]"),
         ("{'of': 'it'}.keys()\n# dict_keys(['of'])", None),
-        ("print('two words')  # 'two words'", "gives two words"),
+        ("print('two words')  # 'two words'", "returns two words"),
         ("print('two words')\n# two words", None),
-        ("'a'\n# what a prose comment says", "a comment that is no output"),
-        ("'a'\n\n# what a prose comment says\n'b'  # another", None),
-        ("len('a')  # 2", "page.md:2: len('a') gives 1"),
+        ("'a'\n# a comment in prose", "a comment that is not output"),
+        ("'a'\n\n# a comment in prose\n'b'  # another", None),
+        ("len('a')  # 2", "page.md:2: len('a') returns 1"),
     ],
 )
-def test_what_is_shown_is_compared(code, wrong):
+def test_shown_output_is_compared(code, wrong):
     (block,) = blocks_in(f"```python\n{code}\n```", "page.md")
     if wrong is None:
         run(block, {})
@@ -232,7 +265,7 @@ def test_what_is_shown_is_compared(code, wrong):
             run(block, {})
 
 
-def test_what_is_not_run_is_compiled_and_has_its_imports():
+def test_a_block_that_does_not_run_is_compiled_and_its_imports_are_resolved():
     blocks = "<!-- not run: needs the Hub -->\n```python\n{}\n```\n\n```python\n```"
     first, second = blocks_in(blocks.format("from pathlib import Path\n\n1 / 0"), "page.md")
     assert not first.is_run and second.is_run
@@ -244,7 +277,7 @@ def test_what_is_not_run_is_compiled_and_has_its_imports():
 
 
 @pages_with("console", "bash")
-def test_commands_have_those_options(page, namespace):
+def test_commands_have_the_options_shown(page, namespace):
     for block in blocks_of(page):
         if block.language in ("console", "bash"):
             for line, command, output in commands_of(block):
@@ -252,7 +285,7 @@ def test_commands_have_those_options(page, namespace):
 
 
 def commands_of(block):
-    """The commands of a block: each with its line on the page and the output shown below it."""
+    """Yields the commands of a block: line on the page, command, output shown below it."""
     lines = block.code.splitlines()
     prompt = "$ " if block.language == "console" else ""
     starts = [
@@ -269,34 +302,38 @@ def commands_of(block):
 
 
 def check(place, words, output=""):
-    """Checks a command that is `mmemo` or runs a script of this repository; of others only what they name of it."""
+    """Checks a command of `mmemo`, `make demo` or a script of this repository; of other commands only their paths."""
     for word in words:
-        assert word.partition("/")[0] not in FOLDERS or (ROOT / word).exists(), f"{place}\nthere is no {word}"
+        assert word.partition("/")[0] not in FOLDERS or (ROOT / word).exists(), f"{place}\n{word} does not exist"
     if words[:1] == ["mmemo"]:
         check_mmemo(place, words[1:], output)
+    if words == ["make", "demo"] and output:
+        with redirect_stdout(io.StringIO()) as printed:
+            demo.main()
+        assert matches(output, printed.getvalue()), f"{place}\nprints\n{printed.getvalue()}"
     scripts = [index for index, word in enumerate(words) if word.endswith(".py")]
     if scripts:
         script, *given = words[scripts[0] :]
         known = help_of(script)
-        if "--folds" in given:  # what follows it is for train.py
+        if "--folds" in given:  # later options are for train.py
             known += help_of("train.py")
         for option in (word.partition("=")[0] for word in given if word.startswith("--")):
-            assert re.search(rf"(?<![\w-]){option}(?![\w-])", known), f"{place}\n{script} has no {option}"
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", known), f"{place}\n{script} has no option {option}"
 
 
 @pytest.mark.parametrize(
     ("command", "wrong"),
     [
         ("mmemo predict call.wav --txt hello", "No such option: --txt"),
-        ("mmemo hear call.wav", "mmemo has no such command"),
+        ("mmemo hear call.wav", "unknown command; mmemo has"),
         ("mmemo export", "Missing parameter: model"),
-        ("accelerate launch train.py configs/none.yaml", "there is no configs/none.yaml"),
-        ("python train.py --learning_rat 1", "train.py has no --learning_rat"),
-        ("python eval.py --learning_rate 1", "eval.py has no --learning_rate"),
+        ("accelerate launch train.py configs/none.yaml", "configs/none.yaml does not exist"),
+        ("python train.py --learning_rat 1", "train.py has no option --learning_rat"),
+        ("python eval.py --learning_rate 1", "eval.py has no option --learning_rate"),
         ("python eval.py --folds configs/ravdess_folds.yaml --learning_rate 1", None),
     ],
 )
-def test_commands_are_checked(command, wrong):
+def test_wrong_commands_are_found(command, wrong):
     if wrong is None:
         check("page.md:1", command.split())
     else:
@@ -306,7 +343,7 @@ def test_commands_are_checked(command, wrong):
 
 def check_mmemo(place, words, output):
     commands = typer.main.get_command(app).commands
-    assert words and words[0] in commands, f"{place}\nmmemo has no such command; it has {sorted(commands)}"
+    assert words and words[0] in commands, f"{place}\nunknown command; mmemo has {sorted(commands)}"
     try:
         commands[words[0]].make_context(words[0], words[1:])
     except Exception as error:
@@ -314,14 +351,77 @@ def check_mmemo(place, words, output):
         raise
     if words[0] == "predict" and output:
         result = CliRunner().invoke(app, words)
-        assert matches(output, result.output), f"{place}\ngives\n{result.output}"
+        assert matches(output, result.output), f"{place}\nprints\n{result.output}"
 
 
 @cache
 def help_of(script):
-    """What a script of this repository says to `--help`."""
+    """Returns the `--help` of a script of this repository."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.setattr(sys, "argv", [script, "--help"])
         with pytest.raises(SystemExit):
             runpy.run_path(str(ROOT / script), run_name="__main__")
     return printed.getvalue()
+
+
+@pytest.mark.parametrize("page", TOP, ids=lambda page: page.name)
+def test_links_to_files_of_the_repository_exist(page):
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_figures_of_the_readme_are_recorded_results(name):
+    recorded = set()
+    for path in (ROOT / "results").glob("*/results.json"):
+        recorded.update(figures_in(json.loads(path.read_text(encoding="utf-8"))))
+
+    shown = FIGURE.findall((ROOT / name).read_text(encoding="utf-8"))
+
+    assert len(shown) > 5 and not set(shown) - recorded
+
+
+def figures_in(results):
+    """Yields every value of `results.json` that has an interval, in percent."""
+    if isinstance(results, dict) and results.keys() >= {"value", "interval"}:
+        low, high = results["interval"]
+        yield f"{100 * results['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    elif isinstance(results, dict | list):
+        for part in results.values() if isinstance(results, dict) else results:
+            yield from figures_in(part)
+
+
+def test_the_readme_fits_on_a_few_screens_and_opens_with_the_licence_of_the_weights():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+    assert len(lines) <= 150
+    assert "CC BY-NC-SA 4.0" in "\n".join(lines[:40])
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+
+    shown = [path for entry in navigation for path in entry.values()]
+
+    assert sorted(shown) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_pre_commit_configuration_is_valid():
+    configuration = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+
+    hooks = [hook["id"] for repository in configuration["repos"] for hook in repository["hooks"]]
+    assert {"ruff-check", "ruff-format", "codespell"} <= set(hooks)
+    revisions = {repository["repo"].rpartition("/")[2]: repository["rev"] for repository in configuration["repos"]}
+    ruff = revisions["ruff-pre-commit"].removeprefix("v")
+    assert f"ruff=={ruff}" in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_citation_is_valid():
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.citation-file-format"]
+
+    result = subprocess.run([*command, ROOT / "CITATION.cff"], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == modeling_mmemo.__version__

@@ -1,4 +1,4 @@
-"""The site of docs/, from mkdocs.yml."""
+"""Builds the documentation site from mkdocs.yml."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(find_spec("material") is None, reason="needs mkdocs-material")
-def test_it_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+def test_the_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp_path):
     site = tmp_path / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
 
@@ -26,5 +26,5 @@ def test_it_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
         page = path.read_text(encoding="utf-8")
         loaded = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="([^"]*)"|<link[^>]*\shref="([^"]*)"', page)
         assert loaded and not [source for pair in loaded for source in pair if "//" in source], path.name
-        # What a list or a table without a blank line before it is left as.
+        # A list or table without a blank line before it stays plain text in a paragraph.
         assert not re.search(r"<p>[^<]*\n(?:- |\|)", page), f"{path.name}: Markdown shows as text"
