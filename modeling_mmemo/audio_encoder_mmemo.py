@@ -19,11 +19,11 @@ from .configuration_mmemo import MMEmoAudioConfig
 
 
 def attendable(mask: torch.Tensor) -> torch.Tensor:
-    """Returns the mask with rows of zeros replaced by rows of ones, so that attention over them gives no NaN.
+    """Returns the mask as `bool`, with rows of zeros replaced by rows of ones, so that attention gives no NaN.
 
     The caller masks the output of those rows with the original mask.
     """
-    return torch.where(mask.any(dim=-1, keepdim=True), mask, torch.ones_like(mask))
+    return mask.bool() | ~mask.any(dim=-1, keepdim=True)
 
 
 class MMEmoAudioEncoder(PreTrainedModel):

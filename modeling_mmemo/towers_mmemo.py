@@ -152,7 +152,7 @@ def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Ten
         )
     # A padding token that was added to the tokenizer alone has no row in the embeddings.
     input_ids = input_ids * mask.bool()
-    is_real = attendable(mask.bool())
+    is_real = attendable(mask)
     # The target of each token: real ones move to the front, padding behind them. No sort: ONNX has no such operator.
     target = torch.where(is_real, is_real.cumsum(dim=1), is_real.sum(dim=1, keepdim=True) + (~is_real).cumsum(dim=1))
     target = target - 1
@@ -187,7 +187,8 @@ def encode_audio(
     if getattr(tower.config, "feat_extract_norm", None) == "group":
         states = _encode_by_length(tower, inputs, attendable(mask).sum(dim=1))
     else:
-        states = _states(tower(inputs, attention_mask=attendable(mask), output_hidden_states=True, return_dict=True))
+        attention_mask = attendable(mask).long()
+        states = _states(tower(inputs, attention_mask=attention_mask, output_hidden_states=True, return_dict=True))
     lengths = tower._get_feat_extract_output_lengths(mask.sum(dim=1))
     positions = torch.arange(states[-1].shape[1], device=mask.device)
     return states, (positions < lengths.unsqueeze(1)) & mask.any(dim=1, keepdim=True)
