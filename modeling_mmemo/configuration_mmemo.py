@@ -1,8 +1,8 @@
-"""Configurations of the mmemo audio encoder and of the two-tower emotion model.
+"""Configurations of the mmemo audio encoder and of the emotion model with two encoders.
 
 Deliberate choices:
-  - the composite stores whole sub-configurations, each rebuilt by its own `model_type`: any encoder plugs in;
-  - either tower may be absent; what contradicts itself is refused here, before a weight is made;
+  - the composite stores complete sub-configurations, each rebuilt by its own `model_type`: any encoder plugs in;
+  - either encoder may be absent; contradictory fields raise here, before any weight is allocated;
   - label names and their order are part of the contract of every released model.
 """
 
@@ -25,7 +25,7 @@ FUSIONS = ("early", "late", "cross_attention", "hybrid")
 POOLINGS = ("mean", "mean_std", "cls", "last", "attention")
 LAYER_MIXES = ("weighted_sum", "concat", "last")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-# Keys of `temperature`: which modalities an answer was given from.
+# Keys of `temperature` and `conformal_quantiles`: the modalities that a prediction is based on.
 PRESENCES = ("audio", "text", "both")
 
 _WHISPER_FIELDS = (
@@ -46,25 +46,25 @@ _WHISPER_FIELDS = (
 
 @strict
 class MMEmoAudioConfig(PreTrainedConfig):
-    """Configuration of [`MMEmoAudioEncoder`]; the names are those of [`WhisperConfig`].
+    """Configuration of [`MMEmoAudioEncoder`]; its fields are named as in [`WhisperConfig`].
 
     Args:
-        num_mel_bins (`int`, defaults to 80): Feature channels the encoder reads (`feature_size` of the extractor).
+        num_mel_bins (`int`, defaults to 80): Number of mel bands per frame (`feature_size` of the extractor).
         d_model (`int`, defaults to 512): Width of the layers.
-        encoder_layers (`int`, defaults to 6): Number of Transformer layers; fewer than the checkpoint has keeps its
-            first ones.
+        encoder_layers (`int`, defaults to 6): Number of Transformer layers; with fewer than the checkpoint has, its
+            first ones are kept.
         encoder_attention_heads (`int`, defaults to 8): Attention heads of a layer.
         encoder_ffn_dim (`int`, defaults to 2048): Width of a layer's feed-forward part.
         max_source_positions (`int`, defaults to 1500): Positions of one window, after the convolutions have halved
             the frames; a longer clip is encoded window by window.
-        scale_embedding (`bool`, defaults to `False`): Accepted for Whisper's sake; must be `False`.
+        scale_embedding (`bool`, defaults to `False`): For compatibility with Whisper; must be `False`.
         activation_function (`str`, defaults to `"gelu"`): Activation of the feed-forward parts.
         dropout, attention_dropout, activation_dropout (`float`, default to 0): Dropout probabilities.
-        init_std (`float`, defaults to 0.02): Standard deviation of new weights.
-        frame_seconds (`float`, defaults to 0.01): Seconds from one input frame to the next (hop / sampling rate).
+        init_std (`float`, defaults to 0.02): Standard deviation of newly initialised weights.
+        frame_seconds (`float`, defaults to 0.01): Seconds between two input frames (hop / sampling rate).
 
     Raises:
-        ValueError: If `d_model` is odd or not a multiple of the heads, or `scale_embedding` is set.
+        ValueError: If `d_model` is odd or not a multiple of the number of heads, or `scale_embedding` is set.
     """
 
     model_type = "mmemo_audio"
@@ -100,12 +100,12 @@ class MMEmoAudioConfig(PreTrainedConfig):
             raise ValueError("scale_embedding=True is not supported: no released Whisper encoder uses it.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the configuration to save, with the pipeline that is saved beside it."""
+        """Returns the configuration to save, including the pipeline that is saved with it."""
         return super().to_dict() | {"custom_pipelines": CUSTOM_PIPELINES}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads a `config.json`; a Whisper one is reduced to what its encoder needs."""
+        """Reads a `config.json`; a Whisper configuration is reduced to the fields of its encoder."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "whisper":
             config_dict = {key: config_dict[key] for key in (*_WHISPER_FIELDS, "dtype") if key in config_dict}
@@ -118,45 +118,45 @@ class MMEmoConfig(PreTrainedConfig):
     """Configuration of [`MMEmoModel`] and [`MMEmoForEmotionRecognition`].
 
     Args:
-        audio_config, text_config (`PreTrainedConfig` or `dict`, *optional*): The towers, each any configuration that
-            `AutoConfig` knows, or [`MMEmoAudioConfig`]. One of them may be absent.
-        fusion (`str`, defaults to `"hybrid"`): `"early"` concatenates the pooled features; `"cross_attention"` lets
-            each modality attend to the other first; `"late"` weighs the log-probabilities of the modalities' own
-            heads; `"hybrid"` lets the cross-attended representation vote beside them.
-        fusion_hidden_size (`int`, defaults to 256): Width of both branches behind their towers.
+        audio_config, text_config (`PreTrainedConfig` or `dict`, *optional*): The encoders ("towers"): any
+            configuration that `AutoConfig` knows, or [`MMEmoAudioConfig`]. One of them may be absent.
+        fusion (`str`, defaults to `"hybrid"`): `"early"` concatenates the pooled features; `"cross_attention"` does so
+            after each modality attends to the other; `"late"` averages the log-probabilities of one head per modality
+            with weights; `"hybrid"` adds the head of the cross-attended features to that average.
+        fusion_hidden_size (`int`, defaults to 256): Width of both branches after their encoders.
         fusion_num_layers (`int`, defaults to 1): Cross-modal attention layers.
         num_attention_heads (`int`, defaults to 4): Heads of each cross-modal attention.
-        audio_pooling, text_pooling (`str`, default to `"mean_std"` and `"mean"`): How a sequence becomes one vector,
-            over its real positions only: `"mean"`, `"mean_std"` (mean and standard deviation), `"cls"` (the first),
+        audio_pooling, text_pooling (`str`, default to `"mean_std"` and `"mean"`): Pooling of a sequence into one
+            vector, over its real positions: `"mean"`, `"mean_std"` (mean and standard deviation), `"cls"` (the first),
             `"last"`, `"attention"` (learned weights).
-        audio_layer_mix, text_layer_mix (`str`, default to `"weighted_sum"`): What is read of a tower's layers: a sum
-            of all by learned weights (`"weighted_sum"`), each pooled by itself and the vectors side by side
-            (`"concat"`), or the last one (`"last"`).
-        label_token_ids (`list[int]`, *optional*): For each label the token whose likelihood, as what comes after the
-            text, is what the text alone says of it: the text tower is a language model then, which answers in place
-            of a new head. Absent, there is a head.
+        audio_layer_mix, text_layer_mix (`str`, default to `"weighted_sum"`): The layers of an encoder that are used:
+            their sum by learned weights (`"weighted_sum"`), each pooled separately and concatenated (`"concat"`), or
+            the last one (`"last"`).
+        label_token_ids (`list[int]`, *optional*): One token per label. The text encoder is then a language model, and
+            its logits of these tokens after the text are the text logits; by default a head is trained instead.
         segment_seconds (`float`, defaults to 0.5): Length of a segment, the unit of the distance in time between a
-            word and a sound.
-        fusion_dropout (`float`, defaults to 0.1): Dropout behind the towers.
+            word and an audio position.
+        fusion_dropout (`float`, defaults to 0.1): Dropout after the encoders.
         modality_dropout (`float`, defaults to 0): Probability, in training, that a sample with both modalities loses
             one of them.
         late_fusion_weights (`list[float]`, *optional*): Fixed weights of the audio and the text head in `"late"`
-            fusion; learned from the sample where absent.
-        modality_loss_weight (`float`, defaults to 0.3): Weight of each single head's loss beside the answer's own.
-        class_weights (`list[float]`, *optional*): Weight of each label in the loss of a single label.
+            fusion; by default they are computed per sample by a learned gate.
+        modality_loss_weight (`float`, defaults to 0.3): Weight of the loss of each head, added to that of the
+            prediction.
+        class_weights (`list[float]`, *optional*): Weight of each label in the single-label loss.
         label_smoothing (`float`, defaults to 0): Share of the target that is spread over all labels.
-        focal_gamma (`float`, defaults to 0): Exponent of the focal loss, which turns from samples that are answered
-            well; 0 is cross-entropy.
-        temperature (`float` or `dict`, defaults to 1): What the logits are divided by, fitted on development data; a
-            dict has it by the modalities present: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
-        conformal_quantiles (`dict`, *optional*): By the modalities present, the quantiles at 0, 1, ..., 100 % of what
-            the true label's score lacked to 1 on development data; they say how large a set of labels must be.
-        audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio tower. Known for the
-            supported towers; needed only for others.
-        initializer_range (`float`, defaults to 0.02): Standard deviation of new weights.
+        focal_gamma (`float`, defaults to 0): Exponent of the focal loss, which reduces the weight of samples that are
+            predicted well; 0 is cross-entropy.
+        temperature (`float` or `dict`, defaults to 1): Divisor of the logits, fitted on development data; a dict has
+            one per set of modalities present: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
+        conformal_quantiles (`dict`, *optional*): For each set of modalities present, the quantiles at 0, 1, ..., 100 %
+            of 1 minus the score of the true label on development data. They determine the prediction sets.
+        audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio encoder. Only needed for
+            encoders whose configuration does not define it.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of newly initialised weights.
 
     Raises:
-        ValueError: For values that are unknown or contradict each other.
+        ValueError: If a value is unknown, or if values contradict each other.
 
     Example:
 
@@ -168,7 +168,7 @@ class MMEmoConfig(PreTrainedConfig):
     ```"""
 
     model_type = "mmemo"
-    # The default model types are nominal: an absent tower stays absent.
+    # The default model types are never used: an absent encoder stays absent.
     sub_configs_defaults = {
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
@@ -223,30 +223,39 @@ class MMEmoConfig(PreTrainedConfig):
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: int(index) for index, label in self.id2label.items()}
         if not __name__.startswith("transformers_modules."):
-            # Of a repository: `pipeline` would ask to run its code, though the installed package has the task.
+            # The entry of a saved model: `pipeline` would ask to trust its code, although this package has the task.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
-        self._refuse_contradictions()
+        self._validate()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the configuration to save, with the pipeline that is saved beside it."""
+        """Returns the configuration to save, including the pipeline that is saved with it."""
         return super().to_dict() | {"custom_pipelines": CUSTOM_PIPELINES}
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads a `config.json`; that of another model is refused, where transformers warns and goes on."""
+        """Reads a `config.json`; that of another model raises, while transformers only warns."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a {model_type!r} model, not {cls.model_type!r}; "
-                "MMEmoForEmotionRecognition.from_audio_text_pretrained makes one out of encoders."
+                "MMEmoForEmotionRecognition.from_audio_text_pretrained builds one from encoders."
             )
         return config_dict, kwargs
 
-    def _refuse_contradictions(self) -> None:
+    def _validate(self) -> None:
         if self.audio_config is None and self.text_config is None:
             raise ValueError("MMEmoConfig needs an audio_config, a text_config, or both; neither was given.")
+        self._validate_choices()
+        self._validate_numbers()
+        self._validate_late_fusion_weights()
+        self._validate_class_weights()
+        self._validate_labels()
+        self._validate_label_tokens()
+        self._validate_quantiles()
+
+    def _validate_choices(self) -> None:
         choices = {
             "fusion": FUSIONS,
             "audio_pooling": POOLINGS,
@@ -258,6 +267,8 @@ class MMEmoConfig(PreTrainedConfig):
         for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {valid}.")
+
+    def _validate_numbers(self) -> None:
         if self.fusion_hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"fusion_hidden_size={self.fusion_hidden_size} must be a multiple of "
@@ -272,20 +283,15 @@ class MMEmoConfig(PreTrainedConfig):
             raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}.")
         for name in ("fusion_dropout", "modality_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
         for name in ("modality_loss_weight", "focal_gamma"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        self._refuse_bad_late_weights()
-        self._refuse_bad_class_weights()
-        self._refuse_bad_labels()
-        self._refuse_bad_label_tokens()
-        self._refuse_bad_quantiles()
         for presence in PRESENCES:
             if not self.temperature_of(presence) > 0:
                 raise ValueError(f"temperature must be positive, got {self.temperature}.")
 
-    def _refuse_bad_late_weights(self) -> None:
+    def _validate_late_fusion_weights(self) -> None:
         weights = self.late_fusion_weights
         if weights is None:
             return
@@ -293,54 +299,54 @@ class MMEmoConfig(PreTrainedConfig):
             raise ValueError(f'late_fusion_weights={weights} contradicts fusion="{self.fusion}"; use fusion="late".')
         if len(weights) != len(MODALITIES) or min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(
-                f"late_fusion_weights={weights} must hold two weights, audio and text, none negative and not both 0."
+                f"late_fusion_weights={weights} must be two weights, audio and text, none negative and not both 0."
             )
 
-    def _refuse_bad_class_weights(self) -> None:
+    def _validate_class_weights(self) -> None:
         weights = self.class_weights
         if weights is not None and (len(weights) != self.num_labels or min(weights) < 0 or sum(weights) <= 0):
             raise ValueError(
-                f"class_weights={weights} must hold one weight for each of the {self.num_labels} labels, none "
-                "negative and not all 0."
+                f"class_weights={weights} must be one weight for each of the {self.num_labels} labels, none negative "
+                "and not all 0."
             )
 
-    def _refuse_bad_labels(self) -> None:
+    def _validate_labels(self) -> None:
         if self.id2label is None:
             return
         if sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ValueError(f"id2label must number its labels 0, 1, 2, ...; got {sorted(self.id2label)}.")
+            raise ValueError(f"The keys of id2label must be 0, 1, 2, ...; got {sorted(self.id2label)}.")
         inverse = {label: index for index, label in self.id2label.items()}
         if len(inverse) != len(self.id2label):
-            raise ValueError(f"id2label names a label twice: {list(self.id2label.values())}.")
+            raise ValueError(f"id2label has a label twice: {list(self.id2label.values())}.")
         if self.label2id is not None and {k: int(v) for k, v in self.label2id.items()} != inverse:
             raise ValueError(f"label2id={self.label2id} contradicts id2label={self.id2label}; give one of them.")
 
-    def _refuse_bad_label_tokens(self) -> None:
+    def _validate_label_tokens(self) -> None:
         tokens = self.label_token_ids
         if tokens is None:
             return
         if self.text_config is None:
             raise ValueError(
-                f"label_token_ids={tokens} contradicts text_config=None; they are tokens of a text tower."
+                f"label_token_ids={tokens} contradicts text_config=None; they are tokens of a text encoder."
             )
         if len(tokens) != self.num_labels or len(set(tokens)) != len(tokens) or min(tokens) < 0:
             raise ValueError(
-                f"label_token_ids={tokens} must hold one token for each of the {self.num_labels} labels, none twice."
+                f"label_token_ids={tokens} must be one token for each of the {self.num_labels} labels, none twice."
             )
 
-    def _refuse_bad_quantiles(self) -> None:
+    def _validate_quantiles(self) -> None:
         for presence, quantiles in (self.conformal_quantiles or {}).items():
             if presence not in PRESENCES:
                 raise ValueError(f"conformal_quantiles has the unknown key {presence!r}; valid keys are {PRESENCES}.")
             if len(quantiles) != 101 or list(quantiles) != sorted(quantiles):
                 raise ValueError(
-                    f"conformal_quantiles[{presence!r}] must hold 101 numbers in ascending order, for 0 to 100 %; got "
+                    f"conformal_quantiles[{presence!r}] must be 101 numbers in ascending order, for 0 to 100 %; got "
                     f"{len(quantiles)}."
                 )
 
     @property
     def is_bimodal(self) -> bool:
-        """Whether there is a tower for either modality."""
+        """Whether the model has both an audio and a text encoder."""
         return self.audio_config is not None and self.text_config is not None
 
     @property
@@ -349,7 +355,7 @@ class MMEmoConfig(PreTrainedConfig):
         return self.is_bimodal and self.fusion in ("cross_attention", "hybrid")
 
     def temperature_of(self, presence: str) -> float:
-        """The temperature for answers given from `presence`, one of `"audio"`, `"text"`, `"both"`."""
+        """Returns the temperature for predictions from `presence`, one of `"audio"`, `"text"`, `"both"`."""
         if not isinstance(self.temperature, dict):
             return float(self.temperature)
         if unknown := set(self.temperature) - set(PRESENCES):

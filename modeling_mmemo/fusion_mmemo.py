@@ -1,22 +1,30 @@
-"""The parts between towers and heads: layer mix, pooling, cross-modal attention, gates.
+"""Modules between the encoders and the heads: layer mix, pooling, cross-modal attention and gates.
 
 Deliberate choices:
-  - every layer of a tower is standardized, then mixed by learned weights: emotion sits in the middle of an encoder;
-  - every part takes masks, and a modality that is masked out whole adds exactly nothing.
+  - every encoder layer is standardised, then mixed by learned weights: emotion is in the middle layers of an encoder;
+  - every module takes masks, and a modality that is fully masked contributes exactly 0;
+  - positions are counted as integers and pooled in float32, in half-precision models too.
 """
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from .audio_encoder_mmemo import attendable
 from .configuration_mmemo import MMEmoConfig
 from .towers_mmemo import num_hidden_states
 
 
-class Standardization(nn.Module):
-    """Brings features to mean 0 and standard deviation 1 by statistics of training data; does nothing until set.
+def upcast(values: torch.Tensor) -> torch.Tensor:
+    """Casts values of `float16`, `bfloat16` and integer types to `float32`; returns others unchanged."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
-    What encoders give differs by orders of magnitude between dimensions, which no learning rate suits.
+
+class Standardization(nn.Module):
+    """Shifts and scales features to mean 0 and standard deviation 1 by statistics of the training data.
+
+    The identity until [`~Standardization.set`] is called. The scale of encoder features differs by orders of magnitude
+    between dimensions, which no single learning rate suits.
     """
 
     mean: torch.Tensor
@@ -28,7 +36,7 @@ class Standardization(nn.Module):
         self.register_buffer("std", torch.ones(shape))
 
     def set(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Takes over statistics of the features' shape."""
+        """Copies statistics of the same shape as the features."""
         self.mean.copy_(mean)
         self.std.copy_(std)
 
@@ -37,7 +45,7 @@ class Standardization(nn.Module):
 
 
 class LayerMix(nn.Module):
-    """Standardizes the layers of a tower and sums them by learned weights.
+    """Standardises the layers of an encoder and sums them by learned weights.
 
     Source: Yang et al., "SUPERB", 2021 (weighted sum of layers).
     """
@@ -48,9 +56,12 @@ class LayerMix(nn.Module):
         self.standardization = Standardization(num_layers, hidden_size)
 
     def forward(self, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Mixes the last `layers` of the states, each `(batch, positions, hidden)`, into one such tensor."""
+        """Mixes the last `num_layers` states, each `(batch, positions, hidden)`, into one tensor of that shape.
+
+        The result is `float32` or wider: the layers' means can be hundreds of times their standard deviations.
+        """
         # The weighted sum of (states - mean) / std, in one pass over each layer.
-        scales = self.weights.softmax(dim=0).unsqueeze(1) / self.standardization.std
+        scales = upcast(self.weights).softmax(dim=0).unsqueeze(1) / self.standardization.std
         mixed = -(scales * self.standardization.mean).sum(dim=0)
         for states, scale in zip(hidden_states[-len(scales) :], scales):
             mixed = mixed + states.to(scale.dtype) * scale
@@ -58,9 +69,10 @@ class LayerMix(nn.Module):
 
 
 class SequencePooling(nn.Module):
-    """Pools `(batch, positions, hidden)` over its real positions into `(batch, output_size)`; all-padding gives 0.
+    """Pools `(batch, positions, hidden)` over its real positions into `(batch, output_size)`; padding alone gives 0.
 
-    With a mask a segment, `(batch, segments, positions)`, it pools each segment: `(batch, segments, output_size)`.
+    With a mask per segment, `(batch, segments, positions)`, it pools each segment: `(batch, segments, output_size)`.
+    The result is `float32` or wider.
 
     Source: Desplanques et al., "ECAPA-TDNN", 2020 (statistics pooling); Lin et al., "A Structured Self-attentive
     Sentence Embedding", 2017 (`"attention"`).
@@ -75,36 +87,46 @@ class SequencePooling(nn.Module):
     def forward(self, sequence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if mask.dim() == 2:
             return self(sequence, mask.unsqueeze(1)).squeeze(1)
-        mask = mask.to(sequence.dtype)
-        if self.attention is not None:
-            scores = self.attention(sequence).transpose(1, 2).to(sequence.dtype)
-            weights = scores.masked_fill(mask == 0, torch.finfo(sequence.dtype).min).softmax(dim=-1) * mask
-        elif self.kind == "cls":
-            weights = mask * (mask.cumsum(dim=-1) == 1)
-        elif self.kind == "last":
-            weights = mask * (mask.cumsum(dim=-1) == mask.sum(dim=-1, keepdim=True))
-        else:
-            weights = mask / mask.sum(dim=-1, keepdim=True).clamp(min=1)
-        # Autocast would round to bfloat16, and dimensions of large mean would lose their signal.
+        mask = mask.bool()
+        weights = self._weights(sequence, mask)
+        sequence = sequence.to(weights.dtype)
+        # Autocast would round to bfloat16, and dimensions with a large mean would lose their signal.
         with torch.autocast(sequence.device.type, enabled=False):
             if self.kind != "mean_std":
                 return weights @ sequence
-            # Around the mean of all that is pooled, for the same reason.
-            there = mask.any(dim=1, keepdim=True).to(sequence.dtype)
-            center = (there / there.sum(dim=-1, keepdim=True).clamp(min=1)) @ sequence
+            # Centred on the mean of all pooled positions, for the same reason.
+            center = _mean_weights(mask.any(dim=1, keepdim=True), weights.dtype) @ sequence
             centered = sequence - center
             offset = weights @ centered
             variance = (weights @ centered**2 - offset**2).clamp(min=0)
-        is_there = mask.any(dim=-1, keepdim=True)
-        std = torch.sqrt(variance + 1e-6) * is_there
-        return torch.cat([center * is_there + offset, std], dim=-1)
+        has_positions = mask.any(dim=-1, keepdim=True)
+        std = torch.sqrt(variance + 1e-6) * has_positions
+        return torch.cat([center * has_positions + offset, std], dim=-1)
+
+    def _weights(self, sequence: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Returns the weight of each position, `(batch, segments, positions)`."""
+        dtype = torch.promote_types(sequence.dtype, torch.float32)
+        if self.attention is not None:
+            scores = self.attention(sequence.to(self.attention.weight.dtype)).transpose(1, 2).to(dtype)
+            return scores.masked_fill(~mask, torch.finfo(dtype).min).softmax(dim=-1) * mask
+        if self.kind == "mean" or self.kind == "mean_std":
+            return _mean_weights(mask, dtype)
+        # Booleans are counted in int64.
+        ordinal = mask.cumsum(dim=-1)
+        chosen = 1 if self.kind == "cls" else mask.sum(dim=-1, keepdim=True)
+        return (mask & (ordinal == chosen)).to(dtype)
+
+
+def _mean_weights(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Returns equal weights over the real positions, with sum 1, or 0 where there are none."""
+    return mask.to(dtype) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 class ModalityBranch(nn.Module):
-    """From the layers of one tower to a sequence to attend to and a vector to classify.
+    """Turns the layers of one encoder into a sequence for cross-modal attention and a vector for the heads.
 
-    With the layer mix `"concat"` the vector is made of all layers, each pooled by itself; the sequence is their
-    weighted sum all the same.
+    With the layer mix `"concat"`, each layer is pooled separately and the vectors are concatenated; the sequence is
+    still the weighted sum of the layers.
     """
 
     def __init__(self, tower_config: PreTrainedConfig, pooling: str, layer_mix: str, config: MMEmoConfig):
@@ -127,27 +149,32 @@ class ModalityBranch(nn.Module):
         if config.attends_across:
             self.projection = nn.Sequential(nn.Linear(tower_config.hidden_size, width), nn.LayerNorm(width))
 
-    def forward(self, hidden_states: tuple[torch.Tensor, ...], mask: torch.Tensor):
-        """The sequence `(batch, positions, width)`, or `None` if nothing attends, and a vector for each mask.
-
-        Args:
-            hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`): The tower's layers.
-            mask (`torch.Tensor` of shape `(batch, masks, positions)`): What each vector, `(batch, masks, width)`, is
-                pooled over.
+    def forward(
+        self, hidden_states: tuple[torch.Tensor, ...], mask: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """
+        Args:
+            hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`): The encoder's layers.
+            mask (`torch.Tensor` of shape `(batch, spans, positions)`): The positions of each span to pool.
+
+        Returns:
+            The sequence `(batch, positions, width)`, or `None` without cross-modal attention, and a vector for each
+            span, `(batch, spans, width)`, 0 for a span without positions.
+        """
+        dtype = self.mix.weights.dtype
         mixed = self.mix(hidden_states)
-        pooled = self.pool(hidden_states, mixed, mask)
-        embeds = self.embedding(self.standardization(pooled)) * mask.any(dim=-1, keepdim=True)
-        return (None if self.projection is None else self.projection(mixed)), embeds
+        pooled = self.standardization(self.pool(hidden_states, mixed, mask))
+        embeds = self.embedding(pooled.to(dtype)) * mask.any(dim=-1, keepdim=True)
+        return (None if self.projection is None else self.projection(mixed.to(dtype))), embeds
 
     def pool(self, hidden_states: tuple[torch.Tensor, ...], mixed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The layers, or what they are `mixed` into, over each mask's positions: `(batch, masks, pooled_size)`."""
+        """Pools the layers, or their mix `mixed`, over the positions of each span: `(batch, spans, pooled_size)`."""
         layers = hidden_states if self.pools_each_layer else (mixed,)
         return torch.cat([self.pooling(states.to(mixed.dtype), mask) for states in layers], dim=-1)
 
 
 class CrossAttention(nn.Module):
-    """Attention of one modality to the other; where the other is missing it adds nothing."""
+    """Attention of one modality to the other; a missing context adds exactly 0."""
 
     def __init__(self, config: MMEmoConfig):
         super().__init__()
@@ -168,35 +195,36 @@ class CrossAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            queries (`torch.Tensor` of shape `(batch, q, width)`): Who asks.
-            context (`torch.Tensor` of shape `(batch, k, width)`): Who is asked.
-            context_mask (`torch.Tensor` of shape `(batch, k)`): What of it is real.
+            queries (`torch.Tensor` of shape `(batch, q, width)`): The sequence that attends.
+            context (`torch.Tensor` of shape `(batch, k, width)`): The sequence that is attended to.
+            context_mask (`torch.Tensor` of shape `(batch, k)`): Its real positions.
             bias (`torch.Tensor` of shape `(batch, heads, q, k)`, *optional*): Added to the scores.
 
         Returns:
-            The attended values `(batch, q, width)` and, on request, the map `(batch, heads, q, k)`.
+            The attended values `(batch, q, width)` and, with `output_attentions`, the map `(batch, heads, q, k)`.
         """
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection, x in ((self.q_proj, queries), (self.k_proj, context), (self.v_proj, context))
         )
         bias = q.new_zeros(1, 1, 1, 1) if bias is None else bias
-        bias = torch.where(context_mask[:, None, None, :], bias, torch.finfo(q.dtype).min)
-        there = context_mask.any(dim=1)[:, None, None, None]
+        bias = torch.where(attendable(context_mask)[:, None, None, :], bias, torch.finfo(q.dtype).min)
+        has_context = context_mask.any(dim=1)[:, None, None, None]
         weights = None
         if output_attentions:
-            weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(dim=-1) * there
+            scores = upcast(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5) + bias
+            weights = scores.softmax(dim=-1).to(q.dtype) * has_context
             attended = weights @ v
         else:
-            attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias) * there
-        return self.out_proj(attended.transpose(1, 2).flatten(2)) * there.squeeze(-1), weights
+            attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)) * has_context
+        return self.out_proj(attended.transpose(1, 2).flatten(2)) * has_context.squeeze(-1), weights
 
 
 class CrossModalLayer(nn.Module):
-    """Text asks audio and audio asks text, then each passes through a feed-forward layer of its own.
+    """Text attends to audio and audio to text, then each passes through its own feed-forward layer.
 
-    With word times the scores carry a bias from the distance in time: the gap between a word and a sound, in segments,
-    times a learned slope a head, so that a word looks first at the sound around it.
+    With timestamps, the scores carry a bias from the distance in time: the gap between a word and an audio position,
+    in segments, times a learned slope per head, so that a word attends most to the audio around it.
 
     Source: Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Sequences", 2019 (cross-modal
     attention); Press et al., "Train Short, Test Long", 2022 (linear biases).
@@ -234,25 +262,25 @@ class CrossModalLayer(nn.Module):
             distance (`torch.Tensor` of shape `(batch, tokens, audio_positions)`, *optional*): In segments.
 
         Returns:
-            Both sequences, and both attention maps or `None`.
+            Both sequences, then the maps text to audio and audio to text, or `None`.
         """
         text_bias = audio_bias = None
         if distance is not None:
             text_bias = -nn.functional.softplus(self.slope)[:, None, None] * distance.unsqueeze(1)
             audio_bias = text_bias.transpose(-1, -2)
-        asking_audio, asking_text = self.audio_norm(audio), self.text_norm(text)
-        heard, text_map = self.text_to_audio(asking_text, asking_audio, audio_mask, text_bias, output_attentions)
-        read, audio_map = self.audio_to_text(asking_audio, asking_text, text_mask, audio_bias, output_attentions)
-        audio, text = audio + self.dropout(read), text + self.dropout(heard)
+        normed_audio, normed_text = self.audio_norm(audio), self.text_norm(text)
+        from_audio, text_map = self.text_to_audio(normed_text, normed_audio, audio_mask, text_bias, output_attentions)
+        from_text, audio_map = self.audio_to_text(normed_audio, normed_text, text_mask, audio_bias, output_attentions)
+        audio, text = audio + self.dropout(from_text), text + self.dropout(from_audio)
         audio = audio + self.dropout(self.audio_feed_forward(audio))
         text = text + self.dropout(self.text_feed_forward(text))
         return audio, text, text_map, audio_map
 
 
 class ModalityGate(nn.Module):
-    """Weights over voters from what was heard and read; `(..., voters)`, sum 1, 0 for a voter who is not there.
+    """Weights of several voters given both modalities, `(..., voters)`; they sum to 1, a missing voter has 0.
 
-    A new gate weighs all voters alike.
+    A newly initialised gate weighs all voters equally.
     """
 
     def __init__(self, width: int, num_voters: int):
@@ -261,5 +289,10 @@ class ModalityGate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_voters))
 
     def forward(self, audio: torch.Tensor, text: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            audio, text (`torch.Tensor` of shape `(..., width)`): The vectors of both modalities.
+            voters (`torch.Tensor` of shape `(..., voters)`): Which voters are present.
+        """
         scores = nn.functional.linear(torch.cat([audio, text], dim=-1), self.weight, self.bias)
         return scores.masked_fill(~voters, torch.finfo(scores.dtype).min).softmax(dim=-1) * voters

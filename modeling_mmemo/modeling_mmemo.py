@@ -1,217 +1,31 @@
-"""Two encoders, one emotion: what is heard and what is said, pooled, attended across, weighed.
+"""The emotion model: two encoders, pooling, cross-modal attention, fusion and heads.
 
 Deliberate choices:
-  - each modality keeps a head of its own, so an answer from one modality is that head's answer and nothing else;
-  - a modality is missing, per sample, where its mask is all zero; nothing it holds reaches the answer;
-  - logits come out divided by the fitted temperature, so their softmax is the calibrated score everywhere.
+  - each modality keeps its own head, so the prediction for a single modality is the output of that head alone;
+  - a modality is missing, per sample, where its mask is all zero; its values never reach the prediction;
+  - logits are divided by the fitted temperature, so their softmax is the calibrated score everywhere.
 """
 
-import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.utils import ModelOutput, logging
 
+from .alignment_mmemo import audio_times, segment_masks, time_gaps
 from .configuration_mmemo import PRESENCES, MMEmoConfig
-from .fusion_mmemo import CrossModalLayer, LayerMix, ModalityBranch, ModalityGate, SequencePooling, Standardization
-from .towers_mmemo import (
-    build_tower,
-    encode_audio,
-    encode_text,
-    load_language_model,
-    load_tower,
-    position_times,
-    seconds_per_position,
-    strip_tower,
-    token_logits,
-)
+from .fusion_mmemo import CrossModalLayer, ModalityBranch, ModalityGate, SequencePooling
+from .losses_mmemo import emotion_loss, problem_type
+from .outputs_mmemo import MMEmoEmotionOutput, MMEmoModelOutput
+from .pretrained_mmemo import MMEmoPreTrainedModel
+from .towers_mmemo import build_tower, encode_audio, encode_text, token_logits
 
-
-logger = logging.get_logger(__name__)
 
 MODALITY_INPUTS = {"audio": ("input_features", "input_values"), "text": ("input_ids",)}
 
 
-@dataclass
-class MMEmoModelOutput(ModelOutput):
-    """What [`MMEmoModel`] gives; a field whose tower or fusion the model lacks is `None`.
-
-    Args:
-        modality_mask (`torch.Tensor` of shape `(batch, 2)`): Whether audio and text are there.
-        fused_embeds (`torch.Tensor` of shape `(batch, fusion_hidden_size)`): Both modalities in one vector.
-        audio_embeds, text_embeds (`torch.Tensor` of shape `(batch, fusion_hidden_size)`): Each alone, zero if missing.
-        fusion_weights (`torch.Tensor` of shape `(batch, 2)`): Shares of audio and text in `fused_embeds`.
-        text_last_state (`torch.Tensor` of shape `(batch, hidden)`): The text tower's last state at the last token,
-            if the model has `label_token_ids`; zero if missing.
-        text_to_audio_attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, tokens, audio_positions)`): One a
-            cross-modal layer: where each token listens.
-        audio_to_text_attentions (`tuple` of `torch.Tensor` of shape `(batch, heads, audio_positions, tokens)`): One a
-            cross-modal layer: which tokens each sound reads.
-        audio_hidden_states, text_hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`): The
-            towers' layers, embeddings first.
-        segments ([`MMEmoModelOutput`]): The first five of each segment asked for, in rows, `(batch * segments, ...)`.
-    """
-
-    modality_mask: torch.Tensor
-    fused_embeds: torch.Tensor | None = None
-    audio_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    fusion_weights: torch.Tensor | None = None
-    text_last_state: torch.Tensor | None = None
-    text_to_audio_attentions: tuple[torch.Tensor, ...] | None = None
-    audio_to_text_attentions: tuple[torch.Tensor, ...] | None = None
-    audio_hidden_states: tuple[torch.Tensor, ...] | None = None
-    text_hidden_states: tuple[torch.Tensor, ...] | None = None
-    segments: "MMEmoModelOutput | None" = None
-
-
-@dataclass
-class MMEmoEmotionOutput(ModelOutput):
-    """What [`MMEmoForEmotionRecognition`] gives.
-
-    Args:
-        loss (`torch.Tensor` of shape `()`): The answer's loss and `modality_loss_weight` times the heads' own.
-        logits (`torch.Tensor` of shape `(batch, num_labels)`): The answer, divided by the temperature.
-        audio_logits, text_logits (`torch.Tensor` of shape `(batch, num_labels)`): What either modality says alone,
-            divided by its temperature; meaningless where that modality is missing.
-        modality_weights (`torch.Tensor` of shape `(batch, 2)`): Shares of audio and text in the answer; they sum to 1,
-            a missing one has 0.
-        segment_logits (`torch.Tensor` of shape `(batch, segments, num_labels)`): The answer for each segment asked
-            for, from what is heard and said in it, divided by the temperature.
-        segment_modality_weights (`torch.Tensor` of shape `(batch, segments, 2)`): Shares of audio and text in those
-            answers; both are 0, and the answer says nothing, where a segment holds neither.
-        text_to_audio_attentions, audio_to_text_attentions, audio_hidden_states, text_hidden_states: As in
-            [`MMEmoModelOutput`].
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    audio_logits: torch.Tensor | None = None
-    text_logits: torch.Tensor | None = None
-    modality_weights: torch.Tensor | None = None
-    segment_logits: torch.Tensor | None = None
-    segment_modality_weights: torch.Tensor | None = None
-    text_to_audio_attentions: tuple[torch.Tensor, ...] | None = None
-    audio_to_text_attentions: tuple[torch.Tensor, ...] | None = None
-    audio_hidden_states: tuple[torch.Tensor, ...] | None = None
-    text_hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-class MMEmoPreTrainedModel(PreTrainedModel):
-    """Loading, initialisation and what `transformers` asks of a model."""
-
-    config: MMEmoConfig
-    config_class = MMEmoConfig
-    base_model_prefix = "mmemo"
-    main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    # Names of weights that the checkpoint did not hold; [`MultimodalEmotionPipeline`] refuses a model that has any.
-    missing_keys_on_load: tuple[str, ...] = ()
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves the model and its code; see [`~PreTrainedModel.save_pretrained`]."""
-        # Either class loads what the other saved; the class that saves would name itself alone.
-        self.config.auto_map = {
-            auto_class: f"{__name__.rpartition('.')[2]}.{name}"
-            for auto_class, name in (
-                ("AutoModel", "MMEmoModel"),
-                ("AutoModelForAudioClassification", "MMEmoForEmotionRecognition"),
-            )
-        }
-        super().save_pretrained(save_directory, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, LayerMix):
-            init.zeros_(module.weights)
-        elif isinstance(module, Standardization):
-            init.zeros_(module.mean)
-            init.ones_(module.std)
-        elif isinstance(module, CrossModalLayer):
-            init.zeros_(module.slope)
-        elif isinstance(module, ModalityGate):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads a model, as [`PreTrainedModel.from_pretrained`] does, and remembers what its checkpoint lacked."""
-        with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        mismatched = {key for key, *_ in info["mismatched_keys"]}
-        model.missing_keys_on_load = tuple(sorted(set(info["missing_keys"]) | mismatched))
-        return (model, info) if with_info else model
-
-    @classmethod
-    def from_audio_text_pretrained(
-        cls,
-        audio: str | PreTrainedModel | None = None,
-        text: str | PreTrainedModel | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
-        audio_kwargs: dict[str, Any] | None = None,
-        text_kwargs: dict[str, Any] | None = None,
-        **config: Any,
-    ):
-        """Builds a model from two pretrained encoders; branches, fusion and heads are new and want training.
-
-        Args:
-            audio, text (`str` or `PreTrainedModel`, *optional*): Hub names, folders, or encoders already loaded. One
-                of them may be absent. With `label_token_ids`, `text` is the name of a causal language model, whose
-                output layer becomes the text's head; beside an encoder already loaded that head is new.
-            dtype (`torch.dtype`, defaults to `torch.float32`): Data type of the whole model.
-            audio_kwargs, text_kwargs (`dict`, *optional*): For each tower's own `from_pretrained` (`revision`, ...).
-            config: Fields of [`MMEmoConfig`].
-
-        Example:
-
-        ```python
-        >>> from modeling_mmemo import MMEmoAudioEncoder, MMEmoForEmotionRecognition
-
-        >>> model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
-        ...     MMEmoAudioEncoder.from_pretrained("openai/whisper-base", num_hidden_layers=4),
-        ...     "sentence-transformers/all-MiniLM-L6-v2",
-        ...     fusion="hybrid",
-        ... )
-        ```"""
-        towers, rows = [], None
-        token_ids = config.get("label_token_ids")
-        for source, kwargs in ((audio, audio_kwargs), (text, text_kwargs)):
-            if isinstance(source, str) and source is text and token_ids is not None:
-                source, rows = load_language_model(source, token_ids, dtype, **(kwargs or {}))
-            elif isinstance(source, str):
-                source = load_tower(source, dtype, **(kwargs or {}))
-            elif source is not None:
-                source = strip_tower(source).to(dtype)
-            towers.append(source)
-        configs = [None if tower is None else tower.config.to_dict() for tower in towers]
-        for tower_config in filter(None, configs):
-            # Where a tower came from may be a folder of this machine; its data type is now the whole model's.
-            tower_config.pop("_name_or_path", None)
-            tower_config.pop("dtype", None)
-            # Weights of 4 bits are for training alone.
-            tower_config.pop("quantization_config", None)
-        logger.warning("Branches, fusion and heads are new; train the model before you use its answers.")
-        model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
-        model = cls(model_config, *towers).to(dtype)
-        if rows is not None and isinstance(model, MMEmoForEmotionRecognition):
-            model.get_submodule("text_classifier").load_state_dict({"weight": rows})
-        return model
-
-
 class MMEmoModel(MMEmoPreTrainedModel):
-    """Towers, branches and fusion, without heads."""
+    """Encoders, branches and fusion, without heads."""
 
     def __init__(
         self,
@@ -232,9 +46,14 @@ class MMEmoModel(MMEmoPreTrainedModel):
             self.fusion = nn.Sequential(
                 nn.Linear(2 * width, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(config.fusion_dropout)
             )
+        self.last_pooling = None
+        if config.label_token_ids is not None:
+            self.last_pooling = SequencePooling("last", self.text_tower.config.hidden_size)
         self.post_init()
 
     def _make_branch(self, modality: str, tower: PreTrainedModel | None):
+        """Returns the encoder of a modality, newly initialised unless given, and its branch; `None` twice if the model
+        has no such encoder."""
         tower_config = getattr(self.config, f"{modality}_config")
         if tower_config is None:
             return None, None
@@ -242,13 +61,13 @@ class MMEmoModel(MMEmoPreTrainedModel):
             tower = build_tower(tower_config)
         if tower.main_input_name not in MODALITY_INPUTS[modality]:
             raise ValueError(
-                f"A {tower_config.model_type} reads {tower.main_input_name}, so it is no {modality} tower; those read "
-                f"{' or '.join(MODALITY_INPUTS[modality])}. Are audio and text swapped?"
+                f"A {tower_config.model_type} encoder takes {tower.main_input_name}, but the {modality} encoder must "
+                f"take {' or '.join(MODALITY_INPUTS[modality])}. Are audio and text swapped?"
             )
-        # One object, so that a later change of the composite's configuration reaches the tower.
+        # One object, so that later changes of the composite's configuration reach the encoder.
         tower_config._attn_implementation = tower.config._attn_implementation
         if getattr(tower_config, "use_cache", False):
-            # A decoder would keep keys and values for a next token, which nobody asks for.
+            # A decoder would keep keys and values for a next token that is never generated.
             tower_config.use_cache = False
         tower.config = tower_config
         pooling, layer_mix = (getattr(self.config, f"{modality}_{name}") for name in ("pooling", "layer_mix"))
@@ -278,29 +97,30 @@ class MMEmoModel(MMEmoPreTrainedModel):
     ) -> MMEmoModelOutput | tuple:
         """
         Args:
-            input_features, input_values (`torch.Tensor`, *optional*): The audio, under the name that the audio tower
-                reads, shaped as its feature extractor gives it.
-            audio_attention_mask (`torch.Tensor` of shape `(batch, frames or samples)`, *optional*): 1 for real,
-                padding on the right; a row of zeros is a missing clip. All real where absent.
+            input_features, input_values (`torch.Tensor`, *optional*): The audio, under the name and in the shape that
+                the audio encoder takes, as its feature extractor returns it.
+            audio_attention_mask (`torch.Tensor` of shape `(batch, frames or samples)`, *optional*): 1 for real frames
+                or samples, padding on the right; a row of zeros is a missing clip. Defaults to all ones.
             input_ids (`torch.Tensor` of shape `(batch, tokens)`, *optional*): The text.
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for real tokens, padding on
-                either side; a row of zeros is a missing text. All real where absent.
-            context_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for real tokens of what was said
-                before the text: the tower reads them, and nothing else looks at them. None are where absent.
+                either side; a row of zeros is a missing text. Defaults to all ones.
+            context_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for real tokens of the context
+                before the text: the text encoder attends to them, nothing else uses them. Defaults to all zeros.
             token_times (`torch.Tensor` of shape `(batch, tokens, 2)`, *optional*): Start and end, in seconds, of the
-                word each token belongs to; -1 where unknown.
+                word of each token; -1 where unknown.
             segment_times (`torch.Tensor` of shape `(batch, segments, 2)`, *optional*): Start and end, in seconds, of
-                stretches to answer for one by one, each in the light of the whole; -1 for padding. A text without
-                times counts as said in every segment. A model with `label_token_ids` answers for the whole text in all
-                segments that hold some of it.
+                segments that are predicted separately, each after attention over the whole clip; -1 for padding. A
+                text without timestamps applies to every segment. With `label_token_ids`, the text head predicts from
+                the whole text for every segment that has some of it.
             audio_hidden_states, text_hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`,
-                *optional*): What the towers gave before, instead of their inputs; the masks are then over positions.
+                *optional*): Hidden states returned by an earlier call, in place of the encoders' inputs; the masks are
+                then over their positions.
             output_attentions (`bool`, *optional*): Return the cross-modal attention maps.
-            output_hidden_states (`bool`, *optional*): Return the towers' hidden states.
+            output_hidden_states (`bool`, *optional*): Return the encoders' hidden states.
             return_dict (`bool`, *optional*): Return an output object (the default) rather than a tuple.
 
         Raises:
-            ValueError: If neither modality is given, or one that the model has no tower for.
+            ValueError: If neither modality is given, or one that the model has no encoder for.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -309,194 +129,176 @@ class MMEmoModel(MMEmoPreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
 
-        audio_states, audio_mask = self._hear(input_features, input_values, audio_hidden_states, audio_attention_mask)
-        text_states, text_mask = self._read(input_ids, text_hidden_states, attention_mask, context_mask)
-        if audio_mask is None and text_mask is None:
+        audio_states, audio_mask = self._encode_audio(
+            input_features, input_values, audio_hidden_states, audio_attention_mask
+        )
+        text_states, text_mask = self._encode_text(input_ids, text_hidden_states, attention_mask, context_mask)
+        given = text_mask if audio_mask is None else audio_mask
+        if given is None:
             raise ValueError(
                 "Got neither audio (input_features or input_values) nor text (input_ids); give one of them."
             )
+        # A modality that the whole batch lacks is one masked position.
+        absent = given.new_zeros(given.shape[0], 1)
+        audio_mask = absent if audio_mask is None else audio_mask
+        text_mask = absent if text_mask is None else text_mask
+        if self.training and self.config.modality_dropout > 0:
+            audio_mask, text_mask = self._drop_modalities(audio_mask, text_mask)
 
+        states, masks = (audio_states, text_states), (audio_mask, text_mask)
+        spans = tuple(mask.unsqueeze(1) for mask in masks)
+        if segment_times is not None:
+            segments = self._segment_masks(states, masks, token_times, segment_times)
+            # Fused in one call, so that the clip and its segments share their matrix products.
+            spans = tuple(torch.cat(pair, dim=1) for pair in zip(spans, segments))
+        fused, attentions = self._fuse(states, masks, spans, token_times, output_attentions)
+        clip = {name: values[:, 0] for name, values in fused.items()}
+        of_segments = {name: values[:, 1:].flatten(0, 1) for name, values in fused.items()}
         output = MMEmoModelOutput(
-            **self._fuse(
-                audio_states, audio_mask, text_states, text_mask, token_times, segment_times, output_attentions
-            ),
+            **clip,
+            **attentions,
             audio_hidden_states=audio_states if output_hidden_states else None,
             text_hidden_states=text_states if output_hidden_states else None,
+            segments=None if segment_times is None else MMEmoModelOutput(**of_segments),
         )
         return output if return_dict else output.to_tuple()
 
-    def _hear(self, input_features, input_values, hidden_states, mask):
-        """The audio tower's states and their mask `(batch, audio_positions)`; `None` twice without audio."""
-        given = {"input_features": input_features, "input_values": input_values, "audio_hidden_states": hidden_states}
-        given = [name for name, value in given.items() if value is not None]
+    def _encode_audio(self, input_features, input_values, hidden_states, mask):
+        """Returns the audio encoder's states and their mask `(batch, audio_positions)`; `None` twice without audio."""
+        inputs = {"input_features": input_features, "input_values": input_values, "audio_hidden_states": hidden_states}
+        given = [name for name, value in inputs.items() if value is not None]
         if not given:
             return None, None
         if self.audio_tower is None:
-            raise ValueError(f"Got {given[0]}, but this model has no audio tower; leave the audio out.")
+            raise ValueError(f"Got {given[0]}, but this model has no audio encoder; leave the audio out.")
         if hidden_states is not None:
             return hidden_states, _ones_if_none(mask, hidden_states[-1]).bool()
-        reads = self.audio_tower.main_input_name
-        if given != [reads]:
-            raise ValueError(f"Got {' and '.join(given)}, but the audio tower reads {reads} alone.")
-        if reads == "input_features":
-            return encode_audio(self.audio_tower, input_features, _ones_if_none(mask, input_features.transpose(1, 2)))
-        return encode_audio(self.audio_tower, input_values, _ones_if_none(mask, input_values))
+        name = self.audio_tower.main_input_name
+        if given != [name]:
+            raise ValueError(f"Got {' and '.join(given)}, but the audio encoder takes only {name}.")
+        values = inputs[name]
+        # A spectrogram named `input_features` is `(batch, channels, frames)`; all other inputs have time first.
+        mask = _ones_if_none(mask, values.transpose(1, 2) if name == "input_features" else values)
+        return encode_audio(self.audio_tower, values, mask)
 
-    def _read(self, input_ids, hidden_states, mask, context_mask):
-        """The text tower's states and the mask of the text itself, `(batch, tokens)`; `None` twice without text."""
+    def _encode_text(self, input_ids, hidden_states, mask, context_mask):
+        """Returns the text encoder's states and the mask of the text without its context, `(batch, tokens)`; `None`
+        twice without text."""
         if input_ids is None and hidden_states is None:
             return None, None
         if self.text_tower is None:
-            raise ValueError("Got a text, but this model has no text tower; leave the text out.")
+            raise ValueError("Got a text, but this model has no text encoder; leave the text out.")
         mask = _ones_if_none(mask, input_ids if hidden_states is None else hidden_states[-1])
         if hidden_states is None:
             hidden_states = encode_text(self.text_tower, input_ids, mask)
         mask = mask.bool()
         return hidden_states, mask if context_mask is None else mask & ~context_mask.bool()
 
-    def _fuse(
-        self, audio_states, audio_mask, text_states, text_mask, token_times, segment_times, output_attentions
-    ) -> dict:
-        """Pools either modality, then brings both together. A modality absent from the batch counts as masked out."""
-        there = audio_mask if audio_mask is not None else text_mask
-        nothing = there.new_zeros(there.shape[0], 1, dtype=torch.bool)
-        audio_mask = nothing if audio_mask is None else audio_mask
-        text_mask = nothing if text_mask is None else text_mask
-        if self.training and self.config.modality_dropout > 0:
-            audio_mask, text_mask = self._drop_modalities(audio_mask, text_mask)
-
-        # One mask for the whole and one a segment: `(batch, 1 + segments, positions)`.
-        audio_masks, text_masks = audio_mask.unsqueeze(1), text_mask.unsqueeze(1)
-        if segment_times is not None:
-            if audio_states is not None:
-                audio_masks = self._with_segments(audio_masks, self._position_times(audio_mask), segment_times)
-            if text_states is not None:
-                text_masks = self._with_segments(text_masks, token_times, segment_times)
-            # A modality that the batch lacks is missing in every segment.
-            audio_masks, text_masks = (
-                masks.expand(-1, 1 + segment_times.shape[1], -1) for masks in (audio_masks, text_masks)
-            )
-        audio, audio_embeds = self._branch(self.audio_branch, audio_states, audio_masks)
-        text, text_embeds = self._branch(self.text_branch, text_states, text_masks)
-        is_there = torch.stack([audio_masks.any(dim=-1), text_masks.any(dim=-1)], dim=-1)
-        pooled = {"modality_mask": is_there, "audio_embeds": audio_embeds, "text_embeds": text_embeds}
-        if self.config.label_token_ids is not None:
-            pooled["text_last_state"] = self._last_state(text_states, text_mask, is_there[..., 1:])
-
-        maps: dict[str, tuple] = {}
-        if self.fuses:
-            audio_vectors, text_vectors = audio_embeds, text_embeds
-            if self.config.attends_across:
-                timed = token_times is not None and audio_states is not None and text_states is not None
-                distance = self._distance(token_times, audio_mask) if timed else None
-                audio, text, maps = self._attend(audio, text, audio_mask, text_mask, distance, output_attentions)
-                audio_vectors = self.sequence_pooling(audio, audio_masks)
-                text_vectors = self.sequence_pooling(text, text_masks)
-            weights = self.gate(audio_vectors, text_vectors, is_there)
-            shares = 2 * weights.unsqueeze(-1)
-            vectors = torch.cat([shares[..., 0, :] * audio_vectors, shares[..., 1, :] * text_vectors], dim=-1)
-            pooled |= {"fusion_weights": weights, "fused_embeds": self.fusion(vectors)}
-        whole = {name: values[:, 0] for name, values in pooled.items() if values is not None}
-        if segment_times is None:
-            return whole | maps
-        rows = {name: values[:, 1:].flatten(0, 1) for name, values in pooled.items() if values is not None}
-        return whole | maps | {"segments": MMEmoModelOutput(**rows)}
-
-    def _last_state(self, states, mask: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
-        """The tower's last state at each text's last token, wherever text `is_there`, `(batch, masks, 1)`: a language
-        model says a label's word after the whole text."""
-        hidden_size = self.text_tower.config.hidden_size
-        if states is None:
-            return is_there.new_zeros(*is_there.shape[:2], hidden_size, dtype=self.text_branch.mix.weights.dtype)
-        return SequencePooling("last", hidden_size)(states[-1], mask).unsqueeze(1) * is_there
-
-    def _attend(self, audio, text, audio_mask, text_mask, distance, output_attentions):
-        """Both sequences behind the cross-modal layers, and on request the layers' attention maps by output field."""
-        maps: dict[str, tuple] = {"text_to_audio_attentions": (), "audio_to_text_attentions": ()}
-        for layer in self.layers:
-            audio, text, *layer_maps = layer(audio, text, audio_mask, text_mask, distance, output_attentions)
-            maps = {name: (*found, layer_map) for (name, found), layer_map in zip(maps.items(), layer_maps)}
-        return audio, text, maps if output_attentions else {}
-
-    def _branch(self, branch: ModalityBranch | None, states, masks: torch.Tensor):
-        """The sequence `(batch, positions, width)` and vectors `(batch, masks, width)`; zeros if there is none."""
-        if branch is None:
-            return None, None
-        if states is None:
-            zeros = branch.mix.weights.new_zeros(*masks.shape[:2], self.config.fusion_hidden_size)
-            return zeros[:, :1], zeros
-        return branch(states, masks)
-
-    def _with_segments(
-        self, mask: torch.Tensor, times: torch.Tensor | None, segment_times: torch.Tensor
-    ) -> torch.Tensor:
-        """Puts a mask for each segment behind that of the whole, `(batch, 1, positions)`.
-
-        Args:
-            times (`torch.Tensor` of shape `(batch or 1, positions, 2)`, *optional*): Start and end of what stands at
-                each position, -1 where it has no time. Such a position counts in every segment that holds a timed one,
-                and in all segments if the whole sample has none.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, 1 + segments, positions)`.
-        """
-        asked = segment_times[:, :, :1] >= 0
-        if times is None:
-            return torch.cat([mask, mask & asked], dim=1)
-        start, end = times.unsqueeze(1).unbind(dim=-1)
-        timed = mask & (start >= 0)
-        # A word of no length is where it starts.
-        inside = (start < segment_times[:, :, 1:]) & (torch.maximum(end, start + 1e-3) > segment_times[:, :, :1])
-        inside = timed & inside
-        untimed = mask & ~timed & (inside.any(dim=-1, keepdim=True) | ~timed.any(dim=-1, keepdim=True))
-        return torch.cat([mask, (inside | untimed) & asked], dim=1)
-
-    def _drop_modalities(self, audio_mask: torch.Tensor, text_mask: torch.Tensor):
-        """Takes, from a sample that has both, one modality with probability `modality_dropout`."""
+    def _drop_modalities(self, audio_mask: torch.Tensor, text_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks one modality of samples that have both, with probability `modality_dropout`."""
         chance = torch.rand(audio_mask.shape[0], 1, device=audio_mask.device)
         both = audio_mask.any(dim=1, keepdim=True) & text_mask.any(dim=1, keepdim=True)
         half = self.config.modality_dropout / 2
         drop_audio, drop_text = both & (chance < half), both & (chance >= half) & (chance < 2 * half)
         return audio_mask & ~drop_audio, text_mask & ~drop_text
 
-    def _position_times(self, audio_mask: torch.Tensor) -> torch.Tensor:
-        """The time, in seconds, at the middle of each audio position, twice; -1 for no time. `(1, positions, 2)`"""
-        audio_config = self.audio_tower.config
-        seconds = self.config.audio_frame_seconds or seconds_per_position(audio_config)
-        if seconds is None:
-            raise ValueError(
-                f"Word and segment times need the seconds between two outputs of the {audio_config.model_type} tower; "
-                "set audio_frame_seconds in the configuration."
-            )
-        times = position_times(audio_config, audio_mask.shape[1], seconds).to(audio_mask.device)
-        return times[None, :, None].expand(-1, -1, 2)
+    def _segment_masks(self, states, masks, token_times, segment_times) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the audio positions and the tokens of each segment, each `(batch, segments, positions)`."""
+        (audio_states, text_states), (audio_mask, text_mask) = states, masks
+        position_times = None
+        if audio_states is not None:
+            position_times = self._audio_times(audio_mask)[None, :, None].expand(-1, -1, 2)
+        return (
+            segment_masks(audio_mask, position_times, segment_times),
+            segment_masks(text_mask, None if text_states is None else token_times, segment_times),
+        )
 
-    def _distance(self, token_times: torch.Tensor, audio_mask: torch.Tensor) -> torch.Tensor:
-        """Gaps in time between words and sounds, in segments; 0 where either has no time.
+    def _fuse(self, states, masks, spans, token_times, output_attentions) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Pools and fuses spans of the clips, after cross-modal attention over the whole clips.
 
         Args:
-            token_times (`torch.Tensor` of shape `(batch, tokens, 2)`): Start and end in seconds, -1 where unknown.
-            audio_mask (`torch.Tensor` of shape `(batch, audio_positions)`): Of the positions.
+            states (`tuple`): Hidden states of the audio and of the text encoder, each `None` if the batch has none.
+            masks (`tuple` of `torch.Tensor` of shape `(batch, positions)`): The real audio positions and tokens.
+            spans (`tuple` of `torch.Tensor` of shape `(batch, spans, positions)`): Those of each span.
+            token_times, output_attentions: As in [`MMEmoModel.forward`].
 
         Returns:
-            `torch.Tensor` of shape `(batch, tokens, audio_positions)`.
+            The first six fields of [`MMEmoModelOutput`], each `(batch, spans, ...)`, and the attention maps.
         """
-        times = self._position_times(audio_mask)[..., 0].to(token_times).unsqueeze(1)
-        start, end = token_times[:, :, :1], token_times[:, :, 1:]
-        gap = torch.maximum(start - times, times - end).clamp(min=0) / self.config.segment_seconds
-        return gap * ((start >= 0) & (times >= 0))
+        (audio_states, text_states), (audio_spans, text_spans) = states, spans
+        audio, audio_embeds = self._apply_branch(self.audio_branch, audio_states, audio_spans)
+        text, text_embeds = self._apply_branch(self.text_branch, text_states, text_spans)
+        is_present = torch.stack([audio_spans.any(dim=-1), text_spans.any(dim=-1)], dim=-1)
+        fields = {"modality_mask": is_present, "audio_embeds": audio_embeds, "text_embeds": text_embeds}
+        if self.last_pooling is not None:
+            fields["text_last_state"] = self._last_state(text_states, masks[1], is_present[..., 1:])
+
+        attentions: dict[str, tuple] = {}
+        if self.fuses:
+            audio_vectors, text_vectors = audio_embeds, text_embeds
+            if self.config.attends_across:
+                distance = self._distance(states, masks, token_times)
+                audio, text, attentions = self._attend(audio, text, masks, distance, output_attentions)
+                audio_vectors = self.sequence_pooling(audio, audio_spans).to(audio.dtype)
+                text_vectors = self.sequence_pooling(text, text_spans).to(text.dtype)
+            weights = self.gate(audio_vectors, text_vectors, is_present)
+            # Equal weights leave the vectors as they are.
+            scales = 2 * weights.unsqueeze(-1)
+            vectors = torch.cat([scales[..., 0, :] * audio_vectors, scales[..., 1, :] * text_vectors], dim=-1)
+            fields |= {"fusion_weights": weights, "fused_embeds": self.fusion(vectors)}
+        return {name: values for name, values in fields.items() if values is not None}, attentions
+
+    def _apply_branch(self, branch, states, spans):
+        """Returns the sequence `(batch, positions, width)` and vectors `(batch, spans, width)`, both zero without
+        states; `None` twice without a branch."""
+        if branch is None:
+            return None, None
+        if states is None:
+            zeros = branch.mix.weights.new_zeros(*spans.shape[:2], self.config.fusion_hidden_size)
+            return zeros[:, :1], zeros
+        return branch(states, spans)
+
+    def _last_state(self, states, mask, is_present):
+        """Returns the text encoder's last state at the last token of the whole text, `(batch, spans, hidden)`, and 0
+        where the text is missing, `is_present` of shape `(batch, spans, 1)`: a language model predicts the word of a
+        label after the whole text."""
+        dtype = self.text_branch.mix.weights.dtype
+        if states is None:
+            hidden_size = self.text_tower.config.hidden_size
+            return is_present.new_zeros(*is_present.shape[:2], hidden_size, dtype=dtype)
+        return self.last_pooling(states[-1], mask).to(dtype).unsqueeze(1) * is_present
+
+    def _attend(self, audio, text, masks, distance, output_attentions):
+        """Returns both sequences after the cross-modal layers and, on request, the attention maps by output field."""
+        maps: dict[str, tuple] = {"text_to_audio_attentions": (), "audio_to_text_attentions": ()}
+        for layer in self.layers:
+            audio, text, *layer_maps = layer(audio, text, *masks, distance, output_attentions)
+            maps = {name: (*earlier, layer_map) for (name, earlier), layer_map in zip(maps.items(), layer_maps)}
+        return audio, text, maps if output_attentions else {}
+
+    def _distance(self, states, masks, token_times: torch.Tensor | None) -> torch.Tensor | None:
+        """Returns the gaps in time between words and audio positions, in segments, `(batch, tokens, audio_positions)`;
+        `None` unless the batch has audio, text and timestamps."""
+        if token_times is None or any(modality is None for modality in states):
+            return None
+        return time_gaps(token_times, self._audio_times(masks[0])) / self.config.segment_seconds
+
+    def _audio_times(self, audio_mask: torch.Tensor) -> torch.Tensor:
+        """Returns the time of each audio position; see [`audio_times`]."""
+        seconds = self.config.audio_frame_seconds
+        return audio_times(self.audio_tower.config, seconds, audio_mask.shape[1]).to(audio_mask.device)
 
 
 def _ones_if_none(mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """The mask, or one that calls everything in `like`, `(batch, length, ...)`, real."""
+    """Returns the mask, or ones over the first two dimensions of `like`."""
     return like.new_ones(like.shape[:2], dtype=torch.long) if mask is None else mask
 
 
 class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
-    """The model with its heads: one for either modality, and the fusion's own.
+    """The model with its heads: one per modality and one for the fused vector.
 
-    A sample with one modality gets that modality's head as its answer, in late and hybrid fusion; one with neither
-    gets an answer that says nothing, where all labels are as likely.
+    In late and hybrid fusion, a sample with one modality is predicted by the head of that modality. A sample with
+    neither gets equal scores for all labels.
     """
 
     def __init__(
@@ -516,6 +318,9 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         votes = config.is_bimodal and config.fusion in ("late", "hybrid") and config.late_fusion_weights is None
         self.vote = ModalityGate(width, num_voters=3 if self.mmemo.fuses else 2) if votes else None
         self.post_init()
+
+    def _init_text_head(self, weight: torch.Tensor) -> None:
+        self.get_submodule("text_classifier").load_state_dict({"weight": weight})
 
     def forward(
         self,
@@ -538,9 +343,10 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         """
         Args:
             labels (`torch.Tensor`, *optional*): `(batch,)` class indices (-100 is ignored) for a single label,
-                `(batch, num_labels)` of 0 and 1 for several, `(batch, num_labels)` of values for regression.
-            label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for labels that the sample's
-                corpus knows; the others take no part in its loss, so that their absence there teaches nothing.
+                `(batch, num_labels)` of 0 and 1 for several, `(batch, num_labels)` of values for regression; NaN is
+                ignored in the last two.
+            label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels that the sample's
+                corpus annotates; the others do not take part in its loss.
             The others are those of [`MMEmoModel.forward`].
         """
         features = self.mmemo(
@@ -558,24 +364,16 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        there = features.modality_mask
-        heads = self._heads(features)
-        logits, modality_weights = self._answer(heads, features)
+        heads = self._head_logits(features)
+        logits, modality_weights = self._predict(heads, features)
         segments: dict[str, torch.Tensor] = {}
         if features.segments is not None:
-            answers = self._answer(self._heads(features.segments), features.segments)
+            predictions = self._predict(self._head_logits(features.segments), features.segments)
             names = ("segment_logits", "segment_modality_weights")
-            segments = {name: rows.unflatten(0, (logits.shape[0], -1)) for name, rows in zip(names, answers)}
-
-        loss = None
-        if labels is not None:
-            rows = {"audio": there[:, 0], "text": there[:, 1], "fused": there.all(dim=1)}
-            loss = self._loss(logits, labels, label_mask, there.any(dim=1))
-            own = sum(self._loss(head, labels, label_mask, rows[name]) for name, head in heads.items())
-            loss = loss + self.config.modality_loss_weight * own
+            segments = {name: rows.unflatten(0, (logits.shape[0], -1)) for name, rows in zip(names, predictions)}
 
         output = MMEmoEmotionOutput(
-            loss=loss,
+            loss=None if labels is None else self._loss(logits, heads, features.modality_mask, labels, label_mask),
             logits=logits,
             audio_logits=heads["audio"] / self.config.temperature_of("audio") if "audio" in heads else None,
             text_logits=heads["text"] / self.config.temperature_of("text") if "text" in heads else None,
@@ -590,50 +388,56 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
 
-    def _heads(self, features: MMEmoModelOutput) -> dict[str, torch.Tensor]:
-        """What each head says, `(batch, num_labels)`."""
-        says_words = self.config.label_token_ids is not None
+    def _head_logits(self, features: MMEmoModelOutput) -> dict[str, torch.Tensor]:
+        """Returns the logits of each head by its name, `(batch, num_labels)`."""
+        uses_label_tokens = self.config.label_token_ids is not None
         heads = {
             name: classifier(embeds)
             for name, classifier, embeds in (
                 ("audio", self.audio_classifier, features.audio_embeds),
-                ("text", self.text_classifier, features.text_last_state if says_words else features.text_embeds),
+                (
+                    "text",
+                    self.text_classifier,
+                    features.text_last_state if uses_label_tokens else features.text_embeds,
+                ),
                 ("fused", self.fused_classifier, features.fused_embeds),
             )
             if classifier is not None
         }
-        if says_words:
+        if uses_label_tokens:
             heads["text"] = token_logits(self.config.text_config, heads["text"])
         return heads
 
-    def _answer(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
-        """The logits `(batch, num_labels)`, divided by the temperature, and the modalities' shares `(batch, 2)`."""
-        there = features.modality_mask
-        logits, weights = self._fused_answer(heads, features)
-        return logits / self._temperatures(logits)[there[:, 0] + 2 * there[:, 1] - 1].unsqueeze(1), weights
+    def _predict(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
+        """Returns the logits `(batch, num_labels)`, divided by the temperature, and the modality weights
+        `(batch, 2)`."""
+        logits, weights = self._combine_heads(heads, features)
+        temperatures = torch.tensor([self.config.temperature_of(presence) for presence in PRESENCES]).to(logits)
+        has_audio, has_text = features.modality_mask.unbind(dim=1)
+        return logits / temperatures[has_audio + 2 * has_text - 1].unsqueeze(1), weights
 
-    def _fused_answer(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
-        """The logits `(batch, num_labels)` by the configured fusion, and the modalities' shares `(batch, 2)`."""
-        there = features.modality_mask
+    def _combine_heads(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
+        """Returns the logits `(batch, num_labels)` by the configured fusion, and the modality weights `(batch, 2)`."""
+        is_present = features.modality_mask
         if not self.config.is_bimodal:
             (logits,) = heads.values()
-            return logits, there.to(logits.dtype)
+            return logits, is_present.to(logits.dtype)
         if self.config.fusion in ("early", "cross_attention"):
             return heads["fused"], features.fusion_weights
 
         voters = [heads["audio"], heads["text"]]
-        may_vote = there
+        may_vote = is_present
         if "fused" in heads:
             voters.append(heads["fused"])
-            may_vote = torch.cat([there, there.all(dim=1, keepdim=True)], dim=1)
+            may_vote = torch.cat([is_present, is_present.all(dim=1, keepdim=True)], dim=1)
         if self.vote is None:
-            # A modality of weight 0 still answers where it is the only one.
+            # A modality of weight 0 still predicts where it is the only one.
             weights = torch.tensor(self.config.late_fusion_weights).to(voters[0])
-            votes = there * weights.clamp(min=torch.finfo(weights.dtype).tiny)
+            votes = is_present * weights.clamp(min=torch.finfo(weights.dtype).tiny)
             votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
         else:
             votes = self.vote(features.audio_embeds, features.text_embeds, may_vote)
-        if self._problem_type() == "single_label_classification":
+        if problem_type(self.config) == "single_label_classification":
             voters = [voter.log_softmax(dim=1) for voter in voters]
         logits = torch.einsum("bv,bvl->bl", votes, torch.stack(voters, dim=1))
         weights = votes[:, :2]
@@ -641,48 +445,16 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             weights = weights + votes[:, 2:] * features.fusion_weights
         return logits, weights
 
-    def _temperatures(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor([self.config.temperature_of(presence) for presence in PRESENCES]).to(like)
-
-    def _problem_type(self) -> str:
-        if self.config.problem_type is not None:
-            return self.config.problem_type
-        return "regression" if self.config.num_labels == 1 else "single_label_classification"
-
     def _loss(
-        self, logits: torch.Tensor, labels: torch.Tensor, label_mask: torch.Tensor | None, rows: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        heads: dict[str, torch.Tensor],
+        is_present: torch.Tensor,
+        labels: torch.Tensor,
+        label_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The loss of those `rows`, `(batch,)`, that have a label, summed and divided by the size of the batch.
-
-        So every sample weighs the same, whichever modalities the others have: batches on several processes, or
-        accumulated ones, add up to the loss of one batch of them all.
-        """
-        known = torch.ones_like(logits, dtype=torch.bool) if label_mask is None else label_mask.bool()
-        if self._problem_type() == "single_label_classification":
-            rows = rows & (labels != -100)
-            losses = self._cross_entropy(logits, labels.clamp(min=0), known)
-        else:
-            labels = labels.to(logits.dtype).view_as(logits)
-            if self._problem_type() == "regression":
-                losses = nn.functional.mse_loss(logits, labels, reduction="none")
-            else:
-                losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-            losses = (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
-        return (losses * rows).sum() / len(rows)
-
-    def _cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """The loss `(batch,)` of class indices, over the `known` labels `(batch, num_labels)` of each sample.
-
-        Source: Lin et al., "Focal Loss for Dense Object Detection", 2017; Szegedy et al., "Rethinking the Inception
-        Architecture for Computer Vision", 2016 (label smoothing).
-        """
-        log_probs = logits.masked_fill(~known, torch.finfo(logits.dtype).min).log_softmax(dim=1)
-        answered = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
-        others = log_probs.masked_fill(~known, 0).sum(dim=1) / known.sum(dim=1).clamp(min=1)
-        smoothing = self.config.label_smoothing
-        losses = -((1 - smoothing) * answered + smoothing * others)
-        if self.config.focal_gamma > 0:
-            losses = losses * (1 - answered.exp()) ** self.config.focal_gamma
-        if self.config.class_weights is not None:
-            losses = losses * torch.tensor(self.config.class_weights).to(losses)[labels]
-        return losses
+        """Returns the loss of the prediction plus those of the heads, each over the samples that have its inputs."""
+        rows = {"audio": is_present[:, 0], "text": is_present[:, 1], "fused": is_present.all(dim=1)}
+        loss = emotion_loss(self.config, logits, labels, label_mask, is_present.any(dim=1))
+        head_losses = [emotion_loss(self.config, head, labels, label_mask, rows[name]) for name, head in heads.items()]
+        return loss + self.config.modality_loss_weight * sum(head_losses)

@@ -1,15 +1,17 @@
-"""Running any encoder of the Hub so that a sample gives the same states alone and in any batch.
+"""Runs any encoder of the Hub (a "tower") so that a sample gets the same states alone and in any batch.
 
-What differs from one architecture to the next stands in this file and nowhere else:
-  - an encoder-decoder (Whisper, T5) is reduced to its encoder, a pooler that nothing reads is left out;
-  - text is turned right-padded before its tower and back after it, so positions are right under either padding side;
-  - audio encoders whose first norm runs over time (wav2vec 2.0 and HuBERT base) see clips of one length at a time, for
-    padding would leak into that norm;
-  - the Audio Spectrogram Transformer has no mask: it was trained on padded patches.
+All differences between architectures are handled in this file:
+  - an encoder-decoder (Whisper, T5) is reduced to its encoder, and an unused pooler is dropped;
+  - text is moved to right padding before its encoder and back afterwards, so positions are correct for either padding
+    side;
+  - audio encoders whose first norm runs over time (wav2vec 2.0 and HuBERT base) encode clips of one length at a time,
+    because padding would leak into that norm;
+  - the Audio Spectrogram Transformer takes no mask: it was trained on padded patches.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,64 +23,74 @@ from .configuration_mmemo import MMEmoAudioConfig
 
 
 AST = "audio-spectrogram-transformer"
+# Weights of 4 bits, computed in bfloat16, differ by this much, relatively, from call to call.
+STATE_TOLERANCE = 0.02
 
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
-    """A tower with new weights, of the architecture that its `config` names."""
+    """Returns a newly initialised encoder of the architecture of `config`."""
     dtype = torch.get_default_dtype()
     if config.model_type == MMEmoAudioConfig.model_type:
         return MMEmoAudioEncoder._from_config(config, dtype=dtype)
     return strip_tower(AutoModel.from_config(config, dtype=dtype))
 
 
-def load_tower(name_or_path: str, dtype: torch.dtype, **kwargs) -> PreTrainedModel:
-    """The pretrained tower of a Hub name or folder.
+def load_tower(name_or_path: str, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
+    """Loads a pretrained encoder from the Hub or a folder.
 
     Raises:
-        ValueError: If the checkpoint lacks weights that the tower needs.
+        ValueError: If the checkpoint lacks weights of the encoder.
     """
     model, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
     tower = strip_tower(model)
-    _refuse_incomplete(name_or_path, model, tower, info)
+    _check_complete(name_or_path, model, tower, info)
     return tower
 
 
 @torch.no_grad()
 def load_language_model(
-    name_or_path: str, token_ids: Sequence[int], dtype: torch.dtype, **kwargs
+    name_or_path: str, token_ids: Sequence[int], dtype: torch.dtype, **kwargs: Any
 ) -> tuple[PreTrainedModel, torch.Tensor]:
-    """The tower of a causal language model, and the rows `(tokens, hidden)` of its output layer for some tokens.
+    """Loads the encoder of a causal language model, and the rows of its output layer for some tokens.
+
+    Args:
+        name_or_path (`str`): Hub name or folder.
+        token_ids (`Sequence[int]`): The tokens.
+        dtype (`torch.dtype`): Data type of the weights.
+        kwargs: Passed to `from_pretrained`.
+
+    Returns:
+        The encoder and the rows `(tokens, hidden)`.
 
     Raises:
-        ValueError: If the checkpoint lacks weights, if the model reads what comes after a token, or if it says how
-            likely a token is otherwise than by those rows.
+        ValueError: If the checkpoint lacks weights, if the model attends to later tokens, or if its logits are not the
+            products of the last state with those rows.
     """
     model, info = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
     model, tower = model.eval(), model.base_model
-    read = torch.tensor([[*token_ids[:1], *token_ids]], device=tower.device)
-    states, fewer = (encode_text(tower, ids, torch.ones_like(ids))[-1] for ids in (read, read[:, :1]))
-    if _differ(fewer, states[:, :1]):
+    probe = torch.tensor([[*token_ids[:1], *token_ids]], device=tower.device)
+    states, first_state = (encode_text(tower, ids, torch.ones_like(ids))[-1] for ids in (probe, probe[:, :1]))
+    if _differ(first_state, states[:, :1]):
         raise ValueError(
-            f"{name_or_path} reads what comes after a word, so it is no causal language model; it predicts no words."
+            f"{name_or_path} attends to later tokens, so it is not a causal language model; label_token_ids needs one."
         )
-    _refuse_incomplete(name_or_path, model, model, info)
+    _check_complete(name_or_path, model, model, info)
     rows = model.get_output_embeddings().weight[list(token_ids)].detach().clone()
-    said = model(read).logits[0, -1, list(token_ids)]
-    if _differ(token_logits(tower.config, states[0, -1] @ rows.T), said):
+    expected = model(probe).logits[0, -1, list(token_ids)]
+    if _differ(token_logits(tower.config, states[0, -1] @ rows.T), expected):
         raise ValueError(
-            f"The {tower.config.model_type} {name_or_path} does more to its logits than is known here, so its "
-            "tower and label_token_ids would answer otherwise than it does; train a head instead."
+            f"The {tower.config.model_type} model {name_or_path} transforms its logits in an unsupported way, so "
+            "label_token_ids would give other predictions than the model itself; train a head instead."
         )
     return tower, rows
 
 
 def _differ(values: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether by more than what weights of 4 bits, computed in bfloat16, may differ from call to call."""
-    return bool((values - expected).norm() > 0.02 * expected.norm())
+    return bool((values - expected).norm() > STATE_TOLERANCE * expected.norm())
 
 
 def token_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
-    """What a language model makes of the products of a state with the rows of its output layer.
+    """Returns a language model's logits, given the products of its last state with rows of its output layer.
 
     Source: Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", 2024 (soft-capping).
     """
@@ -86,15 +98,16 @@ def token_logits(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _refuse_incomplete(name_or_path: str, model: PreTrainedModel, tower: PreTrainedModel, info: dict) -> None:
+def _check_complete(name_or_path: str, model: PreTrainedModel, tower: PreTrainedModel, info: dict) -> None:
+    """Raises if the checkpoint of `model` lacks weights of its part `tower`."""
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is tower)
-    kept = {f"{prefix}{key}" for key in tower.state_dict()}
-    if missing := sorted(kept & set(info["missing_keys"])):
+    needed = {f"{prefix}{key}" for key in tower.state_dict()}
+    if missing := sorted(needed & set(info["missing_keys"])):
         raise ValueError(f"{name_or_path} lacks weights: {missing}. Give a complete checkpoint.")
 
 
 def strip_tower(model: PreTrainedModel) -> PreTrainedModel:
-    """Reduces a model to the encoder whose states are read."""
+    """Reduces a model to the encoder whose hidden states are used."""
     tower = model.get_encoder() if model.config.is_encoder_decoder else model
     if "pooler" in dict(tower.named_children()):
         tower.pooler = None
@@ -102,51 +115,50 @@ def strip_tower(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def num_hidden_states(config: PreTrainedConfig) -> int:
-    """How many hidden states a tower returns: its embeddings, then one a layer."""
+    """Returns the number of hidden states of an encoder: its embeddings, then one per layer."""
     return config.num_hidden_layers + 1
 
 
 def _states(output: BaseModelOutput) -> tuple[torch.Tensor, ...]:
-    """The hidden states, the last one behind the tower's closing norm, which some towers leave out of their list."""
+    """Returns the hidden states, the last one after the closing norm, which some encoders leave out of their list."""
     return (*output.hidden_states[:-1], output.last_hidden_state)
 
 
 def max_tokens(tower: PreTrainedModel) -> int | None:
-    """How many tokens a text tower has positions for; `None` if they are not counted out."""
+    """Returns the maximum number of tokens of a text encoder; `None` if its positions are not a table."""
     limit = getattr(tower.config, "max_position_embeddings", None)
     for module in tower.modules():
-        # RoBERTa and its kin count positions from behind the padding index.
+        # RoBERTa and its relatives count positions from the padding index on.
         if isinstance(module, nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
             return limit - module.padding_idx - 1
     return limit
 
 
 def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Hidden states of a text tower, each `(batch, tokens, hidden)`, under left or right padding.
+    """Returns the hidden states of a text encoder, each `(batch, tokens, hidden)`, for left or right padding.
 
     Args:
         input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
         mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for real tokens; a row of zeros is a missing text.
 
     Raises:
-        ValueError: If there are more tokens than the tower has positions for.
+        ValueError: If there are more tokens than the encoder has positions.
     """
     limit = max_tokens(tower)
     if limit is not None and input_ids.shape[1] > limit:
         raise ValueError(
-            f"The text has {input_ids.shape[1]} tokens, but the {tower.config.model_type} tower has {limit} "
+            f"The text has {input_ids.shape[1]} tokens, but the {tower.config.model_type} encoder has {limit} "
             "positions; truncate it in the processor (truncation=True, max_length=...)."
         )
-    # A padding token that was added to the tokenizer alone has no row among the tower's embeddings.
+    # A padding token that was added to the tokenizer alone has no row in the embeddings.
     input_ids = input_ids * mask.bool()
-    mask = attendable(mask)
-    # Where each token goes: the real ones to the front, the padding behind them. No sort, which ONNX has not.
-    is_real = mask.bool()
+    is_real = attendable(mask)
+    # The target of each token: real ones move to the front, padding behind them. No sort: ONNX has no such operator.
     target = torch.where(is_real, is_real.cumsum(dim=1), is_real.sum(dim=1, keepdim=True) + (~is_real).cumsum(dim=1))
     target = target - 1
     output = tower(
         input_ids=torch.zeros_like(input_ids).scatter(1, target, input_ids),
-        attention_mask=torch.zeros_like(mask).scatter(1, target, mask),
+        attention_mask=torch.zeros_like(target).scatter(1, target, is_real.long()),
         output_hidden_states=True,
         return_dict=True,
     )
@@ -157,14 +169,17 @@ def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Ten
 def encode_audio(
     tower: PreTrainedModel, inputs: torch.Tensor, mask: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Hidden states of an audio tower, each `(batch, positions, hidden)`, and their mask `(batch, positions)`.
+    """Returns the hidden states of an audio encoder, each `(batch, positions, hidden)`, and their mask
+    `(batch, positions)`.
 
     Args:
-        inputs (`torch.Tensor`): What the tower reads: `(batch, samples)` for a waveform, `(batch, channels, frames)`
-            or `(batch, frames, channels)` for a spectrogram.
-        mask (`torch.Tensor` of shape `(batch, samples or frames)`): 1 for real ones, padding on the right; a row of
-            zeros is a missing clip.
+        inputs (`torch.Tensor`): The encoder's input: `(batch, samples)` for a waveform, `(batch, channels, frames)` or
+            `(batch, frames, channels)` for a spectrogram.
+        mask (`torch.Tensor` of shape `(batch, samples or frames)`): 1 for real samples or frames, padding on the
+            right; a row of zeros is a missing clip.
     """
+    # Lengths are sums of the mask, which half precision could not count.
+    mask = mask.bool().long()
     if tower.config.model_type == AST:
         states = _states(tower(inputs, output_hidden_states=True, return_dict=True))
         return states, mask.any(dim=1, keepdim=True).expand(-1, states[-1].shape[1])
@@ -172,14 +187,15 @@ def encode_audio(
     if getattr(tower.config, "feat_extract_norm", None) == "group":
         states = _encode_by_length(tower, inputs, attendable(mask).sum(dim=1))
     else:
-        states = _states(tower(inputs, attention_mask=attendable(mask), output_hidden_states=True, return_dict=True))
+        attention_mask = attendable(mask).long()
+        states = _states(tower(inputs, attention_mask=attention_mask, output_hidden_states=True, return_dict=True))
     lengths = tower._get_feat_extract_output_lengths(mask.sum(dim=1))
     positions = torch.arange(states[-1].shape[1], device=mask.device)
     return states, (positions < lengths.unsqueeze(1)) & mask.any(dim=1, keepdim=True)
 
 
 def _encode_by_length(tower: PreTrainedModel, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Encodes the clips of each length apart, without padding, and pads their states to one length."""
+    """Encodes the clips of each length separately, without padding, and pads their states to one length."""
     positions = int(tower._get_feat_extract_output_lengths(lengths.max()))
     order, groups = [], []
     for length in lengths.unique():
@@ -187,12 +203,12 @@ def _encode_by_length(tower: PreTrainedModel, inputs: torch.Tensor, lengths: tor
         group = _states(tower(inputs[rows, :length], output_hidden_states=True, return_dict=True))
         order.append(rows)
         groups.append([nn.functional.pad(states, (0, 0, 0, positions - states.shape[1])) for states in group])
-    back = torch.cat(order).argsort()
-    return tuple(torch.cat(layer)[back] for layer in zip(*groups))
+    original_order = torch.cat(order).argsort()
+    return tuple(torch.cat(layer)[original_order] for layer in zip(*groups))
 
 
 def seconds_per_position(config: PreTrainedConfig) -> float | None:
-    """Seconds between two positions of an audio tower; `None` if its configuration does not tell."""
+    """Returns the seconds between two positions of an audio encoder; `None` if its configuration lacks them."""
     if config.model_type == MMEmoAudioConfig.model_type:
         return 2 * config.frame_seconds
     if config.model_type == "whisper":
@@ -205,10 +221,10 @@ def seconds_per_position(config: PreTrainedConfig) -> float | None:
 
 
 def position_times(config: PreTrainedConfig, num_positions: int, seconds: float) -> torch.Tensor:
-    """The time, in seconds, at the middle of each position; -1 for positions that stand for no time. `(positions,)`"""
+    """Returns the time, in seconds, of the middle of each position, `(positions,)`; -1 for one without a time."""
     if config.model_type != AST:
         return (torch.arange(num_positions) + 0.5) * seconds
-    # Two special tokens, then the patches, all times of the lowest band first.
+    # Two special tokens, then the patches: all times of the lowest band, then of the next.
     columns = (config.max_length - config.patch_size) // config.time_stride + 1
     times = torch.arange(num_positions - 2) % columns * seconds + config.patch_size / 2 * 0.01
     return torch.cat([times.new_full((2,), -1.0), times])

@@ -21,7 +21,7 @@ from modeling_mmemo import MMEmoAudioEncoder
 WHISPER_BASE = Path(__file__).parents[2] / "shared" / "encoders" / "whisper-base-encoder"
 
 
-def write_whole(model, folder):
+def write_complete(model, folder):
     model.save_pretrained(folder)
 
 
@@ -52,7 +52,7 @@ def features():
 
 
 def assert_same_states(ours, theirs):
-    """Compares all layers, the last behind its closing norm."""
+    """Compares all layers, the last one after the closing norm."""
     assert len(ours.hidden_states) == len(theirs.hidden_states)
     torch.testing.assert_close(ours.hidden_states[:-1], theirs.hidden_states[:-1], atol=1e-4, rtol=0)
     torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, atol=1e-4, rtol=0)
@@ -60,8 +60,8 @@ def assert_same_states(ours, theirs):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("write", [write_whole, write_base, write_encoder_only])
-def test_equals_the_whisper_encoder_it_was_loaded_from(whisper, features, tmp_path, write):
+@pytest.mark.parametrize("write", [write_complete, write_base, write_encoder_only])
+def test_equals_the_whisper_encoder_of_the_checkpoint(whisper, features, tmp_path, write):
     write(whisper, tmp_path)
     encoder, info = MMEmoAudioEncoder.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
@@ -82,7 +82,7 @@ def test_equals_whisper_base_on_thirty_seconds(example_audio):
     encoder = MMEmoAudioEncoder.from_pretrained(WHISPER_BASE, dtype=torch.float32)
 
     theirs = whisper(features, output_hidden_states=True)
-    # Single values of Whisper's middle layers reach into the hundreds: there the tolerance is relative.
+    # Values of Whisper's middle layers reach several hundred, so the tolerance is relative too.
     ours = encoder(features, output_hidden_states=True)
     torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.hidden_states[:-1], theirs.hidden_states[:-1], atol=1e-4, rtol=1e-4)
@@ -90,7 +90,7 @@ def test_equals_whisper_base_on_thirty_seconds(example_audio):
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [1, 2, 39, 60, 61, 75, 120])
-def test_a_clip_gives_the_same_alone_and_in_a_batch(encoder, length):
+def test_states_do_not_depend_on_the_batch(encoder, length):
     padded = torch.randn(2, 8, 130, generator=torch.Generator().manual_seed(2))
     mask = (torch.arange(130) < torch.tensor([[length], [130]])).long()
     alone = encoder(padded[:1, :, :length], output_hidden_states=True)
@@ -120,7 +120,7 @@ def test_a_missing_clip_gives_zeros(encoder, features):
 
 
 @torch.no_grad()
-def test_the_first_layers_of_a_checkpoint(whisper, features, tmp_path):
+def test_loads_the_first_layers_of_a_checkpoint(whisper, features, tmp_path):
     whisper.save_pretrained(tmp_path)
     encoder = MMEmoAudioEncoder.from_pretrained(tmp_path, num_hidden_layers=1)
     states = encoder(features, output_hidden_states=True).hidden_states
@@ -130,15 +130,15 @@ def test_the_first_layers_of_a_checkpoint(whisper, features, tmp_path):
     torch.testing.assert_close(states[1], whisper.model.encoder.layer_norm(first[1]), atol=1e-4, rtol=0)
 
 
-def test_more_layers_than_the_checkpoint_has_are_refused(whisper, tmp_path):
+def test_more_layers_than_the_checkpoint_has_raise(whisper, tmp_path):
     whisper.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks weights of the audio encoder: \['layers.2."):
         MMEmoAudioEncoder.from_pretrained(tmp_path, num_hidden_layers=3)
 
 
 @pytest.mark.parametrize("shape", [(2, 80, 60), (2, 60, 8), (8, 60)])
-def test_features_of_another_shape_are_refused(encoder, shape):
-    with pytest.raises(ValueError, match=r"the encoder reads \(batch, num_mel_bins=8, frames\)"):
+def test_features_of_another_shape_raise(encoder, shape):
+    with pytest.raises(ValueError, match=r"the encoder takes \(batch, num_mel_bins=8, frames\)"):
         encoder(torch.zeros(shape))
 
 
@@ -152,7 +152,7 @@ def test_saved_and_loaded_bit_for_bit(encoder, features, tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is MMEmoAudioEncoder
 
 
-def test_positions_are_whispers_sinusoids_and_not_trained():
+def test_positions_are_the_sinusoids_of_whisper_and_not_trained():
     whisper = WhisperModel(audio_config("whisper"))
     positions = MMEmoAudioEncoder(audio_config("mmemo_audio")).embed_positions.weight
     torch.testing.assert_close(positions, whisper.encoder.embed_positions.weight)
@@ -172,7 +172,61 @@ def test_gradient_checkpointing_gives_the_same_gradients(encoder, features):
     torch.testing.assert_close(gradients(), plain)
 
 
-def test_return_dict_false_gives_a_tuple(encoder, features):
+def test_return_dict_false_returns_a_tuple(encoder, features):
     last, states = encoder(features, output_hidden_states=True, return_dict=False)
     assert torch.equal(last, states[-1])
     assert len(states) == 3
+
+
+@torch.no_grad()
+def test_attentions_equal_those_of_whisper(whisper, features, tmp_path):
+    whisper.save_pretrained(tmp_path)
+    encoder = MMEmoAudioEncoder.from_pretrained(tmp_path, attn_implementation="eager")
+    whisper.set_attn_implementation("eager")
+    theirs = whisper.model.encoder(features, output_attentions=True)
+    ours = encoder(features, output_attentions=True)
+    assert ours.hidden_states is None
+    torch.testing.assert_close(ours.attentions, theirs.attentions, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.last_hidden_state, theirs.last_hidden_state, atol=1e-4, rtol=0)
+
+    last, states, attentions = encoder(
+        input_features=features, output_attentions=True, output_hidden_states=True, return_dict=False
+    )
+    assert torch.equal(last, states[-1])
+    torch.testing.assert_close(attentions, theirs.attentions, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_attentions_of_windows_and_padding(encoder):
+    encoder.set_attn_implementation("eager")
+    features = torch.randn(2, 8, 75, generator=torch.Generator().manual_seed(4))
+    mask = (torch.arange(75) < torch.tensor([[75], [40]])).long()
+    output = encoder(features, mask, output_attentions=True)
+    assert torch.equal(output.last_hidden_state, encoder(features, mask).last_hidden_state)
+    for layer, weights in enumerate(output.attentions):
+        assert weights.shape == (2, 2, 38, 38)
+        # A window of 60 frames and one of 15 in the first clip; 20 real positions in the second.
+        for row, windows in ((0, [slice(0, 30), slice(30, 38)]), (1, [slice(0, 20)])):
+            expected = torch.zeros(2, 38, 38)
+            for window in windows:
+                frames = slice(2 * window.start, min(2 * window.stop, 75))
+                alone = encoder(features[row : row + 1, :, frames], output_attentions=True)
+                expected[:, window, window] = alone.attentions[layer][0]
+            torch.testing.assert_close(weights[row], expected, atol=1e-5, rtol=0)
+
+
+def test_attentions_need_eager_attention(encoder, features):
+    encoder.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=r"needs eager attention, .* uses 'sdpa'; call set_attn_implementation"):
+        encoder(features, output_attentions=True)
+
+
+@torch.no_grad()
+def test_outputs_requested_in_the_configuration(encoder, features):
+    encoder.set_attn_implementation("eager")
+    encoder.config.output_attentions = encoder.config.output_hidden_states = True
+    output = encoder(features)
+    assert (len(output.attentions), len(output.hidden_states)) == (2, 3)
+    encoder.config.return_dict = False
+    assert isinstance(encoder(features), tuple)
+    assert not any(module._forward_hooks for module in encoder.modules())

@@ -33,7 +33,7 @@ def test_defaults():
     assert not config.is_bimodal
 
 
-def test_a_model_has_a_tower():
+def test_a_model_needs_an_encoder():
     with pytest.raises(ValueError, match="needs an audio_config, a text_config, or both; neither was given"):
         MMEmoConfig()
 
@@ -50,7 +50,7 @@ def test_round_trip_of_every_pair(audio, text, tmp_path):
     assert loaded.is_bimodal == (audio is not None and text is not None)
 
 
-def test_towers_may_be_given_as_dicts():
+def test_encoder_configurations_can_be_dicts():
     config = make_config()
     from_dicts = MMEmoConfig(
         audio_config=config.audio_config.to_dict(),
@@ -68,15 +68,15 @@ def test_towers_may_be_given_as_dicts():
         ({"audio_pooling": "max"}, r"audio_pooling='max' is unknown; choose one of \('mean', 'mean_std'"),
         ({"text_pooling": "first"}, r"text_pooling='first' is unknown"),
         ({"problem_type": "ranking"}, r"problem_type='ranking' is unknown"),
-        ({"fusion": "late", "late_fusion_weights": [0, 0]}, r"late_fusion_weights=\[0, 0\] must hold two weights"),
+        ({"fusion": "late", "late_fusion_weights": [0, 0]}, r"late_fusion_weights=\[0, 0\] must be two weights"),
     ],
 )
-def test_unknown_values_are_refused_by_name(fields, message):
+def test_unknown_values_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
 
 
-def test_a_value_of_another_type_is_refused_by_name():
+def test_a_value_of_another_type_raises():
     with pytest.raises(StrictDataclassFieldValidationError, match="field 'fusion_hidden_size'"):
         make_config(fusion_hidden_size="wide")
 
@@ -89,22 +89,22 @@ def test_a_value_of_another_type_is_refused_by_name():
         ({"fusion": "cross_attention", "fusion_num_layers": 0}, "at least 1, got 0"),
         ({"segment_seconds": 0}, "positive, got 0"),
         ({"segment_seconds": -0.5}, "positive, got -0.5"),
-        ({"fusion_dropout": -0.1}, r"fusion_dropout must lie in \[0, 1\), got -0.1"),
-        ({"fusion_dropout": 1.0}, "fusion_dropout must lie in"),
-        ({"modality_dropout": 1.5}, "modality_dropout must lie in"),
-        ({"label_smoothing": 1.0}, "label_smoothing must lie in"),
+        ({"fusion_dropout": -0.1}, r"fusion_dropout must be in \[0, 1\), got -0.1"),
+        ({"fusion_dropout": 1.0}, "fusion_dropout must be in"),
+        ({"modality_dropout": 1.5}, "modality_dropout must be in"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be in"),
         ({"focal_gamma": -1.0}, "focal_gamma must not be negative, got -1.0"),
-        ({"class_weights": [1.0, 2.0]}, "must hold one weight for each of the 7 labels"),
+        ({"class_weights": [1.0, 2.0]}, "must be one weight for each of the 7 labels"),
         ({"class_weights": [-1.0] + 6 * [1.0]}, "none negative"),
         ({"modality_loss_weight": -1.0}, "modality_loss_weight must not be negative"),
         ({"late_fusion_weights": [1.0, 1.0], "fusion": "hybrid"}, 'contradicts fusion="hybrid"'),
-        ({"late_fusion_weights": [1.0], "fusion": "late"}, "must hold two weights"),
-        ({"late_fusion_weights": [1.0, 1.0, 1.0], "fusion": "late"}, "must hold two weights"),
+        ({"late_fusion_weights": [1.0], "fusion": "late"}, "must be two weights"),
+        ({"late_fusion_weights": [1.0, 1.0, 1.0], "fusion": "late"}, "must be two weights"),
         ({"late_fusion_weights": [-1.0, 2.0], "fusion": "late"}, "none negative"),
         ({"late_fusion_weights": [0.0, 0.0], "fusion": "late"}, "not both 0"),
         ({"id2label": {0: "angry", 2: "sad"}}, r"0, 1, 2, \.\.\.; got \[0, 2\]"),
         ({"id2label": {1: "angry", 2: "sad"}}, r"got \[1, 2\]"),
-        ({"id2label": {0: "sad", 1: "sad"}}, "names a label twice"),
+        ({"id2label": {0: "sad", 1: "sad"}}, "has a label twice"),
         ({"id2label": {0: "angry", 1: "sad"}, "label2id": {"angry": 1, "sad": 0}}, "contradicts id2label"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": float("nan")}, "temperature must be positive"),
@@ -112,17 +112,17 @@ def test_a_value_of_another_type_is_refused_by_name():
         ({"temperature": {"audio": 1.0, "video": 1.0}}, r"unknown keys \['video'\]"),
     ],
 )
-def test_contradictions_are_refused_in_words(fields, message):
+def test_contradictions_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
 
 
 @pytest.mark.parametrize("fusion", ["early", "late"])
-def test_without_cross_attention_no_layer_is_needed(fusion):
+def test_no_layer_is_needed_without_cross_attention(fusion):
     assert not make_config(fusion=fusion, fusion_num_layers=0).attends_across
 
 
-def test_own_labels():
+def test_custom_labels():
     assert make_config(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     config = make_config(id2label={"0": "calm", "1": "tense"})
     assert config.id2label == {0: "calm", 1: "tense"}
@@ -130,12 +130,12 @@ def test_own_labels():
     assert config.num_labels == 2
 
 
-def test_label2id_alone_names_the_labels():
+def test_label2id_alone_defines_the_labels():
     config = make_config(label2id={"calm": 0, "tense": 1})
     assert config.id2label == {0: "calm", 1: "tense"}
 
 
-def test_temperature_of_a_presence():
+def test_temperature_by_modalities_present():
     assert make_config(temperature=2).temperature_of("text") == 2.0
     config = make_config(temperature={"audio": 1.5, "both": 3.0})
     assert [config.temperature_of(presence) for presence in ("audio", "text", "both")] == [1.5, 1.0, 3.0]
@@ -150,14 +150,14 @@ def test_whisper_config_is_reduced_to_its_encoder(tmp_path):
     assert not config.to_dict().keys() & {"decoder_layers", "decoder_start_token_id", "forced_decoder_ids"}
 
 
-def test_another_models_folder_is_refused_by_name(tmp_path):
+def test_a_folder_of_another_model_raises(tmp_path):
     BertConfig().save_pretrained(tmp_path)
 
     with pytest.raises(ValueError, match="holds a 'bert' model, not 'mmemo'; MMEmoForEmotionRecognition"):
         MMEmoConfig.from_pretrained(tmp_path)
 
 
-def test_audio_config_carries_the_names_of_transformers():
+def test_audio_config_has_the_names_of_transformers():
     config = MMEmoAudioConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
     assert (config.d_model, config.encoder_layers) == (32, 3)
     assert (config.encoder_attention_heads, config.encoder_ffn_dim) == (4, 64)
@@ -172,6 +172,6 @@ def test_audio_config_carries_the_names_of_transformers():
         ({"scale_embedding": True}, "scale_embedding=True is not supported"),
     ],
 )
-def test_audio_contradictions_are_refused(fields, message):
+def test_audio_contradictions_raise(fields, message):
     with pytest.raises(ValueError, match=message):
         MMEmoAudioConfig(**fields)

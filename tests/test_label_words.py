@@ -205,7 +205,7 @@ def test_a_model_that_reads_ahead_is_refused(words, tmp_path):
     model.save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
 
-    with pytest.raises(ValueError, match="reads what comes after a word, so it is no causal language model"):
+    with pytest.raises(ValueError, match="attends to later tokens, so it is not a causal language model"):
         build_model(arguments(tmp_path), LABELS)
 
 
@@ -224,7 +224,7 @@ def test_an_encoder_of_another_kind_is_refused(tmp_path):
         ValueError, match=r"Unrecognized configuration class .*DistilBertConfig.* AutoModelForCausalLM"
     ):
         MMEmoForEmotionRecognition.from_audio_text_pretrained(text=str(tmp_path), label_token_ids=list(range(7)))
-    with pytest.raises(ValueError, match=r"label_token_ids=\[1, 1\] must hold one token for each of the 2 labels"):
+    with pytest.raises(ValueError, match=r"label_token_ids=\[1, 1\] must be one token for each of the 2 labels"):
         make_config(audio=None, text="llama", label_token_ids=[1, 1], id2label={0: "a", 1: "b"})
     with pytest.raises(ValueError, match="contradicts text_config=None"):
         make_config(text=None, label_token_ids=[1, 2, 3])

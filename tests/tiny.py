@@ -1,6 +1,6 @@
 """Tiny configurations of every architecture, samples for them, and tables of rows.
 
-The samples stand under garbage rather than zeros where their masks are 0: nothing there may reach a result.
+Where their masks are 0, the samples have random values rather than zeros: these must not reach a result.
 """
 
 import copy
@@ -34,7 +34,7 @@ from modeling_mmemo import MMEmoAudioConfig, MMEmoConfig, MMEmoForEmotionRecogni
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TOKENS = {"vocab_size": 50, "bos_token_id": 2, "eos_token_id": 3}
 ENCODER = {**SIZES, **TOKENS, "max_position_embeddings": 64}
-# Two heads ask one key and value, as decoders share them.
+# Two query heads share one key and value, as in grouped-query decoders.
 DECODER = {**ENCODER, "num_key_value_heads": 1}
 WHISPER = {
     "d_model": 16,
@@ -84,15 +84,15 @@ _TEXT_CONFIGS = {
     "qwen2": Qwen2Config(**DECODER),
     "qwen3": Qwen3Config(**DECODER, head_dim=8),
     "gemma": GemmaConfig(**DECODER, head_dim=8),
-    # A window shorter than the text, so that it matters where the text begins.
+    # A sliding window shorter than the text, so that the position of its start matters.
     "gemma3_text": Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=4),
 }
 AUDIO = tuple(_AUDIO_CONFIGS)
 TEXT = tuple(_TEXT_CONFIGS)
-# Every tower, each with one partner.
+# Every encoder, each with one of the other modality.
 PAIRS = [*((audio, "bert") for audio in AUDIO), *(("mmemo_audio", text) for text in TEXT if text != "bert")]
 
-# Row 0 is shorter than its batch, row 1 fills it, row 2 has no audio, row 3 no text.
+# Row 0 is padded, row 1 has the length of the batch, row 2 has no audio, row 3 no text.
 BOTH, WHOLE, TEXT_ONLY, AUDIO_ONLY = range(4)
 _TEXT_LENGTHS = (5, 9, 7, 0)
 _AUDIO_SHAPES = {
@@ -118,7 +118,7 @@ def make_config(audio="mmemo_audio", text="bert", **fields):
 
 
 def spread(model):
-    """Draws the weights wide: a new model of the usual range says nearly the same of everything."""
+    """Draws the weights from a wide range: with the usual one, a new model has nearly equal logits for all inputs."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() == 2:
@@ -137,13 +137,13 @@ def _mask(lengths, size):
 
 def audio_inputs(name="mmemo_audio"):
     """The audio of the four samples, as the model's inputs."""
-    reads, shape, lengths = _AUDIO_SHAPES.get(name, _WAVEFORM_SHAPE)
+    input_name, shape, lengths = _AUDIO_SHAPES.get(name, _WAVEFORM_SHAPE)
     values = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
-    return {reads: values, "audio_attention_mask": _mask(lengths, shape[reads == "input_features"])}
+    return {input_name: values, "audio_attention_mask": _mask(lengths, shape[input_name == "input_features"])}
 
 
 def text_inputs():
-    """The text of the four samples, as the model's inputs; the first two know when two of their words were said."""
+    """The text of the four samples, as the model's inputs; one word of each of the first two has timestamps."""
     input_ids = torch.randint(4, 50, (4, 9), generator=torch.Generator().manual_seed(0))
     token_times = torch.full((4, 9, 2), -1.0)
     token_times[0, 1] = torch.tensor([0.1, 0.3])
@@ -160,7 +160,7 @@ def rows(inputs, indices):
 
 
 def alone(inputs, row, fixed_length=False):
-    """One sample without the others: no padding (where its tower can do without), no trace of what is missing."""
+    """One sample alone: without padding, unless the encoder needs it, and without inputs of a missing modality."""
     sample = {name: values[[row]] for name, values in inputs.items()}
     for mask_name, names in (
         ("audio_attention_mask", ("input_features", "input_values")),
@@ -185,7 +185,7 @@ def alone(inputs, row, fixed_length=False):
 
 
 def pad_left(inputs):
-    """The same samples with the padding of their texts on the left."""
+    """The same samples with the text padded on the left."""
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     return {
         name: torch.stack([row.roll(row.shape[0] - length, 0) for row, length in zip(values, lengths)])
@@ -196,7 +196,7 @@ def pad_left(inputs):
 
 
 def write_table(path, rows):
-    """Writes dicts of the same keys as what the name says: JSON Lines, Parquet, TSV, or else CSV."""
+    """Writes rows to a JSON Lines, Parquet, TSV or, by default, CSV file, by the suffix of its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,128 @@
+"""Loading, saving and initialisation of the models."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging
+
+from .configuration_mmemo import MMEmoConfig
+from .fusion_mmemo import CrossModalLayer, LayerMix, ModalityGate, Standardization
+from .towers_mmemo import load_language_model, load_tower, strip_tower
+
+
+logger = logging.get_logger(__name__)
+
+AUTO_MAP = {
+    "AutoModel": "modeling_mmemo.MMEmoModel",
+    "AutoModelForAudioClassification": "modeling_mmemo.MMEmoForEmotionRecognition",
+}
+
+
+class MMEmoPreTrainedModel(PreTrainedModel):
+    """Base of both models."""
+
+    config: MMEmoConfig
+    config_class = MMEmoConfig
+    base_model_prefix = "mmemo"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # Names of weights that the checkpoint lacks; [`MultimodalEmotionPipeline`] raises for a model that has any.
+    missing_keys_on_load: tuple[str, ...] = ()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves the model and its code; see [`~PreTrainedModel.save_pretrained`]."""
+        # Each class loads what the other saved; by default the saving class would register itself alone.
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LayerMix):
+            init.zeros_(module.weights)
+        elif isinstance(module, Standardization):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
+        elif isinstance(module, CrossModalLayer):
+            init.zeros_(module.slope)
+        elif isinstance(module, ModalityGate):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Loads a model as [`PreTrainedModel.from_pretrained`] does, and records the weights its checkpoint lacks."""
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        mismatched = {key for key, *_ in info["mismatched_keys"]}
+        model.missing_keys_on_load = tuple(sorted(set(info["missing_keys"]) | mismatched))
+        return (model, info) if with_info else model
+
+    @classmethod
+    def from_audio_text_pretrained(
+        cls,
+        audio: str | PreTrainedModel | None = None,
+        text: str | PreTrainedModel | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        audio_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+        **config: Any,
+    ):
+        """Builds a model from two pretrained encoders. Fusion layers and heads are newly initialised.
+
+        Args:
+            audio, text (`str` or `PreTrainedModel`, *optional*): Hub names, folders, or loaded encoders. One of them
+                may be absent. With `label_token_ids`, `text` is the name of a causal language model, whose output
+                layer becomes the text head; with a loaded encoder that head is newly initialised.
+            dtype (`torch.dtype`, defaults to `torch.float32`): Data type of the whole model.
+            audio_kwargs, text_kwargs (`dict`, *optional*): Passed to `from_pretrained` of each encoder (`revision`,
+                ...).
+            config: Fields of [`MMEmoConfig`].
+
+        Example:
+
+        ```python
+        >>> from modeling_mmemo import MMEmoAudioEncoder, MMEmoForEmotionRecognition
+
+        >>> model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
+        ...     MMEmoAudioEncoder.from_pretrained("openai/whisper-base", num_hidden_layers=4),
+        ...     "sentence-transformers/all-MiniLM-L6-v2",
+        ...     fusion="hybrid",
+        ... )
+        ```"""
+        towers, label_rows = [], None
+        token_ids = config.get("label_token_ids")
+        for source, kwargs in ((audio, audio_kwargs), (text, text_kwargs)):
+            if isinstance(source, str) and source is text and token_ids is not None:
+                source, label_rows = load_language_model(source, token_ids, dtype, **(kwargs or {}))
+            elif isinstance(source, str):
+                source = load_tower(source, dtype, **(kwargs or {}))
+            elif source is not None:
+                source = strip_tower(source).to(dtype)
+            towers.append(source)
+        configs = [None if tower is None else tower.config.to_dict() for tower in towers]
+        for tower_config in filter(None, configs):
+            # The source may be a local folder, the data type is that of the whole model, and 4-bit weights are for
+            # training alone.
+            for name in ("_name_or_path", "dtype", "quantization_config"):
+                tower_config.pop(name, None)
+        logger.warning("The fusion layers and heads are newly initialised and must be trained.")
+        model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
+        model = cls(model_config, *towers).to(dtype)
+        if label_rows is not None:
+            model._init_text_head(label_rows)
+        return model
+
+    def _init_text_head(self, weight: torch.Tensor) -> None:
+        """Copies rows of a language model's output layer, `(num_labels, hidden)`, to the text head, if any."""
