@@ -87,11 +87,16 @@ def predict(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
-    """Scores a model on corpora: what eval.py does, with its options (mmemo evaluate --help)."""
+    """Evaluates a model on corpora, with the options of eval.py (mmemo evaluate --help)."""
     with _sentences():
-        from modeling_mmemo.evaluation.evaluate_command import main as run
+        if context.args[:1] == ["--folds"]:
+            from modeling_mmemo.training.folds import main as cross_validate
 
-        run(context.args)
+            cross_validate(context.args[1:])
+        else:
+            from modeling_mmemo.evaluation.evaluate_command import main as run
+
+            run(context.args)
 
 
 @app.command()
