@@ -162,7 +162,7 @@ def test_evaluate_is_eval_py(run):
     )
 
     assert "--corpora" in result.stdout and "--pairs" in result.stdout
-    assert "There is nothing to score" in run("evaluate").stderr
+    assert "Nothing to evaluate" in run("evaluate").stderr
 
 
 def test_settings_of_a_service(run, monkeypatch):

@@ -67,8 +67,8 @@ Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with 
 
 ## How to reproduce and cite
 
-`python eval.py --model {name} --data_dir DATA` with mmemo {version} reproduces the figures above. Please cite the package
-with its version, and this repository.
+`python eval.py --model {name} --data_dir DATA` with mmemo {version} reproduces the figures above. Please cite the
+package with its version, and this repository.
 """
 
 
@@ -196,7 +196,7 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
             task_type=TASKS[table["headline"]],
             task_name="Emotion recognition",
             dataset_type=table["name"],
-            dataset_name=f"{table['protocol']} ({GIVEN[table['headline']]})",
+            dataset_name=f"{table['protocol']}, {GIVEN[table['headline']]}",
             metric_type=metric,
             metric_name=HEADINGS[measure],
             metric_value=round(100 * table["conditions"][table["headline"]][measure]["value"], 2),
@@ -250,8 +250,8 @@ def results_section(results: dict[str, Any]) -> str:
     ]
     parts = [
         markdown_table(["test set, condition", "rows", *(HEADINGS[measure] for measure in MEASURES)], rows),
-        f"In percent, with {results['bootstrap']['level']:.0%} intervals of a bootstrap over speakers, or over rows if "
-        "fewer than two speakers are known.",
+        f"In percent, with {results['bootstrap']['level']:.0%} intervals of a bootstrap over speakers, or over rows "
+        "if fewer than two speakers are known.",
     ]
     for table in results["pairs"]:
         gain = table["gain"]
