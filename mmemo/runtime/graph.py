@@ -23,7 +23,6 @@ FORMAT = 1
 METADATA_KEY = "mmemo"
 # Looked for in this order, in the folder itself and in its folder `onnx`.
 GRAPH_FILES = ("model_int8.onnx", "model.onnx")
-FEATURES_FILE = "features.onnx"
 # What the feature extractor multiplies by: window, filterbank, cosines.
 ANALYSIS_FILE = "features.safetensors"
 EXPORTED_FILES = ("*.json", "*.onnx", "*.onnx.data", f"*{ANALYSIS_FILE}")

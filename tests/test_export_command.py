@@ -1,4 +1,4 @@
-"""`mmemo export`, run as a user runs it."""
+"""The command `mmemo export`."""
 
 import json
 
@@ -19,7 +19,7 @@ ITEM = {"text": "you are not happy"}
 
 @pytest.fixture
 def table(make_clip, tmp_path):
-    """Rows of both modalities, of audio and of text, some of them for testing."""
+    """Training and test rows with audio, with text and with both."""
     rows = []
     for index in range(12):
         path = tmp_path / f"{index}.wav"
@@ -49,21 +49,19 @@ def by_label(scores):
     return {entry["label"]: entry["score"] for entry in scores}
 
 
-def test_static_int8_beside_the_float_graph(trained, table, tmp_path):
+def test_static_int8(trained, table, tmp_path):
     output = tmp_path / "output"
 
     written = export(trained, "--output", output, "--int8", "static", "--calibration", table)
 
-    assert written == [
-        str(output / name) for name in ("model.onnx", "model_int8.onnx", "features.safetensors", "features.onnx")
-    ]
+    assert written == [str(output / name) for name in ("model.onnx", "model_int8.onnx", "features.safetensors")]
     assert EmotionGraph(output / "model_int8.onnx").metadata["approach"] == "static"
     expected = by_label(load_pipeline(trained)(ITEM))
     assert by_label(EmotionPredictor(output, "model.onnx")(**ITEM)) == pytest.approx(expected, abs=1e-4)
     assert by_label(EmotionPredictor(output)(**ITEM)) == pytest.approx(expected, abs=0.1)
 
 
-def test_in_place_it_shares_the_models_weights(trained, model):
+def test_in_place_the_graph_shares_the_models_weights(trained, model):
     model.half().save_pretrained(trained)
 
     written = export(trained, "--in-place")
@@ -74,15 +72,7 @@ def test_in_place_it_shares_the_models_weights(trained, model):
     assert by_label(load_pipeline(trained, backend="onnx")(ITEM)) == pytest.approx(expected, abs=0.1)
 
 
-def test_int8_for_torch(trained, tmp_path):
-    (path,) = export(trained, "--output", tmp_path / "output", "--to", "torch-int8")
-
-    assert path == str(tmp_path / "output" / "model_int8.safetensors")
-    answer = by_label(load_pipeline(tmp_path / "output", backend="torch-int8")(ITEM))
-    assert answer == pytest.approx(by_label(load_pipeline(trained)(ITEM)), abs=0.1)
-
-
-def test_calibration_takes_training_rows_alone(processor, table):
+def test_calibration_uses_training_rows_only(processor, table):
     batches = list(calibration_inputs(processor, [str(table)], table.parent, rows_each=100))
 
     assert sum(map(rows_of, batches)) == 9
@@ -91,7 +81,7 @@ def test_calibration_takes_training_rows_alone(processor, table):
     assert sum(map(rows_of, calibration_inputs(processor, [str(table)], table.parent, rows_each=3))) == 3
 
 
-def test_a_model_that_lacks_weights_is_refused(trained, model):
+def test_missing_weights_raise(trained, model):
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("text_classifier")}
     model.save_pretrained(trained, state_dict=weights)
 
@@ -101,7 +91,7 @@ def test_a_model_that_lacks_weights_is_refused(trained, model):
     assert "lacks 2 weights, such as text_classifier." in result.stderr and "export a trained model" in result.stderr
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
+def test_other_models_raise(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
 
     result = CliRunner().invoke(app, ["export", str(tmp_path), "--in-place"])
