@@ -1,6 +1,8 @@
 """The command `mmemo export`."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -10,7 +12,7 @@ from typer.testing import CliRunner
 from mmemo import EmotionPredictor
 from mmemo.cli import app
 from mmemo.runtime.graph import EmotionGraph
-from modeling_mmemo import load_pipeline
+from modeling_mmemo import exporters, load_pipeline
 from modeling_mmemo.exporters.export_command import calibration_inputs
 
 
@@ -35,6 +37,19 @@ def table(make_clip, tmp_path):
     return tiny.write_table(tmp_path / "rows.csv", rows)
 
 
+@pytest.fixture(params=["cached", pytest.param("traced", marks=pytest.mark.slow)])
+def graph(request, exported, monkeypatch):
+    """Replaces tracing, which is slow, by a copy of the graph that the session's fixture traced of the same model."""
+
+    def copy_graph(model, processor, folder):
+        model.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return Path(shutil.copy(exported / "model.onnx", folder))
+
+    if request.param == "cached":
+        monkeypatch.setattr(exporters, "export_onnx", copy_graph, raising=False)
+
+
 def export(*arguments):
     result = CliRunner().invoke(app, ["export", *map(str, arguments)])
     assert result.exit_code == 0, result.stderr
@@ -49,7 +64,7 @@ def by_label(scores):
     return {entry["label"]: entry["score"] for entry in scores}
 
 
-def test_static_int8(trained, table, tmp_path):
+def test_static_int8(graph, trained, table, tmp_path):
     output = tmp_path / "output"
 
     written = export(trained, "--output", output, "--int8", "static", "--calibration", table)
@@ -61,7 +76,7 @@ def test_static_int8(trained, table, tmp_path):
     assert by_label(EmotionPredictor(output)(**ITEM)) == pytest.approx(expected, abs=0.1)
 
 
-def test_in_place_the_graph_shares_the_models_weights(trained, model):
+def test_in_place_the_graph_shares_the_models_weights(graph, trained, model):
     model.half().save_pretrained(trained)
 
     written = export(trained, "--in-place")
