@@ -1,4 +1,4 @@
-"""Scores a model on the held-out parts of corpora and on simulated pairs of them, or cross-validates a training run.
+"""Evaluates a model on held-out corpora and simulated pairs, or cross-validates a training configuration.
 
 python eval.py --data_dir data --corpora ravdess meld emodb goemotions --pairs ravdess+meld --timelines ravdess
 python eval.py --model me/my-model --data_dir data --corpora ravdess --conditions audio --limit 100
@@ -9,9 +9,15 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> None:
-    from modeling_mmemo.evaluation.evaluate_command import main as run
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--folds"]:  # trains one model per fold
+        from modeling_mmemo.training.folds import main as cross_validate
 
-    run(sys.argv[1:] if argv is None else argv, description=__doc__)
+        cross_validate(argv[1:])
+    else:
+        from modeling_mmemo.evaluation.evaluate_command import main as evaluate
+
+        evaluate(argv, description=__doc__)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """
-Times emotions from a clip and its words: mmemo in PyTorch and ONNX against what one would write otherwise. On Linux.
+Compares the latency of mmemo in PyTorch and ONNX with other models, for a clip and a sentence. Linux only.
 
     python benchmarks/inference.py
     python benchmarks/inference.py path/to/folder --repetitions 50 --threads 1
     python benchmarks/inference.py --exported path/to/exported --profile
 
-Every row takes samples and a sentence and gives scores, feature extraction included, on the same clips of 3 s. The
-rows of a repetition run one after the other, so that other load on the machine falls on all of them. Weights of others
-are random: what they cost does not depend on their values. Without `--exported` the embedded model is exported first.
-`--profile` shows where the time of the int8 row goes instead.
+Every row computes scores from samples and a sentence, feature extraction included, on the same clips of 3 s. The rows
+of a repetition run one after the other, so that other load on the machine affects all of them. Baselines use random
+weights; latency does not depend on them. Without `--exported` the embedded model is exported first. `--profile` shows the
+parts of the int8 row instead.
 """
 
 import argparse
@@ -26,25 +26,23 @@ from pathlib import Path
 from feature_extraction import SAMPLING_RATE, SECONDS, load_clips
 
 
-BATCH = 32
-BATCH_REPETITIONS = 3
+BATCH_SIZE = 32
 SENTENCE = "I have been waiting for an hour and nobody answers the phone."
 NUM_LABELS = 7
-INT8_FILE, TORCH_INT8_FILE = "model_int8.onnx", "model_int8.safetensors"
+INT8_FILE = "model_int8.onnx"
 EMBEDDED = Path(__file__).parents[1] / "modeling_mmemo" / "default"
-# Before each call, seconds: the threads of the one before spin on for a while, and would be in its way.
+# Seconds before each call: the threads of the previous one keep spinning for a while, and would slow it down.
 PAUSE = 0.1
-# Functions of a list of items, to the scores and to the model's inputs alone, and the weights' size in MB.
-Row = namedtuple("Row", ["answer", "features", "size"], defaults=[None])
+# Functions of a list of items that compute the scores and only the model's inputs (optional), and the weights in MB.
+Row = namedtuple("Row", ["predict", "features", "size"], defaults=[None, None])
 
 
 def load_emotion(file_name, exported, threads):
+    """Returns the pipeline over a file of weights: the embedded model in PyTorch, or an exported graph."""
     from modeling_mmemo import load_pipeline
 
     if file_name == "model.safetensors":
         return load_pipeline()
-    if file_name == TORCH_INT8_FILE:
-        return load_pipeline(exported, backend="torch-int8")
     from modeling_mmemo.exporters import MMEmoOnnxModel
 
     model = MMEmoOnnxModel.from_pretrained(exported, file_name=file_name, num_threads=threads)
@@ -57,29 +55,25 @@ def mmemo(file_name, exported, threads):
     def features(items):
         return emotion.processor(**{key: [item[key] for item in items] for key in items[0]}, return_tensors="pt")
 
-    def answer(items):
+    def predict(items):
         return emotion(items[0]) if len(items) == 1 else emotion(items, batch_size=len(items))
 
     path = (EMBEDDED if file_name == "model.safetensors" else exported) / file_name
-    return Row(answer, features, path.stat().st_size / 1e6)
+    return Row(predict, features, path.stat().st_size / 1e6)
 
 
 def without_torch(exported, threads):
     from mmemo import EmotionPredictor
 
-    predict = EmotionPredictor(exported, INT8_FILE, threads)
+    predictor = EmotionPredictor(exported, INT8_FILE, threads)
 
-    def answer(items):
-        return [predict(item.get("audio"), item.get("text")) for item in items]
+    def predict(items):
+        return [predictor(**item) for item in items]
 
-    def features(items):
-        for item in items:
-            predict._hear(item["audio"], None), predict._read(item["text"])
-
-    return Row(answer, features, (exported / INT8_FILE).stat().st_size / 1e6)
+    return Row(predict, size=(exported / INT8_FILE).stat().st_size / 1e6)
 
 
-def two_towers(exported, threads):
+def two_encoders(exported, threads):
     import torch
     import transformers
 
@@ -95,13 +89,13 @@ def two_towers(exported, threads):
         return audio, tokenizer(texts, padding=True, return_tensors="pt")
 
     @torch.inference_mode()
-    def answer(items):
+    def predict(items):
         audio, text = features(items)
-        # The mean needs no masks: the clips are of one length, and so are the texts.
+        # The mean needs no masks: all clips have the same length, and so have all texts.
         hidden_states = audio_encoder(**audio).last_hidden_state, text_encoder(**text).last_hidden_state
         return classifier(torch.cat([states.mean(dim=1) for states in hidden_states], dim=1)).softmax(dim=-1)
 
-    return Row(answer, features, megabytes(audio_encoder, text_encoder, classifier))
+    return Row(predict, features, megabytes(audio_encoder, text_encoder, classifier))
 
 
 def whisper(exported, threads):
@@ -116,10 +110,10 @@ def whisper(exported, threads):
         return extractor([item["audio"] for item in items], sampling_rate=SAMPLING_RATE, return_tensors="pt")
 
     @torch.inference_mode()
-    def answer(items):
+    def predict(items):
         return model(**features(items)).logits.softmax(dim=-1)
 
-    return Row(answer, features, megabytes(model))
+    return Row(predict, features, megabytes(model))
 
 
 def librosa_loop(exported, threads):
@@ -146,11 +140,10 @@ def megabytes(*modules):
 TORCH, INT8 = "mmemo, PyTorch fp32", "mmemo, ONNX int8"
 ROWS = {
     TORCH: partial(mmemo, "model.safetensors"),
-    "mmemo, PyTorch int8": partial(mmemo, TORCH_INT8_FILE),
     "mmemo, ONNX fp32": partial(mmemo, "model.onnx"),
     INT8: partial(mmemo, INT8_FILE),
-    "the same by EmotionPredictor": without_torch,
-    "wav2vec2-base and BERT-base": two_towers,
+    "the same with EmotionPredictor": without_torch,
+    "wav2vec2-base and BERT-base": two_encoders,
     "Whisper-base encoder, 30 s, no text": whisper,
     "loop over librosa.feature, no text": librosa_loop,
 }
@@ -158,19 +151,17 @@ IMPORTS = "import modeling_mmemo"
 
 
 def export(folder):
+    """Exports the embedded model to a folder."""
     from modeling_mmemo import load_pipeline
-    from modeling_mmemo.exporters import MMEmoQuantizer, export_features, export_onnx, save_torch_int8
+    from modeling_mmemo.exporters.export_command import export_graphs
 
     emotion = load_pipeline()
-    export_onnx(emotion.model, emotion.processor, folder)
-    MMEmoQuantizer.from_pretrained(folder).quantize(folder)
-    export_features(emotion.processor, folder)
-    save_torch_int8(emotion.model, emotion.processor, folder)
+    export_graphs(emotion.model, emotion.processor, folder)
     return folder
 
 
 def time_calls(calls, batches):
-    """Returns by name the milliseconds of the calls on each batch but the first, which warms up."""
+    """Returns the milliseconds of each call by name, for all batches except the first, which is a warm-up."""
     timings = {name: [] for name in calls}
     for batch in batches:
         for name, call in calls.items():
@@ -182,18 +173,28 @@ def time_calls(calls, batches):
 
 
 def print_peak(name, exported, threads):
+    """Prints the peak memory of this process in MiB after predictions of one row."""
     import numpy as np
 
     if name == IMPORTS:
         import modeling_mmemo  # noqa: F401
     else:
-        # Noise in place of clips: to load those imports what a row may do without.
+        # Noise instead of clips: loading those imports packages that a row may not need.
         clip = np.random.default_rng(0).uniform(-0.1, 0.1, SECONDS * SAMPLING_RATE).astype(np.float32)
-        answer = ROWS[name](exported, threads).answer
+        predict = ROWS[name](exported, threads).predict
         for _ in range(3):
-            answer([{"audio": clip, "text": SENTENCE}])
-    # `ru_maxrss` would start at what the process held that started this one.
+            predict([{"audio": clip, "text": SENTENCE}])
+    # `ru_maxrss` would include the memory of the parent process.
     print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024)
+
+
+def peaks_of(exported, threads):
+    """Returns the peak memory in MiB of a new process for each row, and for the import alone."""
+    command = [sys.executable, __file__, "--exported", exported, "--threads", str(threads), "--memory-of"]
+    return {
+        name: int(subprocess.run([*command, name], stdout=subprocess.PIPE, check=True, text=True).stdout)
+        for name in (*ROWS, IMPORTS)
+    }
 
 
 def print_setting(args):
@@ -204,69 +205,87 @@ def print_setting(args):
     vnni = " and ".join(sorted({"avx512_vnni", "avx_vnni"} & set(cpu.get("flags", "").split()))) or "no VNNI"
     print(f"{cpu.get('model name', 'unnamed CPU')} with {vnni}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     print(f"torch with {torch.get_num_threads()} threads, ONNX Runtime with {args.threads}")
-    print(f"clips of {SECONDS} s, medians of {args.repetitions} repetitions; batch {BATCH}: {BATCH_REPETITIONS}\n")
+    batch = f"batch {args.batch_size}: {args.batch_repetitions}"
+    print(f"clips of {SECONDS} s, medians of {args.repetitions} repetitions; {batch}\n")
 
 
 def compare(args, exported):
-    command = [sys.executable, __file__, "--exported", exported, "--threads", str(args.threads), "--memory-of"]
-    peaks = {
-        name: int(subprocess.run([*command, name], stdout=subprocess.PIPE, check=True, text=True).stdout)
-        for name in (*ROWS, IMPORTS)
-    }
-    items = [{"audio": clip, "text": SENTENCE} for clip in load_clips(args.folder)[:BATCH]]
+    """Times all rows at batch size 1 and in a batch, and prints the table."""
+    peaks = peaks_of(exported, args.threads)
+    items = [{"audio": clip, "text": SENTENCE} for clip in load_clips(args.folder, args.batch_size)]
     rows = {name: build(exported, args.threads) for name, build in ROWS.items()}
-    calls = {(name, part): getattr(row, part) for name, row in rows.items() for part in ("answer", "features")}
+    calls = {(name, "predict"): row.predict for name, row in rows.items()}
+    calls |= {(name, "features"): row.features for name, row in rows.items() if row.features is not None}
     for key in ("text", "audio"):
-        calls[key, "alone"] = lambda batch, key=key: rows[INT8].answer([{key: batch[0][key]}])
-    single = time_calls(calls, [[items[n % BATCH]] for n in range(args.repetitions + 1)])
-    batched = time_calls({name: row.answer for name, row in rows.items()}, [items[:2], *[items] * BATCH_REPETITIONS])
+        calls[key, "only"] = lambda batch, key=key: rows[INT8].predict([{key: batch[0][key]}])
+    single = time_calls(calls, [[items[n % len(items)]] for n in range(args.repetitions + 1)])
+    batches = [items[:2], *[items] * args.batch_repetitions]
+    batched = time_calls({name: row.predict for name, row in rows.items()}, batches)
+    print_table(rows, single, batched, peaks, args.batch_size)
 
     p50 = {name: statistics.median(values) for name, values in single.items()}
-    int8 = p50[INT8, "answer"]
+    fastest = min(single[TORCH, "predict"]) / min(single[INT8, "predict"])
+    print(f"{INT8}: {p50['text', 'only']:.1f} ms for text only, {p50['audio', 'only']:.1f} ms for audio only")
+    ratio = p50[TORCH, "predict"] / p50[INT8, "predict"]
+    print(f"PyTorch fp32 / ONNX int8: {ratio:.2f}, of the fastest calls {fastest:.2f}")
+    print(f"memory is at batch size 1; {IMPORTS} alone takes {peaks[IMPORTS]} MiB")
+
+
+def print_table(rows, single, batched, peaks, batch_size):
+    import numpy as np
+
     columns = {"p50": "ms", "p95": "ms", "fastest": "ms", "x": "", "RTF": "", "features": "ms"}
-    columns |= {f"batch {BATCH}": "clips/s", "memory": "MiB", "size": "MB"}
+    columns |= {f"batch {batch_size}": "clips/s", "memory": "MiB", "size": "MB"}
     for line in (columns.keys(), columns.values()):
         print(f"{'':<36}" + "".join(f"{cell:>9}" for cell in line))
+    int8 = statistics.median(single[INT8, "predict"])
     for name, row in rows.items():
-        values, median = single[name, "answer"], p50[name, "answer"]
-        p95 = statistics.quantiles(values, n=20, method="inclusive")[18]
-        cells = [f"{median:.1f}", f"{p95:.1f}", f"{min(values):.1f}", f"{median / int8:.2f}"]
-        cells += [f"{median / 1000 / SECONDS:.4f}", f"{p50[name, 'features']:.2f}"]
-        cells += [f"{1000 * BATCH / statistics.median(batched[name]):.1f}", f"{peaks[name]}"]
+        values = single[name, "predict"]
+        median = statistics.median(values)
+        cells = [f"{median:.1f}", f"{np.percentile(values, 95):.1f}", f"{min(values):.1f}", f"{median / int8:.2f}"]
+        features = single.get((name, "features"))
+        cells += [f"{median / 1000 / SECONDS:.4f}", "-" if features is None else f"{statistics.median(features):.2f}"]
+        cells += [f"{1000 * batch_size / statistics.median(batched[name]):.1f}", f"{peaks[name]}"]
         cells += ["-" if row.size is None else f"{row.size:.1f}"]
         print(f"{name:<36}" + "".join(f"{cell:>9}" for cell in cells))
-    fastest = min(single[TORCH, "answer"]) / min(single[INT8, "answer"])
-    print(f"{INT8}: {p50['text', 'alone']:.1f} ms for text alone, {p50['audio', 'alone']:.1f} ms for audio alone")
-    print(f"PyTorch fp32 / ONNX int8: {p50[TORCH, 'answer'] / int8:.2f}, of the fastest calls {fastest:.2f}")
-    print(f"memory is at batch 1; {IMPORTS} alone takes {peaks[IMPORTS]} MiB")
 
 
 def profile(args, exported):
+    """Times the steps of the int8 model without torch, and the operators of its graph."""
+    from mmemo import EmotionPredictor
+
+    predictor = EmotionPredictor(exported, INT8_FILE, args.threads)
+    items = [{"audio": clip, "text": SENTENCE} for clip in load_clips(args.folder, args.repetitions + 1)]
+    prepared = [predictor.prepare(item) for item in items]
+    steps = {
+        "prepare": lambda n: predictor.prepare(items[n]),
+        "run: features and graph": lambda n: predictor.run([prepared[n]]),
+        "whole call": lambda n: predictor(**items[n]),
+    }
+    timings = time_calls(steps, range(len(items)))
+    operators = profile_graph(exported, items[0], args.threads, args.repetitions)
+
+    print("the predictor, ms")
+    for name, values in timings.items():
+        print(f"  {name:<36}{statistics.median(values):8.2f}")
+    print(f"\nthe graph, {sum(map(sum, operators.values())):.2f} ms")
+    for name, values in sorted(operators.items(), key=lambda pair: -sum(pair[1]))[:10]:
+        print(f"  {name:<36}{sum(values):8.2f}  in {len(values)} nodes")
+
+
+def profile_graph(exported, item, threads, repetitions):
+    """Returns the median milliseconds of each node of the int8 graph, by operator."""
     import onnxruntime
 
-    emotion = load_emotion(INT8_FILE, exported, args.threads)
-    items = [{"audio": clip, "text": SENTENCE} for clip in load_clips(args.folder)[: args.repetitions + 1]]
-    steps = {
-        "preprocess": emotion.preprocess,
-        "features": lambda prepared: emotion._collate([prepared]),
-        "graph": emotion.forward,
-        "postprocess": emotion.postprocess,
-    }
-    timings = {name: [] for name in steps}
-    for value in items:
-        for name, step in steps.items():
-            start = time.perf_counter()
-            value = step(value)
-            timings[name].append(1000 * (time.perf_counter() - start))
-
+    emotion = load_emotion(INT8_FILE, exported, threads)
     graph = emotion.model.model
-    inputs = graph.complete(emotion.processor(**items[0], return_tensors="np"))
+    inputs = graph.complete(emotion.processor(**item, return_tensors="np"))
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.enable_profiling = args.threads, True
+    options.intra_op_num_threads, options.enable_profiling = threads, True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
-        for _ in range(args.repetitions):
+        for _ in range(repetitions):
             session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes, operators = {}, {}
@@ -275,22 +294,18 @@ def profile(args, exported):
             nodes.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1000)
     for (operator, _), values in nodes.items():
         operators.setdefault(operator, []).append(statistics.median(values))
-
-    print("the pipeline, ms")
-    for name, values in timings.items():
-        print(f"  {name:<36}{statistics.median(values[1:]):8.2f}")
-    print(f"\nthe graph, {sum(map(sum, operators.values())):.2f} ms")
-    for name, values in sorted(operators.items(), key=lambda pair: -sum(pair[1]))[:10]:
-        print(f"  {name:<36}{sum(values):8.2f}  in {len(values)} nodes")
+    return operators
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1] / "examples" / "audio")
-    parser.add_argument("--exported", type=Path, help="the embedded model exported, to onnx and torch-int8")
+    parser.add_argument("--exported", type=Path, help="output folder of mmemo export for the embedded model")
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE)
+    parser.add_argument("--batch_repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--profile", action="store_true", help="show where the time of the int8 row goes")
+    parser.add_argument("--profile", action="store_true", help="show the parts of the int8 row")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     # For NumPy, and for torch in the processes of --memory-of; both read them when they are imported.

@@ -1,13 +1,13 @@
 """
-Times the timeline of a long recording against what one would write over the plain pipeline, and a live stream.
+Compares the timeline of a long recording with predictions for separate pieces, and times a live stream.
 
     python benchmarks/timeline.py
     python benchmarks/timeline.py path/to/folder --minutes 60 --repetitions 3
     python benchmarks/timeline.py --memory --minutes 60
 
-The recording is made of the folder's clips in random order, with pauses of 0.2 to 1 s and a made-up transcript. The
-rows of a repetition run one after the other, so that other load on the machine falls on all of them. `--memory` has a
-fresh process for each file format find the timeline of such a recording, and shows the most memory that it held.
+The recording consists of the folder's clips in random order, with pauses of 0.2 to 1 s and an artificial transcript.
+The rows of a repetition run one after the other, so that other load on the machine affects all of them. `--memory`
+predicts the timeline of such a recording in a new process per file format, and prints the peak memory of the process.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FORMATS = {
 
 
 def make_recording(folder, minutes):
-    """Returns samples and words with their times."""
+    """Returns the samples, and the words with their timestamps."""
     import numpy as np
 
     from modeling_mmemo import load_audio
@@ -55,25 +55,25 @@ def make_recording(folder, minutes):
 
 
 def contestants(emotion, samples, words):
-    """Returns the functions to time, and how much of the recording each works on."""
-    options = {"window": 3.5, "segment": 0.5}
+    """Returns the functions to time, each with the share of the recording that it processes."""
 
     def pieces(length, hop, until):
+        """Yields items of `length` samples; a small offset keeps pauses from being digital silence, which raises."""
         for start in range(0, until, hop):
             first, last = start / SAMPLING_RATE, (start + length) / SAMPLING_RATE
             text = " ".join(word for word, begin, end in words if begin < last and end > first)
             yield {"audio": samples[start : start + length] + 1e-4, "text": text}
 
-    length, hop = (round(options[name] * SAMPLING_RATE) for name in ("window", "segment"))
+    length, hop = round(3.5 * SAMPLING_RATE), round(0.5 * SAMPLING_RATE)
     whole, part = len(samples), len(samples) // 20
     return {
-        "timeline, voice and words": (
+        "timeline, audio and text": (
             lambda: emotion({"audio": samples, "word_times": words}, return_timeline=True),
             1,
         ),
-        "timeline, voice alone": (lambda: emotion(samples, return_timeline=True), 1),
-        "plain pipeline on pieces of 3.5 s": (lambda: list(emotion(pieces(length, length, whole), batch_size=8)), 1),
-        "plain pipeline around each 0.5 s": (
+        "timeline, audio only": (lambda: emotion(samples, return_timeline=True), 1),
+        "pipeline on pieces of 3.5 s": (lambda: list(emotion(pieces(length, length, whole), batch_size=8)), 1),
+        "pipeline on 3.5 s around each 0.5 s": (
             lambda: list(emotion(pieces(length, hop, part), batch_size=8)),
             part / whole,
         ),
@@ -81,7 +81,7 @@ def contestants(emotion, samples, words):
 
 
 def time_stream(emotion, samples, seconds):
-    """Returns the milliseconds of every call with half a second of sound."""
+    """Returns the milliseconds of each call with half a second of audio."""
     from modeling_mmemo import EmotionStream
 
     stream, half, calls = EmotionStream(emotion), SAMPLING_RATE // 2, []
@@ -97,7 +97,7 @@ def compare(args):
 
     emotion = load_pipeline()
     samples, words = make_recording(args.folder, args.minutes)
-    emotion({"audio": samples[: 60 * SAMPLING_RATE], "word_times": words[:100]}, return_timeline=True)  # warms up
+    emotion({"audio": samples[: 60 * SAMPLING_RATE], "word_times": words[:100]}, return_timeline=True)  # warm-up
     rows = contestants(emotion, samples, words)
     factors = {name: [] for name in rows}
     calls = []
@@ -110,13 +110,13 @@ def compare(args):
 
     minutes = len(samples) / SAMPLING_RATE / 60
     print(f"{minutes:.1f} minutes, {os.cpu_count()} CPUs, median (fastest) of {args.repetitions} repetitions")
-    print("\nreal-time factor: seconds of work for a second of sound")
+    print("\nreal-time factor: seconds of computing per second of audio")
     ours = statistics.median(next(iter(factors.values())))
     for name, values in factors.items():
         median = statistics.median(values)
         print(f"  {name:<40}{median:8.4f}  ({min(values):.4f}){median / ours:8.2f} x")
-    print("\nlive: a call of EmotionStream.feed with 0.5 s of sound")
-    # One call in three completes a window, which gives three segments.
+    print("\nlive: a call of EmotionStream.feed with 0.5 s of audio")
+    # One call in three completes a window, which returns three segments.
     segments = [sum(three) / 3 for three in zip(calls[::3], calls[1::3], calls[2::3])]
     for name, values in (("a segment, over three of them", segments), ("a call", calls)):
         quantiles = statistics.quantiles(values, n=20)
@@ -128,14 +128,14 @@ def measure_memory(args):
     import soundfile
 
     samples, _ = make_recording(args.folder, args.minutes)
-    print(f"{len(samples) / SAMPLING_RATE / 60:.1f} minutes; the most memory that a process held")
+    print(f"{len(samples) / SAMPLING_RATE / 60:.1f} minutes; peak memory of the process")
     with tempfile.TemporaryDirectory() as folder:
         for name, (container, subtype, rate, channels) in FORMATS.items():
             path = Path(folder) / name
             with soundfile.SoundFile(path, "w", rate, channels, subtype, format=container) as file:
                 for start in range(0, len(samples), SAMPLING_RATE * 10):
                     block = samples[start : start + SAMPLING_RATE * 10]
-                    # Resampled without a filter: what it sounds like does not matter here.
+                    # Resampled without a filter: the sound does not matter here.
                     places = np.arange(len(block) * rate // SAMPLING_RATE) * SAMPLING_RATE // rate
                     file.write(np.repeat(block[places][:, None], channels, axis=1))
             size = path.stat().st_size / 2**20
@@ -143,7 +143,7 @@ def measure_memory(args):
                 [sys.executable, __file__, "--peak-of", str(path)], capture_output=True, check=True, text=True
             ).stdout
             layout = f"{subtype:<16}{rate / 1000:5.1f} kHz x {channels}"
-            print(f"  {name:<12}{layout}{size:9.0f} MiB{peak.strip():>8} MiB held")
+            print(f"  {name:<12}{layout}{size:9.0f} MiB{peak.strip():>8} MiB of memory")
             path.unlink()
 
 

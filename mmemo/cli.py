@@ -13,15 +13,8 @@ import typer
 app = typer.Typer(help="Multimodal emotion recognition: a voice, its words, or both.", no_args_is_help=True)
 
 
-class Target(StrEnum):
-    """What a model is exported to."""
-
-    ONNX = "onnx"
-    TORCH_INT8 = "torch-int8"
-
-
 class Int8(StrEnum):
-    """How a graph gets to int8."""
+    """How a graph is quantized to int8."""
 
     NONE = "none"
     DYNAMIC = "dynamic"
@@ -87,11 +80,16 @@ def predict(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
-    """Scores a model on corpora: what eval.py does, with its options (mmemo evaluate --help)."""
+    """Evaluates a model on corpora, with the options of eval.py (mmemo evaluate --help)."""
     with _sentences():
-        from modeling_mmemo.evaluation.evaluate_command import main as run
+        if context.args[:1] == ["--folds"]:
+            from modeling_mmemo.training.folds import main as cross_validate
 
-        run(context.args)
+            cross_validate(context.args[1:])
+        else:
+            from modeling_mmemo.evaluation.evaluate_command import main as run
+
+            run(context.args)
 
 
 @app.command()
@@ -167,33 +165,30 @@ def demo(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a model.")],
-    output: Annotated[Path | None, typer.Option(help="Folder to write to, made if need be.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Output folder, created if needed.")] = None,
     in_place: Annotated[
         bool,
-        typer.Option(
-            "--in-place", help="Add the int8 graph to the model's folder, sharing the weights that lie there."
-        ),
+        typer.Option("--in-place", help="Add an int8 graph to the model's folder that shares the model's weights."),
     ] = False,
-    to: Annotated[Target, typer.Option(help="ONNX graphs, or int8 weights for PyTorch.")] = Target.ONNX,
-    int8: Annotated[Int8, typer.Option(help="How to add an int8 graph to the float one.")] = Int8.DYNAMIC,
+    int8: Annotated[Int8, typer.Option(help="How to quantize the int8 graph.")] = Int8.DYNAMIC,
     calibration: Annotated[
         list[str] | None,
-        typer.Option(help="For --int8 static: training data, as train.py names it; may be given again."),
+        typer.Option(help="Training data for --int8 static, as named for train.py; may be repeated."),
     ] = None,
-    data_dir: Annotated[Path, typer.Option(help="Folder that holds the corpora.")] = Path("data"),
-    calibration_rows: Annotated[int, typer.Option(help="Rows to take of each, drawn at random.", min=1)] = 128,
+    data_dir: Annotated[Path, typer.Option(help="Folder with the corpora.")] = Path("data"),
+    calibration_rows: Annotated[int, typer.Option(help="Number of random rows of each source.", min=1)] = 128,
 ) -> None:
-    """Writes a trained model as ONNX graphs, float and int8, or as int8 weights for PyTorch."""
-    if (int8 is Int8.STATIC and to is Target.ONNX) != bool(calibration):
-        raise typer.BadParameter("--calibration goes with --int8 static (and --to onnx), and that with it.")
+    """Exports a trained model to ONNX, in float and int8."""
+    if (int8 is Int8.STATIC) != bool(calibration):
+        raise typer.BadParameter("--calibration and --int8 static need each other; pass both or neither.")
     if (output is None) != in_place:
-        raise typer.BadParameter("Give either --output or --in-place.")
-    if in_place and (to is not Target.ONNX or int8 is Int8.NONE):
-        raise typer.BadParameter("--in-place adds an int8 graph: leave --to and --int8 none out.")
+        raise typer.BadParameter("Pass either --output or --in-place.")
+    if in_place and int8 is Int8.NONE:
+        raise typer.BadParameter("--in-place adds an int8 graph; leave --int8 none out.")
     with _sentences():
         from modeling_mmemo.exporters.export_command import export as run
 
-        paths = run(model, output, to.value, int8.value, calibration or [], data_dir, calibration_rows)
+        paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows)
         for path in paths:
             typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 

@@ -13,7 +13,7 @@ from .multimodal_emotion import TASK, MultimodalEmotionPipeline
 
 __all__ = ["BACKENDS", "DEFAULT_MODEL", "TASK", "MultimodalEmotionPipeline", "load_pipeline"]
 
-BACKENDS = ("torch", "onnx", "torch-int8")
+BACKENDS = ("torch", "onnx")
 DEFAULT_MODEL = str(files("modeling_mmemo") / "default")
 
 PIPELINE_REGISTRY.register_pipeline(
@@ -23,7 +23,7 @@ PIPELINE_REGISTRY.register_pipeline(
     default={"model": (DEFAULT_MODEL, None)},
     type="multimodal",
 )
-# transformers warns of a default model without a revision; this one lies in the package and changes with it alone.
+# transformers warns about default models without a revision; this one is part of the package.
 logging.getLogger("transformers.pipelines").addFilter(lambda record: DEFAULT_MODEL not in record.getMessage())
 
 
@@ -31,38 +31,31 @@ def load_pipeline(model: Any = None, backend: str = "torch", **kwargs: Any) -> M
     """
     Returns the `multimodal-emotion` pipeline of a model.
 
-    It is `transformers.pipeline`, but with this package's pipeline even if the model brings code of its own along, and
-    with what else can run the model.
+    Like `transformers.pipeline`, but always with this package's pipeline class, even if the model's repository
+    contains its own code, and with a choice of backends.
 
     Args:
         model (`str`, `os.PathLike` or model, *optional*):
-            A folder, a repository of the Hub, or a model (with `processor=` then); the embedded model by default.
+            A folder, a Hub repository, or a loaded model (then pass `processor=` too); the embedded model by default.
         backend (`str`, *optional*, defaults to `"torch"`):
-            What runs a model that is named: `"torch"`; `"onnx"`, its exported graph, int8 if there is one; or
-            `"torch-int8"`, its exported int8 weights.
-        kwargs: As in `transformers.pipeline`.
+            `"torch"`, or `"onnx"` for the exported graph, the int8 one if available.
+        kwargs: See `transformers.pipeline`.
 
     Raises:
-        ValueError: If the backend is unknown, or a model that is no name comes with one.
+        ValueError: If the backend is unknown, or `"onnx"` is passed with a model that is already loaded.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown; choose one of {BACKENDS}.")
-    if backend != "torch":
+    if backend == "onnx":
         if model is not None and not isinstance(model, (str, os.PathLike)):
             raise ValueError(
-                f"backend={backend!r} is about a model that is named; {type(model).__name__} is loaded already. Leave "
-                "backend out."
+                f"backend={backend!r} needs the folder or Hub name of a model, got a loaded {type(model).__name__}. "
+                "Leave backend out."
             )
+        # Needs ONNX Runtime and optimum, which the torch backend does not.
+        from modeling_mmemo.exporters import MMEmoOnnxModel
+
         options = {name: kwargs.get(name) for name in ("revision", "token")}
-        model = _load_exported(model or DEFAULT_MODEL, backend, **options)
+        model = MMEmoOnnxModel.from_pretrained(model or DEFAULT_MODEL, **options)
         kwargs.setdefault("processor", model.config.name_or_path)
     return pipeline(TASK, model=model, pipeline_class=MultimodalEmotionPipeline, **kwargs)
-
-
-def _load_exported(model: str | os.PathLike, backend: str, **options: Any) -> Any:
-    # Not needed by those who run torch alone.
-    from modeling_mmemo import exporters
-
-    if backend == "onnx":
-        return exporters.MMEmoOnnxModel.from_pretrained(model, **options)
-    return exporters.load_torch_int8(model, **options)

@@ -26,7 +26,7 @@ from modeling_mmemo import (
     MMEmoProcessor,
     MultimodalEmotionPipeline,
 )
-from modeling_mmemo.exporters import MMEmoQuantizer, export_features, export_onnx, save_analysis
+from modeling_mmemo.exporters import MMEmoQuantizer, export_onnx, save_analysis
 
 
 torch.set_num_threads(1)  # the models are too small to share
@@ -183,12 +183,11 @@ def trained(model, processor, tmp_path):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, session_model, session_tokenizer):
-    """A folder of the random model with its graphs, float and int8, and that of its features."""
+    """A folder of the random model with its graphs, float and int8, and the arrays of its feature extractor."""
     folder = tmp_path_factory.mktemp("exported")
     processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), copy.deepcopy(session_tokenizer))
     session_model.save_pretrained(folder)
     export_onnx(session_model, processor, folder)
-    export_features(processor, folder)
     save_analysis(processor, folder)
     MMEmoQuantizer.from_pretrained(folder).quantize(folder)
     return folder

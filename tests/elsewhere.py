@@ -1,9 +1,9 @@
-"""A model's answer in another process, where the package is or is not."""
+"""Programs that load a model and predict in another process, with or without the package."""
 
 import pytest
 
 
-# What someone has who installed transformers, torch and librosa: none of our other packages, and not ourselves.
+# Hides this package and its other dependencies, as for a user who installed only transformers, torch and librosa.
 WITHOUT_PACKAGE = """
 import sys
 
@@ -32,14 +32,14 @@ print(json.dumps({{"logits": outputs.logits.tolist(), "answer": emotion({{"audio
 
 
 def answer_of(emotion, clip):
-    """What `ANSWER` is to print, but for the module."""
+    """Returns the expected output of `ANSWER`, without the module."""
     inputs = emotion.processor(audio=[str(clip)], text=[TEXT], return_tensors="pt")
     answer = emotion({"audio": str(clip), "text": TEXT})
     return {"logits": emotion.model(**inputs).logits.tolist(), "answer": answer}
 
 
 def assert_same_answer(found, expected):
-    """The same weights give the same answer; the last bit is up to how the memory of a process happens to lie."""
+    """Compares outputs of two processes; kernels chosen by memory alignment may change the last bit."""
     assert found.keys() == expected.keys()
     assert found["logits"][0] == pytest.approx(expected["logits"][0], rel=1e-6)
     assert [entry["label"] for entry in found["answer"]] == [entry["label"] for entry in expected["answer"]]

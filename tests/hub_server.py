@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on loopback, as far as `huggingface_hub` speaks to it: commits, refs, plain and LFS files."""
+"""A Hub on loopback with the routes that `huggingface_hub` uses: commits, refs, regular and LFS files."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ LFS_SUFFIXES = (".safetensors", ".onnx", ".data", ".png")
 
 
 class Hub:
-    """What the server holds. Requests, as `METHOD path`, that match the regular expression `fail` are out of order."""
+    """State of the server. Requests, as `METHOD path`, that match the regular expression `fail` get an error."""
 
     def __init__(self):
         self.repositories = {}
@@ -39,7 +39,7 @@ class Hub:
         return hashlib.sha1(f"{next(self._numbers)} {sorted(files)}".encode()).hexdigest()
 
     def find(self, name, revision):
-        """The commit of a branch, a tag or a commit, and its files; `None` for either that does not exist."""
+        """Returns the commit of a branch, tag or commit, and its files; `None` for what is missing."""
         repository = self.repositories.get(name)
         if repository is None:
             return None, None
@@ -67,28 +67,28 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def refuse(self, status, code, message):
+    def send_error_code(self, status, code, message):
         self.reply(status, {"error": message}, X_Error_Code=code, X_Error_Message=message)
 
-    def answer(self):
+    def handle_request(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         request = f"{self.command} {path}"
         self.hub.requests.append(request)
         if self.hub.fail and re.search(self.hub.fail, request):
-            self.refuse(403, "Forbidden", "out of order")
+            self.send_error_code(403, "Forbidden", "request fails on purpose")
             return
         writes = self.command in ("POST", "PUT") and not path.startswith(("/lfs/", "/api/validate-yaml"))
         if (writes or path == "/api/whoami-v2") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.refuse(401, "InvalidToken", "Invalid username or password.")
+            self.send_error_code(401, "InvalidToken", "Invalid username or password.")
             return
         for pattern, method in self.routes:
             if found := re.fullmatch(pattern, request):
                 method(self, body, *found.groups())
                 return
-        self.refuse(404, "EntryNotFound", f"no such route: {request}")
+        self.send_error_code(404, "EntryNotFound", f"no such route: {request}")
 
-    do_GET = do_HEAD = do_POST = do_PUT = answer  # noqa: N815 (the base class names them)
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request  # noqa: N815 (the base class names them)
 
     def whoami(self, _):
         self.reply(200, {"type": "user", "name": "someone", "orgs": []})
@@ -107,12 +107,12 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, {"errors": [], "warnings": []})
 
     def repository(self, name, revision="main"):
-        """The commit and its files; the refusal is sent if there are none."""
+        """Returns the commit and its files; sends an error if there are none."""
         commit, files = self.hub.find(name, revision)
         if commit is None:
-            self.refuse(404, "RepoNotFound", "Repository not found")
+            self.send_error_code(404, "RepoNotFound", "Repository not found")
         elif files is None:
-            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            self.send_error_code(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit, files
 
     def preupload(self, body, name, revision):
@@ -210,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         paths = [path for path in sorted(files) if path.startswith(folder or "")]
         if folder and not paths:
-            self.refuse(404, "EntryNotFound", f"{folder} does not exist")
+            self.send_error_code(404, "EntryNotFound", f"{folder} does not exist")
             return
         entries = []
         for path in paths:
@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
         if files is None:
             return
         if path not in files:
-            self.refuse(404, "EntryNotFound", "Entry not found")
+            self.send_error_code(404, "EntryNotFound", "Entry not found")
             return
         content = files[path]
         self.reply(
@@ -257,7 +257,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve():
-    """Serves an empty Hub; yields it and its address."""
+    """Runs an empty Hub; yields it and its address."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -19,7 +19,7 @@ def results():
 
 
 @pytest.mark.parametrize("card", ["model_card.md", "docs/models.md"])
-def test_the_committed_figures_are_those_that_were_measured(card, results, tmp_path):
+def test_the_committed_figures_match_the_results(card, results, tmp_path):
     committed = (ROOT / card).read_text(encoding="utf-8")
     copy = tmp_path / "card.md"
     copy.write_text(committed, encoding="utf-8")
@@ -29,7 +29,7 @@ def test_the_committed_figures_are_those_that_were_measured(card, results, tmp_p
     assert copy.read_text(encoding="utf-8") == committed
 
 
-def test_only_what_stands_between_the_marks_is_replaced(results, tmp_path):
+def test_only_the_section_between_the_markers_is_replaced(results, tmp_path):
     card = tmp_path / "card.md"
     card.write_text(f"# Mine\n{BEGIN}\nold\n{END}\nkept\n", encoding="utf-8")
 
@@ -38,8 +38,8 @@ def test_only_what_stands_between_the_marks_is_replaced(results, tmp_path):
     assert card.read_text(encoding="utf-8") == f"# Mine\n{BEGIN}\n{results_section(results)}\n{END}\nkept\n"
 
 
-@pytest.mark.parametrize("text", ["no marks", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {END} {BEGIN} {END}"])
-def test_a_card_without_its_marks_is_refused(text, results, tmp_path):
+@pytest.mark.parametrize("text", ["no markers", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {END} {BEGIN} {END}"])
+def test_a_card_without_markers_raises(text, results, tmp_path):
     card = tmp_path / "card.md"
     card.write_text(text, encoding="utf-8")
 
@@ -49,7 +49,7 @@ def test_a_card_without_its_marks_is_refused(text, results, tmp_path):
     assert card.read_text(encoding="utf-8") == text
 
 
-def test_the_metadata_are_the_figures(results):
+def test_the_metadata_contain_the_figures(results):
     card = ModelCard.load(ROOT / "model_card.md")
 
     figures = {(result.dataset_type, result.metric_name): result.metric_value for result in card.data.eval_results}
@@ -63,7 +63,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["card", *map(str, arguments)])
 
 
-def test_a_new_card_says_what_is_known(trained, tmp_path):
+def test_a_new_card(trained, tmp_path):
     (tmp_path / "data.md").write_text("Calls of 2025, our own.\n")
     options = ("--license", "apache-2.0", "--training-data", tmp_path / "data.md")
 
@@ -72,25 +72,26 @@ def test_a_new_card_says_what_is_known(trained, tmp_path):
     assert (result.exit_code, result.stdout.strip()) == (0, str(trained / "README.md"))
     card = ModelCard.load(trained / "README.md")
     assert (card.data.license, card.data.model_name) == ("apache-2.0", "trained")
-    assert "which of 4 labels is there: angry, happy, neutral, sad." in card.text
+    assert "Emotion recognition from speech, text, or both, with 4 labels: angry, happy, neutral, sad." in card.text
+    assert "A mmemo_audio encoder for audio and a bert encoder for text, combined by hybrid fusion." in card.text
     assert "Calls of 2025, our own." in card.text and "| ravdess        | telephone" in card.text
     assert "prohibited in the European Union" in card.text
     written = (trained / "README.md").read_text()
     assert run(trained, "--results", ROOT / "results" / "default").exit_code == 0
     assert (trained / "README.md").read_text() == written
     other = run(trained, "--results", ROOT / "results" / "default", "--license", "mit")
-    assert other.exit_code == 1 and "is there already: its name, licence and training data are changed" in other.stderr
+    assert other.exit_code == 1 and "already exists; edit its name, licence and training data by hand" in other.stderr
 
 
-def test_without_results_there_is_no_card(trained, tmp_path):
+def test_missing_results_raise(trained, tmp_path):
     result = run(trained, "--results", tmp_path)
 
-    assert result.exit_code == 1 and "holds no results.json; run eval.py --model" in result.stderr
+    assert result.exit_code == 1 and "has no results.json; run eval.py --model" in result.stderr
     assert not (trained / "README.md").exists()
 
 
-def test_a_card_of_one_modality_speaks_of_that_one():
+def test_the_card_of_a_single_modality():
     card = make_card(tiny.make_config(None, "bert"), "me/reader")
 
-    assert "It reads a text, and says which" in card and 'emotion({"text": "I have' in card
-    assert "voice" not in card.partition("## Limits")[0]
+    assert "Emotion recognition from text, with" in card and 'emotion({"text": "I have' in card
+    assert "audio" not in card.partition("## Architecture")[2].partition("## Limits")[0]

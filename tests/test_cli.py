@@ -162,7 +162,7 @@ def test_evaluate_is_eval_py(run):
     )
 
     assert "--corpora" in result.stdout and "--pairs" in result.stdout
-    assert "There is nothing to score" in run("evaluate").stderr
+    assert "Nothing to evaluate" in run("evaluate").stderr
 
 
 def test_settings_of_a_service(run, monkeypatch):
@@ -193,12 +193,15 @@ def test_a_text_alone(run, exported):
         (["serve", "--model", "configs"], 1, "Error: configs has no model_int8.onnx"),
         (["predict", "a.wav", "b.wav", "--text", "so"], 2, "--text goes with one file, got 2"),
         (["predict", "missing.wav"], 1, "Error: missing.wav: audio: Cannot read missing.wav"),
-        (["export", "model"], 2, "Give either --output or --in-place"),
-        (["export", "model", "--output", "out", "--in-place"], 2, "Give either --output or --in-place"),
+        (["export", "model"], 2, "Pass either --output or --in-place"),
+        (["export", "model", "--output", "out", "--in-place"], 2, "Pass either --output or --in-place"),
         (["export", "model", "--in-place", "--int8", "none"], 2, "--in-place adds an int8 graph"),
-        (["export", "model", "--output", "out", "--int8", "static"], 2, "--calibration goes with --int8 static"),
-        (["export", "model", "--output", "out", "--calibration", "ravdess"], 2, "--calibration goes with --int8"),
-        (["export", "model", "--output", "out", "--to", "tflite"], 2, "'tflite' is not one of 'onnx', 'torch-int8'"),
+        (["export", "model", "--output", "out", "--int8", "static"], 2, "--calibration and --int8 static need each"),
+        (
+            ["export", "model", "--output", "out", "--calibration", "ravdess"],
+            2,
+            "--calibration and --int8 static need each",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence(run, arguments, code, message):

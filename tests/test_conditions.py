@@ -9,7 +9,7 @@ from modeling_mmemo.evaluation.conditions import CONDITIONS, applicable_conditio
 TEXTS = ["wait !", "i am so happy .", "you are sad"]
 LENGTHS = np.array([3, 2, 1])
 BOTH = {"audio", "text"}
-SPOILT = [name for name, condition in CONDITIONS.items() if condition.change_audio is not None]
+CHANGED = [name for name, condition in CONDITIONS.items() if condition.change_audio is not None]
 
 
 @pytest.fixture
@@ -24,32 +24,32 @@ def rows(make_clip, tmp_path):
 
 @pytest.fixture
 def given(emotion, monkeypatch):
-    """Scores a condition with a pipeline that only looks: returns the items by row."""
+    """Returns the items that a condition makes of rows, without scoring them."""
 
     def give(name, rows, carriers=BOTH, seed=0):
         items = {}
 
-        def look(emotion, make_item, lengths, batch_size, description):
+        def record(emotion, make_item, lengths, batch_size, description):
             items.update({row: make_item(row) for row in np.argsort(lengths).tolist()})
 
-        monkeypatch.setattr("modeling_mmemo.evaluation.conditions.score_items", look)
+        monkeypatch.setattr("modeling_mmemo.evaluation.conditions.score_items", record)
         score_condition(emotion, name, rows, LENGTHS, carriers, seed=seed)
         return [items[row] for row in range(len(rows))]
 
     return give
 
 
-def test_an_ablation_leaves_a_modality_out(given, rows):
+def test_ablations_drop_a_modality(given, rows):
     assert given("text", rows)[1] == {"text": TEXTS[1]}
     assert given("audio", rows)[1] == {"audio": rows[1]["audio"]}
     assert given("both", rows)[1] == {"audio": rows[1]["audio"], "text": TEXTS[1]}
 
 
-def test_a_text_is_blanked(given, rows):
+def test_blank_text_is_empty(given, rows):
     assert given("blank text", rows)[0] == {"audio": rows[0]["audio"], "text": ""}
 
 
-def test_a_text_is_taken_out_of_its_dialogue(given, rows):
+def test_no_context_removes_the_dialogue(given, rows):
     said = rows.add_column("said_by", ["Ann"] * 3).add_column("context", [[{"speaker": "Bob", "text": "no"}]] * 3)
 
     assert given("text", said)[0] == {
@@ -61,15 +61,15 @@ def test_a_text_is_taken_out_of_its_dialogue(given, rows):
     assert given("no context", said, carriers={"text"})[0] == {"text": TEXTS[0]}
 
 
-def test_a_spoilt_clip_keeps_its_length_and_its_text(given, rows, make_clip):
-    for name in SPOILT:
+def test_changed_audio_keeps_its_length_and_its_text(given, rows, make_clip):
+    for name in CHANGED:
         for row, item in enumerate(given(name, rows)):
             assert item["audio"].shape == make_clip(0.3 + 0.1 * row).shape
             assert item["audio"].dtype == np.float32
             assert item["text"] == TEXTS[row]
 
 
-def test_blank_audio_is_as_good_as_silent_and_not_refused(emotion, given, rows):
+def test_blank_audio_is_nearly_silent_and_accepted_by_the_processor(emotion, given, rows):
     item = given("blank audio", rows)[0]
 
     assert np.abs(item["audio"]).max() <= 2e-4
@@ -84,7 +84,7 @@ def test_noise_has_the_level_of_the_clip(given, rows, make_clip):
 
 
 @pytest.mark.parametrize("snr", [20, 10, 0])
-def test_noise_has_the_ratio_that_its_name_says(given, rows, make_clip, snr):
+def test_noise_has_the_requested_snr(given, rows, make_clip, snr):
     clip = make_clip(0.3, seed=0)
 
     noise = given(f"snr {snr} dB", rows)[0]["audio"] - clip
@@ -92,18 +92,18 @@ def test_noise_has_the_ratio_that_its_name_says(given, rows, make_clip, snr):
     assert 10 * np.log10(np.mean(clip**2) / np.mean(noise**2)) == pytest.approx(snr, abs=0.3)
 
 
-def test_a_corpus_without_emotion_in_its_words_is_spoilt_without_them(given, rows):
+def test_audio_corpora_are_changed_without_their_text(given, rows):
     assert given("telephone", rows, carriers={"audio"})[0].keys() == {"audio"}
 
 
-def test_noise_repeats_with_its_seed(given, rows):
+def test_noise_is_reproducible(given, rows):
     first, again, other = (given("snr 0 dB", rows, seed=seed)[1]["audio"] for seed in (0, 0, 1))
 
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_shuffling_gives_every_row_that_of_another(given, rows):
+def test_shuffling_uses_every_other_row_once(given, rows):
     texts = [item["text"] for item in given("shuffled text", rows)]
     clips = [item["audio"]["path"] for item in given("shuffled audio", rows)]
 
@@ -112,7 +112,7 @@ def test_shuffling_gives_every_row_that_of_another(given, rows):
     assert all(clip != row["audio"]["path"] for clip, row in zip(clips, rows))
 
 
-def test_words_are_spread_over_the_speech_or_lie_anywhere(given, rows):
+def test_word_times_are_aligned_or_random(given, rows):
     for name in ("aligned times", "shuffled times"):
         for item, text in zip(given(name, rows), TEXTS):
             words, starts, ends = zip(*item["word_times"])
@@ -125,20 +125,20 @@ def test_words_are_spread_over_the_speech_or_lie_anywhere(given, rows):
     assert aligned[-1][2] <= 0.31
 
 
-def test_one_row_cannot_be_shuffled(given, rows):
-    with pytest.raises(ValueError, match="at least 2 rows to shuffle, not 1"):
+def test_shuffling_one_row_raises(given, rows):
+    with pytest.raises(ValueError, match="Shuffling needs at least 2 rows, got 1"):
         given("shuffled text", rows.select([0]))
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_every_condition_gives_probabilities(emotion, rows, name):
+def test_every_condition_returns_probabilities(emotion, rows, name):
     scores = score_condition(emotion, name, rows, LENGTHS, BOTH, batch_size=2)
 
     assert scores.shape == (3, 4)
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_conditions_apply_where_they_mean_something():
+def test_applicable_conditions():
     names = list(CONDITIONS)
 
     assert applicable_conditions(names, {"text"}, {"text"}) == ["text"]

@@ -6,7 +6,7 @@ from modeling_mmemo.evaluation.figures import Figures
 
 LABELS = ["angry", "happy", "sad"]
 ANGRY, HAPPY = [0.8, 0.1, 0.1], [0.2, 0.6, 0.2]
-# Speaker a is understood, speaker b only when happy.
+# All rows of speaker a are correct, of speaker b only the happy ones.
 TRUTH = ["angry", "angry", "happy", "angry", "happy", "happy"]
 SPEAKERS = ["a", "a", "a", "b", "b", "b"]
 SCORES = np.array([ANGRY, ANGRY, HAPPY, HAPPY, HAPPY, HAPPY])
@@ -17,7 +17,7 @@ def figures():
     return Figures(TRUTH, SPEAKERS, LABELS)
 
 
-def test_a_figure_has_the_interval_of_its_speakers(figures):
+def test_intervals_are_over_speakers(figures):
     wa = figures.overall(SCORES)["wa"]
 
     assert wa == {"value": 0.8333, "interval": [0.6667, 1.0]}
@@ -30,7 +30,7 @@ def test_all_measures_lie_in_their_intervals(figures):
         assert low <= measure["value"] <= high
 
 
-def test_a_label_that_is_never_true_has_no_recall(figures):
+def test_recall_of_a_label_without_rows_is_none(figures):
     labels = figures.per_class(SCORES)
 
     assert labels["angry"]["support"] == 3
@@ -48,7 +48,7 @@ def test_the_confusion_matrix_has_counts_and_shares(figures):
     assert confusion["shares"][2] == [None, None, None]
 
 
-def test_the_reliability_diagram_leaves_out_empty_bins(figures):
+def test_the_reliability_diagram_skips_empty_bins(figures):
     bins = figures.reliability(SCORES)
 
     assert [(entry["rows"], entry["confidence"], entry["accuracy"]["value"]) for entry in bins] == [
@@ -57,7 +57,7 @@ def test_the_reliability_diagram_leaves_out_empty_bins(figures):
     ]
 
 
-def test_a_difference_is_paired(figures):
+def test_differences_are_paired(figures):
     same = figures.difference(SCORES, SCORES)
     better = figures.difference(SCORES, np.tile(HAPPY, (6, 1)))
 
@@ -72,6 +72,6 @@ def test_shares_are_means_with_intervals(figures):
     )
 
 
-def test_a_label_that_the_model_does_not_know_is_refused():
-    with pytest.raises(ValueError, match=r"labels \['bored'\], which the model does not know; it answers"):
+def test_unknown_labels_raise():
+    with pytest.raises(ValueError, match=r"labels \['bored'\], which the model does not have; its labels are"):
         Figures(["bored", "sad"], ["a", "b"], LABELS)

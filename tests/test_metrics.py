@@ -15,42 +15,42 @@ from modeling_mmemo.evaluation.metrics import (
 )
 
 
-def test_metrics_of_a_case_worked_out_by_hand():
+def test_metrics_of_a_hand_computed_case():
     truth = ["sad", "sad", "sad", "happy"]
-    answers = ["sad", "sad", "angry", "happy"]
+    predictions = ["sad", "sad", "angry", "happy"]
 
-    scores = emotion_metrics(truth, answers)
+    scores = emotion_metrics(truth, predictions)
 
     assert scores["wa"] == pytest.approx(3 / 4)
-    assert scores["uar"] == pytest.approx((2 / 3 + 1) / 2)  # "angry" was never true
+    assert scores["uar"] == pytest.approx((2 / 3 + 1) / 2)  # "angry" never occurs
     assert scores["macro_f1"] == pytest.approx((0.8 + 1.0) / 2)  # F1 of sad: P 1, R 2/3
     assert scores["weighted_f1"] == pytest.approx((3 * 0.8 + 1 * 1.0) / 4)
 
 
-def test_the_metric_module_is_loaded_by_its_path():
+def test_the_metric_module_loads_by_path():
     metric = evaluate.load(str(Path(metrics.__file__).with_name("emotion_metric.py")), keep_in_memory=True)
 
     assert metric.compute(references=[0, 0, 1], predictions=[0, 1, 1])["uar"] == pytest.approx(0.75)
 
 
-def test_lists_that_do_not_match_are_refused():
-    with pytest.raises(ValueError, match="Got 2 true labels but 1 answers; they must match 1:1"):
+def test_lists_of_different_lengths_raise():
+    with pytest.raises(ValueError, match="Got 2 true labels but 1 predictions; they must match 1:1"):
         emotion_metrics([0, 1], [0])
-    with pytest.raises(ValueError, match="there must be any"):
+    with pytest.raises(ValueError, match="not be empty"):
         emotion_metrics([], [])
 
 
-def test_measures_of_a_confusion_matrix_are_those_of_the_labels():
+def test_measures_of_a_confusion_matrix_match_those_of_the_labels():
     rng = np.random.default_rng(0)
-    truth, answers = rng.integers(4, size=(2, 60))
-    answers[truth == 0] = 5  # a label that is never true, and one that is never found
+    truth, predictions = rng.integers(4, size=(2, 60))
+    predictions[truth == 0] = 5  # a label that never occurs; label 0 is never predicted correctly
 
-    measures = overall_measures(confusions(truth, answers, 7).sum(axis=0))
+    measures = overall_measures(confusions(truth, predictions, 7).sum(axis=0))
 
-    assert measures == pytest.approx(emotion_metrics(truth, answers))
+    assert measures == pytest.approx(emotion_metrics(truth, predictions))
 
 
-def test_each_label_has_its_measures():
+def test_class_measures():
     confusion = np.array([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 
     measures = class_measures(confusion)
@@ -61,14 +61,14 @@ def test_each_label_has_its_measures():
     np.testing.assert_allclose(measures["f1"], [0.8, 1, np.nan])
 
 
-def test_calibration_error_of_a_case_worked_out_by_hand():
-    # In two bins: the first has a confidence of 0.5 and no right answer, the second 0.8 on average and 1 of 2 right.
+def test_calibration_error_of_a_hand_computed_case():
+    # Two bins: confidence 0.5 with no correct prediction; mean confidence 0.8 with 1 of 2 correct.
     scores = np.array([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1], [0.05, 0.9, 0.05]])
 
     assert expected_calibration_error(scores, np.array([1, 0, 0]), bins=2) == pytest.approx((0.5 + 2 * 0.3) / 3)
 
 
-def test_a_confidence_of_one_is_in_the_last_bin_and_a_bin_takes_its_upper_edge():
+def test_bins_include_their_upper_edge():
     bins = calibration_bins(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([0, 1]), bins=4)
 
     assert bins[0, 3].tolist() == [1, 1, 1]

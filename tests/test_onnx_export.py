@@ -15,7 +15,7 @@ AUDIO_MISSING, TEXT_MISSING = 1, 2
 
 
 def random_inputs(batch, longest, mel_bands=16, vocabulary=13, seed=0):
-    """A batch of random lengths in which some rows lack one modality, with times of words and of segments."""
+    """A batch of random lengths in which some rows lack one modality, with word and segment times."""
     rng = np.random.default_rng(seed)
     frames, tokens = rng.integers(1, longest + 1, batch), rng.integers(1, 12, batch)
     frames[AUDIO_MISSING::5] = 0
@@ -39,22 +39,22 @@ def random_inputs(batch, longest, mel_bands=16, vocabulary=13, seed=0):
 def assert_same_outputs(graph, model, inputs, tolerance=1e-4):
     with torch.inference_mode():
         expected = model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
-    answer = graph.predict(inputs)
-    assert {name for name, value in expected.items() if isinstance(value, torch.Tensor)} == answer.keys()
-    for name, values in answer.items():
+    outputs = graph.predict(inputs)
+    assert {name for name, value in expected.items() if isinstance(value, torch.Tensor)} == outputs.keys()
+    for name, values in outputs.items():
         np.testing.assert_allclose(values, expected[name].numpy(), rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize(("batch", "longest"), [(1, 1), (1, 73), (2, 400), (5, 60), (16, 211), (32, 150)])
-def test_the_graph_gives_the_models_answers(exported, model, batch, longest):
+def test_the_graph_has_the_models_outputs(exported, model, batch, longest):
     graph = EmotionGraph(exported / "model.onnx")
 
     for seed in range(3):
         assert_same_outputs(graph, model, random_inputs(batch, longest, seed=seed))
 
 
-def test_a_clip_of_several_windows(exported, model):
-    """The audio encoder hears 30 s at once; what is longer has windows, in the graph as well."""
+def test_clips_of_several_windows(exported, model):
+    """The audio encoder splits clips of more than 30 s into windows, in the graph too."""
     graph = EmotionGraph(exported / "model.onnx")
 
     for batch, frames in ((1, 2999), (1, 3000), (2, 3001), (1, 3100), (2, 6000), (3, 7401)):
@@ -70,7 +70,7 @@ def test_a_clip_of_several_windows(exported, model):
 
 @pytest.mark.parametrize("names", [("input_features", "audio_attention_mask"), ("input_ids", "attention_mask")])
 @pytest.mark.parametrize("more", [(), ("segment_times",)])
-def test_one_modality_alone(exported, model, names, more):
+def test_a_single_modality(exported, model, names, more):
     graph = EmotionGraph(exported / "model.onnx")
     inputs = {name: values for name, values in random_inputs(3, 90).items() if name in (*names, *more)}
     for name in names:
@@ -80,6 +80,7 @@ def test_one_modality_alone(exported, model, names, more):
     assert_same_outputs(graph, model, inputs)
 
 
+@pytest.mark.slow  # the fixture `exported` traces a model of both modalities in every run
 @pytest.mark.parametrize(
     ("audio", "text", "extractor"),
     [
@@ -90,7 +91,7 @@ def test_one_modality_alone(exported, model, names, more):
         (None, "distilbert", lambda: None),
     ],
 )
-def test_encoders_of_the_hub_become_graphs(audio, text, extractor, byte_tokenizer, tmp_path):
+def test_other_encoders(audio, text, extractor, byte_tokenizer, tmp_path):
     config = tiny.make_config(audio, text)
     if audio == "whisper":
         config.audio_config.max_source_positions = 100
@@ -113,41 +114,43 @@ def test_encoders_of_the_hub_become_graphs(audio, text, extractor, byte_tokenize
         assert_same_outputs(graph, model, dict(processor(**given, return_tensors="np")))
 
 
-def test_the_model_is_left_as_it_is(processor, session_model, tmp_path, monkeypatch):
+def test_the_model_is_not_modified(processor, session_model, tmp_path, monkeypatch):
     model = copy.deepcopy(session_model).train().half()
-    seen = {}
-    # What traces is known to work; what it is given is of interest.
-    monkeypatch.setattr(onnx_export.OnnxExporter, "export", lambda _, model, *__: seen.update(model=model) or 1 / 0)
+    traced = {}
+    # Only the model that is passed to the tracing matters here.
+    monkeypatch.setattr(onnx_export.OnnxExporter, "export", lambda _, model, *__: traced.update(model=model) or 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         export_onnx(model, processor, tmp_path)
 
     assert model.training and model.dtype == torch.float16 and model.config._attn_implementation == "sdpa"
-    assert not seen["model"].training and seen["model"].dtype == torch.float32
+    assert not traced["model"].training and traced["model"].dtype == torch.float32
 
 
-def test_a_norm_over_time_is_refused(processor, tmp_path):
+def test_a_norm_over_time_raises(processor, tmp_path):
     with pytest.raises(ValueError, match=r"feat_extract_norm='group'.*Choose an encoder"):
         export_onnx(tiny.make_model("wav2vec2"), processor, tmp_path)
 
 
-def test_a_graph_that_answers_otherwise_is_refused(exported, model, processor):
+def test_a_graph_with_other_outputs_raises(exported, model, processor):
     for parameter in model.fused_classifier.parameters():
         torch.nn.init.normal_(parameter)
     inputs = onnx_export.sample_inputs(model, processor)
 
-    with pytest.raises(ValueError, match=r"The graph's logits differ by .* \['mmemo_audio', 'bert'\], cannot be"):
+    with pytest.raises(
+        ValueError, match=r"The graph's logits differ by .* encoders \['mmemo_audio', 'bert'\] cannot be"
+    ):
         onnx_export._verify(exported / "model.onnx", model, inputs)
 
 
-def test_the_graph_tells_nothing_of_the_machine_that_made_it(exported):
+def test_the_graph_has_no_paths_of_the_machine_that_exported_it(exported):
     for path in exported.glob("*.onnx"):
         contents = path.read_bytes()
         assert b"site-packages" not in contents and str(exported).encode() not in contents
         assert __file__.rpartition("/tests")[0].encode() not in contents
 
 
-def test_the_exporters_keep_quiet(processor, tmp_path, capfd):
+def test_output_of_the_exporters_is_suppressed(processor, tmp_path, capfd):
     onnx_export.logging.getLogger("torch.onnx").setLevel("INFO")
 
     with onnx_export.keep_quiet():

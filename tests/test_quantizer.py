@@ -19,7 +19,7 @@ def folder(exported, tmp_path):
 
 @pytest.fixture
 def batches(processor, make_clip):
-    """Inputs of two batches, as calibration takes them."""
+    """Two batches of graph inputs for calibration."""
     return [
         dict(
             processor(
@@ -36,28 +36,30 @@ def operators(path):
     return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
-def test_what_is_multiplied_by_weights_is_int8(exported):
-    """Of a layer of audio 6 multiplications, of one of text 6; the first two of audio take more care, as text does."""
+def test_multiplications_by_weights_are_int8(exported):
+    """6 multiplications per layer; the text layers and the first two audio layers, here all, are blockwise."""
     model = onnx.load(exported / "model_int8.onnx")
     count = Counter(node.op_type for node in model.graph.node)
     weights = {tensor.name for tensor in model.graph.initializer}
 
-    left = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights]
-    assert all(HEADS.search(name) for name in left) and len(left) >= 3
+    in_float = [
+        node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights
+    ]
+    assert all(HEADS.search(name) for name in in_float) and len(in_float) >= 3
     assert count["MatMulNBits"] == 24 and count["MatMulInteger"] > 0
     assert count["Conv"] == operators(exported / "model.onnx")["Conv"] == 2
     assert count["LayerNormalization"] == operators(exported / "model.onnx")["LayerNormalization"]
 
 
 def test_the_embedded_graph_is_int8(exported):
-    """All of 10 layers' 60 multiplications and those of the fusion; what is left are attention and the heads."""
+    """All 60 multiplications of 10 layers and those of the fusion; attention and heads stay in float."""
     count = operators(f"{DEFAULT_MODEL}/model_int8.onnx")
 
     assert (count["MatMulNBits"], count["MatMulInteger"]) == (50, 27)
 
 
-def test_weights_keep_within_seven_bits(exported):
-    """Products of two within 8 bits would overflow the 16 bits of CPUs without VNNI."""
+def test_weights_are_within_seven_bits(exported):
+    """8-bit weights would overflow the 16-bit accumulation of CPUs without VNNI."""
     model = onnx.load(exported / "model_int8.onnx")
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
 
@@ -70,18 +72,18 @@ def test_weights_keep_within_seven_bits(exported):
 
 def assert_near(graph, float_graph, batches, mean):
     for inputs in batches:
-        answer, expected = graph.predict(inputs), float_graph.predict(inputs)
-        assert answer.keys() == expected.keys()
-        differences = np.abs(answer["logits"] - expected["logits"])
+        outputs, expected = graph.predict(inputs), float_graph.predict(inputs)
+        assert outputs.keys() == expected.keys()
+        differences = np.abs(outputs["logits"] - expected["logits"])
         assert 0 < differences.mean() < mean
-        assert (answer["logits"].argmax(axis=1) == expected["logits"].argmax(axis=1)).all()
+        assert (outputs["logits"].argmax(axis=1) == expected["logits"].argmax(axis=1)).all()
 
 
-def test_answers_change_little(exported, batches):
+def test_outputs_change_little(exported, batches):
     assert_near(EmotionGraph(exported / "model_int8.onnx"), EmotionGraph(exported / "model.onnx"), batches, 0.1)
 
 
-def test_static_ranges_are_measured_beforehand(folder, batches):
+def test_static_ranges_are_fixed_by_calibration(folder, batches):
     path = MMEmoQuantizer.from_pretrained(folder).quantize(
         folder, "static", approach="static", calibration=iter(batches)
     )
@@ -93,7 +95,7 @@ def test_static_ranges_are_measured_beforehand(folder, batches):
     assert_near(graph, EmotionGraph(folder / "model.onnx"), batches, 0.3)
 
 
-def test_shared_weights_are_those_of_the_model(folder, model, batches):
+def test_shared_weights_are_read_from_the_models_file(folder, model, batches):
     model.half().save_pretrained(folder)
     shared = folder / "model_int8.onnx"
     alone = shutil.copy(shared, folder / "alone.onnx")
@@ -113,16 +115,18 @@ def test_shared_weights_are_those_of_the_model(folder, model, batches):
         EmotionGraph(shared)
 
 
-def test_what_cannot_be_quantized_is_refused(folder, batches):
+def test_invalid_arguments_raise(folder, batches):
     quantizer = MMEmoQuantizer.from_pretrained(folder)
 
     with pytest.raises(ValueError, match=r"approach='int4' is unknown; choose one of \('dynamic', 'static'\)"):
         quantizer.quantize(folder, approach="int4")
-    with pytest.raises(ValueError, match=r"approach='static' with calibration inputs: none. \"static\" needs some"):
+    with pytest.raises(
+        ValueError, match=r"approach='static' with calibration inputs: none. \"static\" needs calibration inputs"
+    ):
         quantizer.quantize(folder, approach="static")
     with pytest.raises(ValueError, match="approach='dynamic' with calibration inputs: some"):
         quantizer.quantize(folder, calibration=batches)
-    with pytest.raises(ValueError, match=r"is int8 already; quantize the float32 graph, model.onnx"):
+    with pytest.raises(ValueError, match=r"is already int8; quantize the float32 graph, model.onnx"):
         MMEmoQuantizer.from_pretrained(folder, "model_int8.onnx")
     (folder / "model.onnx").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no model.onnx, but .* mmemo export"):

@@ -8,30 +8,30 @@ from modeling_mmemo.evaluation.scoring import held_out, row_lengths, score_items
 TEXTS = ["wait", "i am so happy", "you are sad !", "i am not so happy . you wait ."]
 
 
-def test_scores_keep_the_order_of_rows_and_labels(emotion):
-    asked = []
+def test_scores_are_in_the_order_of_rows_and_labels(emotion):
+    scored = []
 
     def make_item(row):
-        asked.append(row)
+        scored.append(row)
         return {"text": TEXTS[row]}
 
     scores = score_items(emotion, make_item, np.array([len(text) for text in TEXTS]), batch_size=2)
 
-    assert asked == [3, 1, 2, 0]  # the longest first
+    assert scored == [3, 1, 2, 0]  # the longest first
     labels = emotion.model.config.id2label
     for row, text in enumerate(TEXTS):
         alone = {entry["label"]: entry["score"] for entry in emotion({"text": text})}
         assert scores[row] == pytest.approx([alone[labels[index]] for index in range(4)], abs=1e-5)
 
 
-def test_the_length_of_a_row_is_that_of_its_audio_or_its_text(emotion, example_audio):
+def test_row_lengths(emotion, example_audio):
     rows = Dataset.from_dict({"audio": [{"path": str(example_audio), "bytes": None}] * 2, "text": ["ab", "abc"]})
 
     assert row_lengths(emotion, rows, "text").tolist() == [2, 3]
     assert row_lengths(emotion, rows, "audio").tolist() == [len(emotion.processor.load_audio(example_audio))] * 2
 
 
-def test_a_test_part_is_held_out_or_all_there_is():
+def test_held_out_rows_are_the_test_part_or_the_whole_corpus():
     rows, part = held_out(Dataset.from_dict({"split": ["train", "test", "dev"], "text": ["a", "b", "c"]}))
     assert (rows["text"][:], part) == (["b"], "test part")
 

@@ -21,11 +21,11 @@ def make_rows(corpus, labels):
 
 
 VOICES = make_rows("voices", ["angry", "sad", "happy", "sad"])
-# As in television dialogue: most lines are neutral.
+# Most texts are neutral, as in television dialogue.
 SENTENCES = make_rows("sentences", ["neutral"] * 20 + ["sad", "angry", "sad"])
 
 
-def test_agreeing_pairs_have_one_label_and_voices_without_a_text_are_left_out():
+def test_agreeing_pairs_share_a_label_and_unmatched_audio_is_left_out():
     pairs = simulated_pairs(VOICES, SENTENCES, agreeing=True)
 
     assert pairs["label"][:] == pairs["text_label"][:] == ["angry", "sad", "sad"]
@@ -35,7 +35,7 @@ def test_agreeing_pairs_have_one_label_and_voices_without_a_text_are_left_out():
     assert [audio["path"] for audio in pairs["audio"]] == ["0.wav", "1.wav", "3.wav"]
 
 
-def test_conflicting_pairs_have_two_labels_drawn_evenly():
+def test_labels_of_conflicting_pairs_are_drawn_uniformly():
     voices = make_rows("voices", ["sad"] * 200)
 
     pairs = simulated_pairs(voices, SENTENCES, agreeing=False)
@@ -46,18 +46,18 @@ def test_conflicting_pairs_have_two_labels_drawn_evenly():
     assert labels == [SENTENCES["label"][int(text.split()[1])] for text in pairs["text"]]
 
 
-def test_pairing_repeats_with_its_seed():
+def test_pairing_is_reproducible():
     first, again, other = (simulated_pairs(VOICES, SENTENCES, False, seed)["text"][:] for seed in (0, 0, 1))
 
     assert first == again != other
 
 
-def test_corpora_without_a_shared_label_are_refused():
-    with pytest.raises(ValueError, match=r"No text has the same label: the voices have \['angry'.* \['fear'\]"):
+def test_corpora_without_a_shared_label_raise():
+    with pytest.raises(ValueError, match=r"No text has the same label: the audio labels are \['angry'.* \['fear'\]"):
         simulated_pairs(VOICES, make_rows("sentences", ["fear"]), agreeing=True)
 
 
-def test_an_answer_follows_audio_text_or_neither():
+def test_predictions_follow_audio_text_or_neither():
     scores = np.eye(3)[[0, 1, 2]]
 
     shares = follows(scores, np.array([0, 0, 0]), np.array([1, 1, 1]))

@@ -1,4 +1,4 @@
-"""The protocol of timelines, by hand: two clips of two seconds, whose middle second is speech."""
+"""Timeline evaluation of hand-computed cases: two clips of two seconds whose middle second is speech."""
 
 import numpy as np
 import pytest
@@ -31,21 +31,21 @@ def rows(make_clip):
     )
 
 
-def test_frames_of_each_clip_are_counted_by_hand():
+def test_frame_sums_of_a_hand_computed_case():
     timeline = [entry(0.5, 1.0, "angry"), entry(1.0, 2.0, "sad"), entry(2.0, 3.0, "sad"), entry(3.0, 3.5, "silence")]
-    # A voice is heard from 0.5 to 1.75 s and from 2.25 s on.
+    # Speech is detected from 0.5 to 1.75 s and from 2.25 s on.
     sums = frame_sums({"timeline": timeline, "speech": [(0.5, 1.75), (2.25, 4.0)]}, CLIPS)
-    # Speech, right, missed, false alarm; then the speech of the angry and of the sad one.
+    # Speech, correct, missed, false alarm; then speech frames labelled angry and sad.
     assert sums.tolist() == [[100, 50, 0, 25, 100, 0], [100, 50, 50, 25, 0, 100]]
 
 
-def test_an_answer_counts_only_where_a_voice_is_heard():
+def test_predictions_outside_detected_speech_are_ignored():
     timeline = [entry(0.0, 4.0, "angry")]
     sums = frame_sums({"timeline": timeline, "speech": [(0.5, 1.5)]}, CLIPS)
     assert sums[:, :4].tolist() == [[100, 100, 0, 0], [100, 0, 100, 0]]
 
 
-def test_clips_are_joined_with_their_speech_and_their_words(emotion, rows):
+def test_join_clips(emotion, rows):
     samples, clips, words = join_clips(emotion, rows, with_words=True)
     assert len(samples) == 4 * 32_000
     assert sorted(clip["label"] for clip in clips) == ["angry", "angry", "angry", "sad"]
@@ -56,12 +56,12 @@ def test_clips_are_joined_with_their_speech_and_their_words(emotion, rows):
     assert (words[4][1], words[7][2]) == pytest.approx(clips[1]["speech"])
 
 
-def test_a_timeline_is_scored_against_the_most_frequent_label(emotion, rows):
-    table = timeline_table(_Always(emotion), "mine", "four clips", rows, with_words=False)
+def test_a_timeline_is_compared_with_the_majority_label(emotion, rows):
+    table = timeline_table(_AlwaysAngry(emotion), "mine", "four clips", rows, with_words=False)
     assert (table["rows"], table["groups"], table["resampled"]) == (4, 2, "speakers")
     assert table["minutes"] == pytest.approx(8 / 60, abs=0.01)
     assert table["changes"] in (1, 2)
-    # Always angry: three of four seconds of speech are right, and so is the majority; but it never falls silent.
+    # Always angry: three of four seconds of speech are correct, as for the majority, but silence is predicted too.
     assert table["frame_accuracy"]["value"] == pytest.approx(0.75, abs=0.02)
     assert table["majority"]["value"] == pytest.approx(0.25, abs=0.02)
     assert table["confused"]["value"] == pytest.approx(0.25, abs=0.02)
@@ -70,8 +70,8 @@ def test_a_timeline_is_scored_against_the_most_frequent_label(emotion, rows):
     assert table["below_majority"]["value"] < 0
 
 
-class _Always:
-    """A pipeline that hears anger everywhere."""
+class _AlwaysAngry:
+    """A pipeline that predicts anger everywhere."""
 
     def __init__(self, emotion):
         self.processor = emotion.processor
@@ -81,7 +81,7 @@ class _Always:
         return {"duration": seconds, "speech": [(0.0, seconds)], "timeline": [entry(0.0, seconds, "angry")]}
 
 
-def test_the_speech_of_a_clip_is_within_35_db_of_its_loudest(make_clip):
+def test_speech_edges_are_within_35_db_of_the_loudest_frame(make_clip):
     loud = make_clip(1.0)
     audio = np.concatenate([loud * 10 ** (-50 / 20), loud, loud * 10 ** (-50 / 20)])
     assert speech_edges(audio, 16_000) == pytest.approx((1.0, 2.0), abs=0.03)

@@ -23,7 +23,6 @@ FORMAT = 1
 METADATA_KEY = "mmemo"
 # In order of preference, in the folder itself or in its subfolder `onnx`.
 GRAPH_FILES = ("model_int8.onnx", "model.onnx")
-FEATURES_FILE = "features.onnx"
 # Window, filterbank and cosines of the feature extractor.
 ANALYSIS_FILE = "features.safetensors"
 EXPORTED_FILES = ("*.json", "*.onnx", "*.onnx.data", f"*{ANALYSIS_FILE}")

@@ -1,1 +1,1 @@
-"""How good a model is, on speakers it has not heard."""
+"""Evaluation of a model on held-out speakers."""

@@ -1,8 +1,12 @@
-"""Bootstrap intervals over speakers: rows of one speaker are alike, so whole speakers are drawn, not rows.
+"""
+Bootstrap intervals over speakers.
 
-Every measure here is a function of sums over rows (of confusion matrices, of calibration bins). So the rows are summed
-once a speaker, and a resample is a weighted sum of few matrices. Resamples depend on the groups and the seed alone:
-those of two conditions over the same rows are paired, and their difference can be taken resample by resample.
+Deliberate choices:
+- Rows of one speaker are correlated, so whole speakers are drawn, not rows.
+- Every measure is a function of sums over rows (confusion matrices, calibration bins). Rows are summed once per
+  speaker, and a resample is a weighted sum of a few matrices.
+- Resamples depend only on the groups and the seed. Resamples of two conditions over the same rows are therefore
+  paired, and their difference is computed resample by resample.
 """
 
 import numpy as np
@@ -13,9 +17,15 @@ LEVEL = 0.95
 
 
 def speaker_groups(speakers: list[str | None]) -> tuple[np.ndarray, str]:
-    """The group of each row, and what the groups are: `"speakers"`, or `"rows"` where fewer than two are known.
+    """
+    Groups rows by speaker; a row without a speaker is a group of its own.
 
-    A row without a speaker is a group of its own.
+    Args:
+        speakers (`list[str | None]`): The speaker of each row.
+
+    Returns:
+        `tuple[np.ndarray, str]`: The group of each row, numbered from 0, and what the groups are: `"speakers"`, or
+        `"rows"` if fewer than two speakers are known.
     """
     if len(set(speakers) - {None}) < 2:
         return np.arange(len(speakers)), "rows"
@@ -24,13 +34,14 @@ def speaker_groups(speakers: list[str | None]) -> tuple[np.ndarray, str]:
 
 
 def resampled_sums(values: np.ndarray, groups: np.ndarray, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-    """Sums values over groups that are drawn with replacement, as many as there are.
+    """
+    Sums values over groups drawn with replacement; each resample draws as many groups as there are.
 
     Args:
-        values (`np.ndarray` of shape `(rows, ...)`): What is summed.
+        values (`np.ndarray` of shape `(rows, ...)`): Values to sum.
         groups (`np.ndarray` of shape `(rows,)`): Group of each row, numbered from 0.
         samples (`int`, *optional*, defaults to 1000): Number of resamples.
-        seed (`int`, *optional*, defaults to 0): Of the draws.
+        seed (`int`, *optional*, defaults to 0): Seed of the draws.
 
     Returns:
         `np.ndarray` of shape `(samples, ...)`.
@@ -41,8 +52,8 @@ def resampled_sums(values: np.ndarray, groups: np.ndarray, samples: int = SAMPLE
     count = int(groups.max()) + 1 if len(groups) else 0
     if count < 2:
         raise ValueError(
-            f"Got {count} group(s); a bootstrap needs at least two. Pass a group for each row, np.arange(rows), to "
-            "resample rows instead of speakers."
+            f"Got {count} group(s); a bootstrap needs at least two. To resample rows instead of speakers, pass one "
+            "group per row: np.arange(rows)."
         )
     per_group = np.zeros((count, *values.shape[1:]))
     np.add.at(per_group, groups, values)
@@ -52,15 +63,16 @@ def resampled_sums(values: np.ndarray, groups: np.ndarray, samples: int = SAMPLE
 
 
 def percentile_interval(resampled: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """The percentile interval of a measure from its resamples.
+    """
+    Returns the percentile interval of a measure.
 
     Args:
         resampled (`np.ndarray` of shape `(samples, ...)`):
-            The measure in each resample; NaN where it has none (a label that was not drawn).
-        level (`float`, *optional*, defaults to 0.95): How much of the resamples the interval covers.
+            The measure in each resample; NaN where it is undefined (a label that was not drawn).
+        level (`float`, *optional*, defaults to 0.95): Share of the resamples that the interval covers.
 
     Returns:
-        `np.ndarray` of shape `(2, ...)`: its lower and upper end.
+        `np.ndarray` of shape `(2, ...)`: lower and upper end.
     """
     tail = (1 - level) / 2
     return np.nanquantile(resampled, [tail, 1 - tail], axis=0)

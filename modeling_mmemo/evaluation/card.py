@@ -1,7 +1,8 @@
 """
-A model card, its figures written from `results.json` and never by hand.
+Model cards with figures generated from `results.json`.
 
-What stands between two marks, and the `model-index` that the Hub shows, is rewritten; all else is its author's.
+Only the section between two markers and the `model-index` that the Hub shows are generated; the rest of a card is
+hand-written and never changed.
 """
 
 import json
@@ -18,20 +19,21 @@ from modeling_mmemo.evaluation.report import HEADINGS, markdown_table, percent, 
 
 BEGIN, END = "<!-- results: written by eval.py -->", "<!-- end of results -->"
 TASKS = {"audio": "audio-classification", "text": "text-classification", "both": "audio-classification"}
+GIVEN = {"audio": "audio", "text": "text", "both": "audio and text"}
 INDEXED = {"wa": "accuracy", "uar": "recall", "weighted_f1": "f1"}
-# By whether it has an encoder for audio and one for text: what a model does, and what it is given.
-SENSES = {
+# Description and example item of a model, by whether it has an audio and a text encoder.
+INPUTS = {
     (True, True): (
-        "hears a voice, reads its words, or does both",
+        "speech, text, or both",
         '{"audio": "call.wav", "text": "I have been waiting for an hour."}',
     ),
-    (True, False): ("hears a voice", '"call.wav"'),
-    (False, True): ("reads a text", '{"text": "I have been waiting for an hour."}'),
+    (True, False): ("speech", '"call.wav"'),
+    (False, True): ("text", '{"text": "I have been waiting for an hour."}'),
 }
 TEMPLATE = """\
 # {name}
 
-A model of the package `mmemo`. It {senses}, and says which of {count} labels is there: {labels}.
+Emotion recognition from {inputs}, with {count} labels: {labels}. A model of the package `mmemo`.
 
 ```python
 from modeling_mmemo import pipeline  # pip install mmemo
@@ -42,7 +44,7 @@ emotion({item})
 
 Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with torch and librosa.
 
-## What it is
+## Architecture
 
 {architecture}
 
@@ -57,15 +59,16 @@ Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with 
 
 ## Limits and misuse
 
-- Emotion that is acted is not emotion that is felt, and what a voice shows need not be what a person feels.
-- Languages, ages and recordings other than those scored above are unmeasured.
+- Acted emotion differs from felt emotion, and the emotion expressed in a voice or a text may not be what a person
+  feels.
+- Languages, ages and recording conditions other than those evaluated above have not been measured.
 - Inferring the emotions of people at work or at school is prohibited in the European Union (AI Act, Art. 5(1)(f)).
-- No decision about a person should hang on an answer of this model.
+- Do not base decisions about people on predictions of this model.
 
 ## How to reproduce and cite
 
-`python eval.py --model {name} --data_dir DATA` of mmemo {version} writes the figures above. Cite the package by its
-name and version, and this repository.
+`python eval.py --model {name} --data_dir DATA` with mmemo {version} reproduces the figures above. Please cite the
+package with its version, and this repository.
 """
 
 
@@ -78,36 +81,34 @@ def write_card(
     training_data: str | Path | None = None,
 ) -> Path:
     """
-    Writes the card of a model, or brings the figures of one that is there up to date.
+    Writes the card of a model, or updates the figures of an existing card.
 
     Args:
-        model (`str` or `Path`): The model's folder.
-        results (`str` or `Path`): The folder that `eval.py` left.
-        output (`str` or `Path`, *optional*): The card; `README.md` in the model's folder by default.
+        model (`str` or `Path`): Folder of the model.
+        results (`str` or `Path`): Output folder of `eval.py`.
+        output (`str` or `Path`, *optional*): Path of the card; `README.md` in the model's folder by default.
         name, license (`str`, *optional*), training_data (`str` or `Path`, *optional*):
-            For a card that is not there yet; see [`make_card`]. The training data are a Markdown file.
+            Content of a new card; see [`make_card`]. `training_data` is the path of a Markdown file.
 
     Returns:
-        `Path`: of the card.
+        `Path`: Path of the card.
 
     Raises:
         FileNotFoundError: If there are no results.
-        ValueError: If a card is there and lacks the marks of the results, or was to be made otherwise.
+        ValueError: If an existing card lacks the markers, or `name`, `license` or `training_data` is passed for one.
     """
     model, results_file = Path(model), Path(results) / "results.json"
     output = model / "README.md" if output is None else Path(output)
     if not results_file.is_file():
-        raise FileNotFoundError(
-            f"{results} holds no results.json; run eval.py --model {model} --output_dir {results}."
-        )
+        raise FileNotFoundError(f"{results} has no results.json; run eval.py --model {model} --output_dir {results}.")
     if not output.exists():
         data = None if training_data is None else Path(training_data).read_text(encoding="utf-8").strip()
         text = make_card(MMEmoConfig.from_pretrained(model), name or model.resolve().name, license, data)
         output.write_text(text, encoding="utf-8")
     elif name or license or training_data:
         raise ValueError(
-            f"{output} is there already: its name, licence and training data are changed in it by hand. Leave the "
-            "options out, or name another --output."
+            f"{output} already exists; edit its name, licence and training data by hand. Leave these options out, or "
+            "choose another --output."
         )
     update_card(output, json.loads(results_file.read_text(encoding="utf-8")))
     return output
@@ -120,22 +121,22 @@ def make_card(
     training_data: str | None = None,
 ) -> str:
     """
-    Begins a card: what the configuration says of a model, and what no results can say.
+    Returns a new card without figures.
 
     Args:
-        config (`MMEmoConfig`): Of the model.
-        name (`str`): Of the model, as `owner/name` if it is for the Hub.
-        license (`str`, *optional*): As the Hub names licences, such as `apache-2.0`.
-        training_data (`str`, *optional*): Markdown on what it was trained on, and under which licences that is.
+        config (`MMEmoConfig`): Configuration of the model.
+        name (`str`): Name of the model, `owner/name` for the Hub.
+        license (`str`, *optional*): Licence identifier of the Hub, such as `apache-2.0`.
+        training_data (`str`, *optional*): Markdown that describes the training data and their licences.
     """
-    senses, item = SENSES[config.audio_config is not None, config.text_config is not None]
+    inputs, item = INPUTS[config.audio_config is not None, config.text_config is not None]
     encoders = [
-        f"a {tower.model_type} encoder for the {modality}"
-        for modality, tower in (("voice", config.audio_config), ("words", config.text_config))
+        f"{tower.model_type} encoder for {modality}"
+        for modality, tower in (("audio", config.audio_config), ("text", config.text_config))
         if tower is not None
     ]
     labels = [config.id2label[index] for index in range(config.num_labels)]
-    fused = f", joined by {config.fusion} fusion" if len(encoders) == 2 else ""
+    fusion = f", combined by {config.fusion} fusion" if len(encoders) == 2 else ""
     data = ModelCardData(
         license=license,
         library_name="transformers",
@@ -145,11 +146,11 @@ def make_card(
     )
     text = TEMPLATE.format(
         name=name,
-        senses=senses,
+        inputs=inputs,
         item=item,
         count=len(labels),
         labels=", ".join(labels),
-        architecture=f"{' and '.join(encoders).capitalize()}{fused}.",
+        architecture=f"A {' and a '.join(encoders)}{fusion}.",
         training_data=training_data or "Not stated.",
         begin=BEGIN,
         end=END,
@@ -159,19 +160,24 @@ def make_card(
 
 
 def update_card(path: str | Path, results: dict[str, Any]) -> None:
-    """Replaces what stands between the marks of a Markdown file by the results.
+    """
+    Replaces the section between the markers of a Markdown file by the results.
 
-    A file that begins with metadata is a model card: it has every condition, and the metadata has the figures, too.
+    A file that begins with metadata is a model card: it gets all conditions, and the figures in its metadata too.
+
+    Args:
+        path (`str` or `Path`): The Markdown file.
+        results (`dict`): Content of `results.json`.
 
     Raises:
-        ValueError: If the file does not hold the two marks, once each and in their order.
+        ValueError: If the file does not contain both markers, once each and in this order.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in after or END in after:
-        raise ValueError(f"{path} must hold the lines {BEGIN!r} and {END!r} once each, in this order.")
+        raise ValueError(f"{path} must contain the lines {BEGIN!r} and {END!r} once each, in this order.")
     is_card = text.startswith("---\n")
     section = results_section(results) + (f"\n\n{details_section(results)}" if is_card else "")
     text = f"{before}{BEGIN}\n{section}\n{END}{after}"
@@ -184,13 +190,13 @@ def update_card(path: str | Path, results: dict[str, Any]) -> None:
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """The headline figures as the Hub's `model-index` has them, in percent."""
+    """Returns the headline figures in percent, for the `model-index` of the Hub."""
     return [
         EvalResult(
             task_type=TASKS[table["headline"]],
             task_name="Emotion recognition",
             dataset_type=table["name"],
-            dataset_name=f"{table['protocol']}, given {table['headline']}",
+            dataset_name=f"{table['protocol']}, {GIVEN[table['headline']]}",
             metric_type=metric,
             metric_name=HEADINGS[measure],
             metric_value=round(100 * table["conditions"][table["headline"]][measure]["value"], 2),
@@ -201,7 +207,7 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
 
 
 def details_section(results: dict[str, Any]) -> str:
-    """How the rows were held out, which labels are weak, and what noise and a missing modality cost."""
+    """Returns the protocols, the weakest labels, and the figures with noise and missing modalities."""
     tables = [*results["corpora"], *results["pairs"]]
     protocols = "\n".join(f"- {table['name']}: {table['protocol']}." for table in tables)
     weakest = []
@@ -217,22 +223,22 @@ def details_section(results: dict[str, Any]) -> str:
     ]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     parts = [
-        f"What was scored:\n\n{protocols}",
-        "The weakest labels and the strongest one, by F1:",
+        f"Test sets:\n\n{protocols}",
+        "The two weakest labels and the strongest one, by F1:",
         markdown_table(["test set", "weakest", "second", "strongest"], weakest),
     ]
     if conditions:
         parts += [
-            "The same, given in other ways:",
+            "Other conditions:",
             markdown_table(
-                ["test set", "given", *(HEADINGS[measure] for measure in ("wa", "uar", "ece"))], conditions
+                ["test set", "condition", *(HEADINGS[measure] for measure in ("wa", "uar", "ece"))], conditions
             ),
         ]
-    return "\n\n".join([*parts, f"Made by {versions}; seed {results['seed']}."])
+    return "\n\n".join([*parts, f"Computed with {versions}; seed {results['seed']}."])
 
 
 def results_section(results: dict[str, Any]) -> str:
-    """The figures of each test set as it is meant to be scored, and what the fusion gains and loses on pairs."""
+    """Returns the headline figures of each test set, gains and losses of the fusion on pairs, and timelines."""
     tables = [*results["corpora"], *results["pairs"]]
     rows = [
         [
@@ -243,21 +249,22 @@ def results_section(results: dict[str, Any]) -> str:
         for table in tables
     ]
     parts = [
-        markdown_table(["test set, given", "rows", *(HEADINGS[measure] for measure in MEASURES)], rows),
+        markdown_table(["test set, condition", "rows", *(HEADINGS[measure] for measure in MEASURES)], rows),
         f"In percent, with {results['bootstrap']['level']:.0%} intervals of a bootstrap over speakers, or over rows "
-        "where no two speakers are known.",
+        "if fewer than two speakers are known.",
     ]
     for table in results["pairs"]:
         gain = table["gain"]
-        losses = [f"{percent(loss['uar'])} given {condition}" for condition, loss in table["losses"].items()]
+        losses = [f"{percent(loss['uar'])} with {condition}" for condition, loss in table["losses"].items()]
         parts.append(
-            f"On the simulated pairs {table['name']}, both have {percent(gain['uar'])} points of UAR more than "
-            f"the better of the two alone ({gain['over']}). What the other modality loses: {', '.join(losses)}."
+            f"On the simulated pairs {table['name']}, audio and text together score {percent(gain['uar'])} points of "
+            f"UAR more than the better modality alone ({gain['over']}). Points of UAR that a modality loses when the "
+            f"other one is degraded instead of missing (negative: gains): {', '.join(losses)}."
         )
     if results["timelines"]:
         parts += [
-            "Held-out clips joined to long recordings and followed: the share of the speech with the right label, and "
-            "the emotion-diarisation error rate (EDER) beside that of always the most frequent label.",
+            "Timelines of held-out clips joined to long recordings: the share of the speech with the correct label, "
+            "and the emotion-diarisation error rate (EDER), compared with always predicting the most frequent label.",
             timelines_table(results["timelines"]),
         ]
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""What is done to a row before it is scored: a modality left out, blanked, spoilt or another row's; no dialogue."""
+"""Evaluation conditions: a modality missing, blank, corrupted or taken from another row; text without its dialogue."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,22 +23,24 @@ AudioChange = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to give rows to the model.
+    """
+    How rows are changed before they are scored.
 
     Args:
-        description (`str`): What is done, for the report.
-        given (`tuple[str, ...]`): The modalities that a row must have; `"context"` if it must be part of a dialogue.
+        description (`str`): Description for the report.
+        needs (`tuple[str, ...]`): Modalities that a row must have; `"context"` if it must be part of a dialogue.
         change_audio (`Callable`, *optional*):
-            Gives other samples for `(samples, sampling_rate, rng)`, all float32 mono.
-        blank_text (`bool`): Whether the text is replaced by the empty one.
-        drop_context (`bool`): Whether the text comes without its speaker and the turns before it.
-        shuffled (`str`, *optional*): The modality that is another row's.
+            Function from `(samples, sampling_rate, rng)` to new samples, float32 mono.
+        blank_text (`bool`, *optional*, defaults to `False`): Whether to replace the text by an empty string.
+        drop_context (`bool`, *optional*, defaults to `False`):
+            Whether to remove the speaker of the text and the turns before it.
+        shuffled (`str`, *optional*): Modality to take from another row.
         word_times (`Callable`, *optional*):
-            Gives times for the words of `(text, samples, sampling_rate, rng)`; without it they have none.
+            Function from `(text, samples, sampling_rate, rng)` to word timestamps; no timestamps by default.
     """
 
     description: str
-    given: tuple[str, ...]
+    needs: tuple[str, ...]
     change_audio: AudioChange | None = None
     blank_text: bool = False
     drop_context: bool = False
@@ -46,8 +48,8 @@ class Condition:
     word_times: Callable[[str, np.ndarray, int, np.random.Generator], list] | None = None
 
 
-def _hush(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
-    # Digital silence itself is refused by the processor.
+def _near_silence(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+    # The processor raises on digital silence.
     return rng.uniform(-2 * SILENCE_PEAK, 2 * SILENCE_PEAK, len(audio)).astype(np.float32)
 
 
@@ -55,7 +57,7 @@ def _white_noise(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator
     return (rng.standard_normal(len(audio)) * np.sqrt(np.mean(audio**2))).astype(np.float32)
 
 
-def _noisy(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator, snr_db: float) -> np.ndarray:
+def _add_noise(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator, snr_db: float) -> np.ndarray:
     return add_noise(audio, snr_db, rng)
 
 
@@ -63,63 +65,71 @@ def _telephone(audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) 
     return telephone(audio, sampling_rate)
 
 
-def _aligned(text: str, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> list:
+def _align_words(text: str, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> list:
     return read_word_times([(text, *speech_edges(audio, sampling_rate))])
 
 
-def _misaligned(text: str, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> list:
+def _misalign_words(text: str, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> list:
     words = text.split()
     times = np.sort(rng.uniform(0, len(audio) / sampling_rate, (len(words), 2)), axis=None).reshape(-1, 2)
     return [(word, *map(float, time)) for word, time in zip(words, times)]
 
 
 ABLATION = {
-    "audio": Condition("The audio alone; the text is missing.", ("audio",)),
-    "text": Condition("The text alone; the audio is missing.", ("text",)),
+    "audio": Condition("Audio only; the text is missing.", ("audio",)),
+    "text": Condition("Text only; the audio is missing.", ("text",)),
     "both": Condition("Audio and text.", MODALITIES),
 }
 BLANK = {
-    "blank audio": Condition("As good as silence (-74 dBFS) of the clip's length, and the text.", MODALITIES, _hush),
-    "noise audio": Condition("White noise of the clip's level and length, and the text.", MODALITIES, _white_noise),
-    "blank text": Condition("The audio, and an empty text.", MODALITIES, blank_text=True),
+    "blank audio": Condition("Text, with near-silence (-74 dBFS) of the clip's length.", MODALITIES, _near_silence),
+    "noise audio": Condition("Text, with white noise of the clip's level and length.", MODALITIES, _white_noise),
+    "blank text": Condition("Audio, with an empty text.", MODALITIES, blank_text=True),
 }
 CONDITIONS = {
     **ABLATION,
     **BLANK,
     "no context": Condition(
-        "The text without its speaker and the turns before it.", ("text", "context"), drop_context=True
+        "Text without its speaker and without the turns before it.", ("text", "context"), drop_context=True
     ),
     "aligned times": Condition(
-        "Audio and text, its words spread over the speech by their lengths.", MODALITIES, word_times=_aligned
+        "Audio and text; words are spread over the speech in proportion to their lengths.",
+        MODALITIES,
+        word_times=_align_words,
     ),
-    "shuffled times": Condition("Audio and text, its words at random times.", MODALITIES, word_times=_misaligned),
-    "shuffled audio": Condition("The text, and the audio of another row.", MODALITIES, shuffled="audio"),
-    "shuffled text": Condition("The audio, and the text of another row.", MODALITIES, shuffled="text"),
+    "shuffled times": Condition(
+        "Audio and text; words have random timestamps.", MODALITIES, word_times=_misalign_words
+    ),
+    "shuffled audio": Condition("Text, with the audio of another row.", MODALITIES, shuffled="audio"),
+    "shuffled text": Condition("Audio, with the text of another row.", MODALITIES, shuffled="text"),
     **{
         f"snr {snr} dB": Condition(
-            f"Noise in the audio at a signal-to-noise ratio of {snr} dB.", ("audio",), partial(_noisy, snr_db=snr)
+            f"Noise added to the audio at a signal-to-noise ratio of {snr} dB.",
+            ("audio",),
+            partial(_add_noise, snr_db=snr),
         )
         for snr in (20, 10, 0)
     },
-    "telephone": Condition("The audio through a telephone band.", ("audio",), _telephone),
+    "telephone": Condition("Audio filtered to the telephone band.", ("audio",), _telephone),
 }
 
 
 def applicable_conditions(names: list[str], available: set[str], carriers: set[str]) -> list[str]:
-    """The conditions among `names` that mean something for a corpus.
+    """
+    Selects the conditions that apply to a corpus.
 
     Args:
         names (`list[str]`): Names in `CONDITIONS`.
-        available (`set[str]`): The modalities that the rows have and the model takes: these can be ablated.
-        carriers (`set[str]`): Those that carry the emotion: only these are spoilt. And `"context"`, if the rows are of
-            dialogues and the model reads them.
+        available (`set[str]`): Modalities that the rows have and the model accepts; these can be ablated.
+        carriers (`set[str]`):
+            Modalities that carry the emotion; only these are changed. Includes `"context"` if the rows have dialogue
+            context and the model uses it.
 
     Raises:
         ValueError: If a name is unknown.
     """
     if unknown := [name for name in names if name not in CONDITIONS]:
-        raise ValueError(f"Unknown conditions {unknown}; the known ones are {list(CONDITIONS)}.")
-    return [name for name in names if set(CONDITIONS[name].given) <= (available if name in ABLATION else carriers)]
+        raise ValueError(f"Unknown conditions {unknown}; choose among {list(CONDITIONS)}.")
+    return [name for name in names if set(CONDITIONS[name].needs) <= (available if name in ABLATION else carriers)]
 
 
 def score_condition(
@@ -131,25 +141,26 @@ def score_condition(
     batch_size: int = 16,
     seed: int = 0,
 ) -> np.ndarray:
-    """Scores rows under the condition `name`, the same for the same seed.
+    """
+    Scores rows under one condition; deterministic for a given seed.
 
     Args:
         emotion (`MultimodalEmotionPipeline`): The pipeline.
         name (`str`): A name in `CONDITIONS`.
-        rows (`datasets.Dataset`): With `audio`, and `text` with its `context` and `said_by`.
+        rows (`datasets.Dataset`): Rows with `audio`, `text`, `context` and `said_by`.
         lengths (`np.ndarray` of shape `(rows,)`): See [`row_lengths`].
-        carriers (`set[str]`): The modalities that are given beside a spoilt one.
-        batch_size (`int`, *optional*, defaults to 16): Items that the model sees at once.
-        seed (`int`, *optional*, defaults to 0): Of noise and shuffling.
+        carriers (`set[str]`): Modalities that carry the emotion, which the model receives.
+        batch_size (`int`, *optional*, defaults to 16): Items per batch.
+        seed (`int`, *optional*, defaults to 0): Seed of noise and shuffling.
 
     Returns:
-        `np.ndarray` of shape `(rows, labels)`.
+        `np.ndarray` of shape `(rows, labels)`: scores.
 
     Raises:
-        ValueError: If one row is to be shuffled.
+        ValueError: If the condition shuffles rows and there is only one.
     """
     condition = CONDITIONS[name]
-    given = condition.given if name in ABLATION else carriers
+    given = condition.needs if name in ABLATION else carriers
     partners = _other_rows(len(rows), seed) if condition.shuffled else np.arange(len(rows))
     sampling_rate = emotion.processor.feature_extractor.sampling_rate if "audio" in given else None
 
@@ -164,7 +175,7 @@ def score_condition(
             item = {modality: item[modality] for modality in sources}
         if condition.change_audio is not None:
             audio = emotion.processor.load_audio(item["audio"])
-            # A generator for each row: its noise does not depend on the order in which rows are scored.
+            # One generator per row: the noise does not depend on the order in which rows are scored.
             item["audio"] = condition.change_audio(audio, sampling_rate, np.random.default_rng([seed, row]))
         if condition.word_times is not None:
             audio, rng = emotion.processor.load_audio(item["audio"]), np.random.default_rng([seed, row])
@@ -175,9 +186,9 @@ def score_condition(
 
 
 def _other_rows(count: int, seed: int) -> np.ndarray:
-    """For each row another one, every row taken once: the next on a random tour of all."""
+    """Returns the index of another row for each row, each used once: the next one on a random tour of all rows."""
     if count < 2:
-        raise ValueError(f"There must be at least 2 rows to shuffle, not {count}; leave the shuffled conditions out.")
+        raise ValueError(f"Shuffling needs at least 2 rows, got {count}; leave the shuffled conditions out.")
     tour = np.random.default_rng(seed).permutation(count)
     partners = np.empty(count, int)
     partners[tour] = np.roll(tour, -1)

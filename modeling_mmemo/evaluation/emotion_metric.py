@@ -1,6 +1,6 @@
-"""The field's measures of emotion recognition as a metric of `evaluate`; this file is loaded by its path."""
+"""Standard measures of emotion recognition as an `evaluate` metric; loaded by file path."""
 
-# One import a line: `evaluate` reads them by regular expression.
+# One import per line: `evaluate` parses them with a regular expression.
 import datasets
 import evaluate
 from sklearn.metrics import accuracy_score, f1_score, recall_score
@@ -21,12 +21,12 @@ _CITATION = """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (`list[int]`): The labels that were answered.
-    references (`list[int]`): The true labels.
+    predictions (`list[int]`): Predicted labels.
+    references (`list[int]`): True labels.
 
 Returns:
-    `dict` with `wa`, `uar`, `macro_f1` and `weighted_f1`, each in [0, 1]. Labels that never are the true one take no
-    part in the two means over labels; answering one still costs the label that was true its recall.
+    `dict` with `wa`, `uar`, `macro_f1` and `weighted_f1`, each in [0, 1]. Labels that never occur in the references
+    are excluded from the two means over labels; predicting one still lowers the recall of the true label.
 """
 
 

@@ -1,4 +1,4 @@
-"""One evaluation: corpora and simulated pairs, under every condition that applies, as one dictionary of results."""
+"""One evaluation run: corpora, simulated pairs and timelines under all conditions that apply."""
 
 from importlib.metadata import version
 from typing import Any
@@ -23,12 +23,17 @@ Scores = dict[str, np.ndarray]
 
 
 def evaluate(emotion: MultimodalEmotionPipeline, args: EvaluationArguments) -> dict[str, Any]:
-    """Scores the corpora and pairs that are asked for.
+    """
+    Evaluates a pipeline on the requested corpora, pairs and timelines.
+
+    Args:
+        emotion (`MultimodalEmotionPipeline`): The pipeline.
+        args (`EvaluationArguments`): What to evaluate.
 
     Returns:
-        `dict` that is `results.json`: the `model`, `versions` and `seed`, the model's `labels`, how intervals were
-        made (`bootstrap`), and the tables `corpora`, `pairs` and `timelines`; see [`corpus_table`], [`pairs_table`]
-        and [`timeline_table`].
+        `dict`, the content of `results.json`: `model`, `versions`, `seed`, the model's `labels`, the settings of the
+        intervals (`bootstrap`), and the tables `corpora`, `pairs` and `timelines`; see [`corpus_table`],
+        [`pairs_table`] and [`timeline_table`].
     """
     return {
         **results_head(args.model or "modeling_mmemo/default", model_labels(emotion.model.config), args.seed),
@@ -39,7 +44,7 @@ def evaluate(emotion: MultimodalEmotionPipeline, args: EvaluationArguments) -> d
 
 
 def results_head(model: str, labels: list[str], seed: int) -> dict[str, Any]:
-    """What `results.json` begins with: which model was scored, and how."""
+    """Returns the first fields of `results.json`: which model was evaluated, and how."""
     return {
         "model": model,
         "versions": {"mmemo": __version__} | {package: version(package) for package in PACKAGES},
@@ -50,54 +55,57 @@ def results_head(model: str, labels: list[str], seed: int) -> dict[str, Any]:
 
 
 def model_labels(config: MMEmoConfig) -> list[str]:
-    """A model's labels in the order of its scores."""
+    """Returns a model's labels in the order of its scores."""
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
 def evaluate_corpus(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> dict[str, Any]:
-    """The table of one corpus; see [`corpus_table`].
+    """
+    Evaluates one corpus; see [`corpus_table`].
 
     Raises:
-        ValueError: If the model does not take the modality that carries the emotion of the corpus, or no row has it.
+        ValueError: If the model does not accept the modality that carries the emotion of the corpus, or no row has it.
     """
-    everything, part = _read(emotion, name, args)
-    rows = everything.filter(lambda row: all(_is_given(row[modality]) for modality in _carriers(name, args)))
+    all_rows, part = _read_held_out(emotion, name, args)
+    expected = _corpus_modalities(name, args)
+    rows = all_rows.filter(lambda row: all(_is_present(row[modality]) for modality in expected))
     if not len(rows):
-        raise ValueError(f"No row of {name} ({part}) has {' and '.join(_carriers(name, args))}; leave it out.")
-    if len(rows) < len(everything):
-        part += f", {len(everything) - len(rows)} incomplete rows left out"
-    available = {modality for modality in _taken(emotion) if all(map(_is_given, rows[modality]))}
-    carriers = available & set(_carriers(name, args))
+        raise ValueError(f"No row of {name} ({part}) has {' and '.join(expected)}; leave the corpus out.")
+    if len(rows) < len(all_rows):
+        part += f", {len(all_rows) - len(rows)} incomplete rows left out"
+    available = {modality for modality in _model_modalities(emotion) if all(map(_is_present, rows[modality]))}
+    carriers = available & set(expected)
     if not carriers:
         raise ValueError(
-            f"The emotion of {name} is in {_carriers(name, args)}, but the model takes {_taken(emotion)}; leave the "
+            f"The emotion of {name} is in {expected}, but the model accepts {_model_modalities(emotion)}; leave the "
             "corpus out, or choose another model."
         )
     headline = "both" if len(carriers) > 1 else min(carriers)
     names = [headline, *(condition for condition in args.conditions if condition != headline)]
     names = applicable_conditions(names, available, carriers | _context(emotion, rows))
     scores = _score(emotion, rows, names, available, carriers, args)
-    protocol = f"{name}, {part}{_limited(args)}"
+    protocol = f"{name}, {part}{_limit_note(args)}"
     return corpus_table(name, protocol, rows, scores, model_labels(emotion.model.config), headline, args.seed)
 
 
 def corpus_table(
     name: str, protocol: str, rows: Dataset, scores: Scores, labels: list[str], headline: str, seed: int = 0
 ) -> dict[str, Any]:
-    """Puts the scores of one set of rows into figures.
+    """
+    Computes the figures of one set of rows.
 
     Args:
-        name (`str`): Of the table.
-        protocol (`str`): Which rows were scored, and by what they are held out.
-        rows (`datasets.Dataset`): With `label` and `speaker`.
-        scores (`dict[str, np.ndarray]`): Condition to scores of shape `(rows, labels)`.
+        name (`str`): Name of the table.
+        protocol (`str`): Which rows were scored, and how they are held out.
+        rows (`datasets.Dataset`): Rows with `label` and `speaker`.
+        scores (`dict[str, np.ndarray]`): Scores of shape `(rows, labels)` by condition.
         labels (`list[str]`): The model's labels, in the order of the scores.
-        headline (`str`): The condition that stands for the corpus, and is shown in detail.
-        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+        headline (`str`): Main condition of the corpus, reported in detail.
+        seed (`int`, *optional*, defaults to 0): Seed of the bootstrap.
 
     Returns:
         `dict` with `name`, `protocol`, `headline`, `rows`, `groups` and `resampled` (`"speakers"` or `"rows"`); the
-        overall figures of all `conditions`; and `per_class`, `confusion` and `reliability` of the headline.
+        overall figures of all `conditions`; and `per_class`, `confusion` and `reliability` of the headline condition.
     """
     figures = Figures(list(rows["label"]), list(rows["speaker"]), labels, seed)
     return {
@@ -115,13 +123,14 @@ def corpus_table(
 def evaluate_pairs(
     emotion: MultimodalEmotionPipeline, audio_name: str, text_name: str, args: EvaluationArguments
 ) -> dict[str, Any]:
-    """The table of simulated pairs of the held-out parts of two corpora; see [`pairs_table`].
+    """
+    Evaluates simulated pairs of the held-out parts of two corpora; see [`pairs_table`].
 
     Raises:
-        ValueError: If the model takes one modality only, or the corpora do not carry emotion in audio and text.
+        ValueError: If the model accepts only one modality, or the corpora do not carry emotion in audio and text.
     """
-    voices, sentences, parts = _read_pair(emotion, audio_name, text_name, args)
-    agreeing, conflicting = (simulated_pairs(voices, sentences, agree, args.seed) for agree in (True, False))
+    audio_rows, text_rows, parts = _read_pair(emotion, audio_name, text_name, args)
+    agreeing, conflicting = (simulated_pairs(audio_rows, text_rows, agree, args.seed) for agree in (True, False))
     both = set(MODALITIES)
     names = list(dict.fromkeys([*ABLATION, *BLANK, *args.conditions]))
     names = applicable_conditions(names, both, both | _context(emotion, agreeing))
@@ -140,39 +149,46 @@ def evaluate_pairs(
 
 
 def evaluate_timeline(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> dict[str, Any]:
-    """The table of the recording that a corpus, or simulated pairs, make when joined; see [`timeline_table`].
+    """
+    Evaluates the timeline of a corpus, or of simulated pairs, joined to one recording; see [`timeline_table`].
 
     Raises:
         ValueError: If the emotion of a corpus is not in its audio, or a pair is not one of audio and text.
     """
     audio_name, _, text_name = name.partition("+")
     if text_name:
-        voices, sentences, parts = _read_pair(emotion, audio_name, text_name, args)
-        rows, protocol = simulated_pairs(voices, sentences, agreeing=True, seed=args.seed), f"Simulated pairs: {parts}"
+        audio_rows, text_rows, parts = _read_pair(emotion, audio_name, text_name, args)
+        rows = simulated_pairs(audio_rows, text_rows, agreeing=True, seed=args.seed)
+        protocol = f"Simulated pairs: {parts}"
     else:
-        if "audio" not in _carriers(name, args):
-            raise ValueError(f"A timeline needs voices, and the emotion of {name} is in {_carriers(name, args)}.")
-        rows, part = _read(emotion, name, args)
-        protocol = f"{name}, {part}{_limited(args)}"
+        if "audio" not in _corpus_modalities(name, args):
+            raise ValueError(
+                f"A timeline needs emotion in the audio, but that of {name} is in {_corpus_modalities(name, args)}; "
+                "choose another corpus, or a pair AUDIO+TEXT."
+            )
+        rows, part = _read_held_out(emotion, name, args)
+        protocol = f"{name}, {part}{_limit_note(args)}"
     return timeline_table(emotion, name.replace("+", " + "), protocol, rows, bool(text_name), args.seed)
 
 
 def _read_pair(
     emotion: MultimodalEmotionPipeline, audio_name: str, text_name: str, args: EvaluationArguments
 ) -> tuple[Dataset, Dataset, str]:
-    """The voices of one corpus, the sentences of another, and what they are."""
-    if _taken(emotion) != MODALITIES:
-        raise ValueError(f"Pairs need a model of audio and text; this one takes {_taken(emotion)}. Leave --pairs out.")
+    """Returns the audio rows of one corpus, the text rows of another, and a description of both."""
+    if _model_modalities(emotion) != MODALITIES:
+        raise ValueError(
+            f"Pairs need a model of audio and text; this one accepts {_model_modalities(emotion)}. Leave --pairs out."
+        )
     for modality, name in zip(MODALITIES, (audio_name, text_name)):
-        if modality not in _carriers(name, args):
+        if modality not in _corpus_modalities(name, args):
             raise ValueError(
                 f"The pairs {audio_name}+{text_name} need emotion in the {modality} of {name}, but it is in "
-                f"{_carriers(name, args)}; pairs are named AUDIO+TEXT, such as ravdess+meld."
+                f"{_corpus_modalities(name, args)}; pairs are named AUDIO+TEXT, such as ravdess+meld."
             )
-    voices, audio_part = _read(emotion, audio_name, args)
-    sentences, text_part = _read(emotion, text_name, args)
+    audio_rows, audio_part = _read_held_out(emotion, audio_name, args)
+    text_rows, text_part = _read_held_out(emotion, text_name, args)
     parts = f"voices of {audio_name} ({audio_part}), each with a random text of {text_name} ({text_part})"
-    return voices, sentences, parts + _limited(args)
+    return audio_rows, text_rows, parts + _limit_note(args)
 
 
 def pairs_table(
@@ -185,18 +201,20 @@ def pairs_table(
     labels: list[str],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Puts the scores of simulated pairs into figures.
+    """
+    Computes the figures of simulated pairs.
 
     Args:
-        name, protocol, labels, seed: As in [`corpus_table`].
+        name, protocol, labels, seed: See [`corpus_table`].
         agreeing, conflicting (`datasets.Dataset`): See [`simulated_pairs`].
-        scores (`dict[str, np.ndarray]`): Of the agreeing pairs, under all of `ABLATION` and `BLANK` at least.
-        conflict_scores (`np.ndarray` of shape `(rows, labels)`): Of the conflicting pairs.
+        scores (`dict[str, np.ndarray]`):
+            Scores of the agreeing pairs by condition; at least all of `ABLATION` and `BLANK`.
+        conflict_scores (`np.ndarray` of shape `(rows, labels)`): Scores of the conflicting pairs.
 
     Returns:
-        `dict`: that of [`corpus_table`] for the agreeing pairs, and `gain`, both modalities less the better (by UAR)
-        of the two alone; `losses`, what a modality alone has over the same beside a blank or noisy partner; and
-        `conflicting`, how often the answer `follows` audio, text or neither.
+        `dict` of [`corpus_table`] for the agreeing pairs, with `gain`: both modalities minus the better single one (by
+        UAR); `losses`: each modality alone minus the same modality with a blank or noisy partner; and `conflicting`:
+        how often the prediction `follows` audio, text or neither.
     """
     figures = Figures(list(agreeing["label"]), list(agreeing["speaker"]), labels, seed)
     table = corpus_table(name, protocol, agreeing, scores, labels, "both", seed)
@@ -216,7 +234,8 @@ def pairs_table(
     }
 
 
-def _read(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> tuple[Dataset, str]:
+def _read_held_out(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> tuple[Dataset, str]:
+    """Returns the held-out rows of a corpus, at most `args.limit`, and which part they are."""
     labels, context_turns = model_labels(emotion.model.config), emotion.processor.context_turns
     rows, part = held_out(read_corpus(name, args.data_dir, labels=labels, context_turns=context_turns))
     if args.limit is not None and args.limit < len(rows):
@@ -224,30 +243,30 @@ def _read(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArgumen
     return rows, part
 
 
-def _is_given(value: Any) -> bool:
-    """Whether a row has this modality; a blank text is none."""
+def _is_present(value: Any) -> bool:
+    """Whether a row has a modality; a blank text counts as missing."""
     return bool(value.strip() if isinstance(value, str) else value)
 
 
-def _limited(args: EvaluationArguments) -> str:
+def _limit_note(args: EvaluationArguments) -> str:
     return "" if args.limit is None else f", at most {args.limit} rows drawn at random"
 
 
-def _taken(emotion: MultimodalEmotionPipeline) -> tuple[str, ...]:
-    """The modalities that the model has an encoder for."""
+def _model_modalities(emotion: MultimodalEmotionPipeline) -> tuple[str, ...]:
+    """Returns the modalities that the model has an encoder for."""
     towers = (emotion.model.config.audio_config, emotion.model.config.text_config)
     return tuple(modality for modality, tower in zip(MODALITIES, towers) if tower is not None)
 
 
 def _context(emotion: MultimodalEmotionPipeline, rows: Dataset) -> set[str]:
-    """Says that the rows are of dialogues, if they are and the model reads them."""
-    reads = emotion.processor.context_turns > 0
-    said = any(value is not None for name in ("context", "said_by") for value in rows[name])
-    return {"context"} if reads and said else set()
+    """Returns `{"context"}` if the rows have dialogue context and the model uses it, otherwise an empty set."""
+    model_uses_it = emotion.processor.context_turns > 0
+    rows_have_it = any(value is not None for name in ("context", "said_by") for value in rows[name])
+    return {"context"} if model_uses_it and rows_have_it else set()
 
 
-def _carriers(name: str, args: EvaluationArguments) -> tuple[str, ...]:
-    """The modalities that carry the emotion of a corpus."""
+def _corpus_modalities(name: str, args: EvaluationArguments) -> tuple[str, ...]:
+    """Returns the modalities that carry the emotion of a corpus."""
     modality = find_layout(name, args.data_dir).modality
     return MODALITIES if modality == "both" else (modality,)
 

@@ -1,4 +1,4 @@
-"""Writing results: `results.json`, from which the model card takes its numbers, and a Markdown report with plots."""
+"""Results on disk: `results.json`, which the model card is generated from, and a Markdown report with plots."""
 
 import json
 import re
@@ -15,15 +15,15 @@ _FOLD_MEASURES = ("wa", "uar", "macro_f1", "weighted_f1")
 TIMELINE_HEADINGS = {
     "frame_accuracy": "frame accuracy",
     "eder": "EDER",
-    "majority": "EDER of the majority",
-    "below_majority": "below it by",
+    "majority": "EDER of majority label",
+    "below_majority": "relative reduction",
 }
-# A blank or noisy modality may cost the other this much.
-BAR_POINTS = 0.5
+# A blank or noisy modality may cost the other at most this many points.
+MAX_LOSS_POINTS = 0.5
 
 
 def write_results(results: dict[str, Any], folder: str | Path) -> None:
-    """Writes `results.json`, `report.md` and the plots into a folder, made if need be."""
+    """Writes `results.json`, `report.md` and the plots to a folder, which is created if needed."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
@@ -35,29 +35,30 @@ def write_results(results: dict[str, Any], folder: str | Path) -> None:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """One Markdown table of all corpora and pairs, under every condition."""
+    """Returns one Markdown table of all corpora and pairs under all conditions."""
     rows = [
         [table["name"], condition, str(table["rows"]), *(percent(figures[measure]) for measure in MEASURES)]
         for table in (*results["corpora"], *results["pairs"])
         for condition, figures in table["conditions"].items()
     ]
-    return markdown_table(["test set", "given", "rows", *(HEADINGS[measure] for measure in MEASURES)], rows)
+    return markdown_table(["test set", "condition", "rows", *(HEADINGS[measure] for measure in MEASURES)], rows)
 
 
 def markdown_report(results: dict[str, Any]) -> str:
-    """The whole report; it links the plots as [`write_results`] names them."""
+    """Returns the whole report; it links the plots by the names that [`write_results`] uses."""
     bootstrap = results["bootstrap"]
     parts = [
         f"# Evaluation of {results['model']}",
-        "All figures are percentages, with the "
-        f"{bootstrap['level']:.0%} interval of a bootstrap over speakers ({bootstrap['samples']} resamples; over rows "
-        f"where fewer than two speakers are known). Seed {results['seed']}.",
+        f"All figures are percentages with {bootstrap['level']:.0%} intervals of a bootstrap over speakers "
+        f"({bootstrap['samples']} resamples; over rows if fewer than two speakers are known). Seed {results['seed']}.",
         summary(results),
         *(_section(table) for table in results["corpora"]),
         *(f"{_section(table)}\n\n{_pairs_section(table)}" for table in results["pairs"]),
         *([_timelines_section(results["timelines"])] if results["timelines"] else []),
-        "## What was given",
-        markdown_table(["given", "what is done"], [[name, what.description] for name, what in CONDITIONS.items()]),
+        "## Conditions",
+        markdown_table(
+            ["condition", "input"], [[name, condition.description] for name, condition in CONDITIONS.items()]
+        ),
         "## Versions",
         ", ".join(f"{package} {number}" for package, number in results["versions"].items()) + ".",
     ]
@@ -65,7 +66,7 @@ def markdown_report(results: dict[str, Any]) -> str:
 
 
 def percent(figure: dict[str, Any] | None) -> str:
-    """A figure in percent, `"73.8 [70.1, 77.0]"`; a dash for `None`."""
+    """Formats a figure in percent, `"73.8 [70.1, 77.0]"`; a dash for `None`."""
     if figure is None:
         return "-"
     low, high = figure["interval"]
@@ -73,7 +74,7 @@ def percent(figure: dict[str, Any] | None) -> str:
 
 
 def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns also line up as plain text."""
+    """Returns a Markdown table whose columns are aligned as plain text too."""
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     rule = ["-" * width for width in widths]
@@ -100,7 +101,7 @@ def _section(table: dict[str, Any]) -> str:
         [
             f"## {table['name']}",
             f"{table['protocol']}: {table['rows']} rows; intervals over {table['groups']} {table['resampled']}. "
-            f"Given here: {table['headline']}.",
+            f"Condition: {table['headline']}.",
             *([markdown_table(["fold", *(HEADINGS[measure] for measure in _FOLD_MEASURES)], folds)] if folds else []),
             markdown_table(["label", "rows", "precision", "recall", "F1"], per_class),
             f"![confusion matrix](confusion-{slug}.png)\n![reliability diagram](reliability-{slug}.png)",
@@ -109,7 +110,7 @@ def _section(table: dict[str, Any]) -> str:
 
 
 def _folds(table: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The measures of each fold of a cross-validation and their mean; nothing for other tables."""
+    """Returns the measures of each fold of a cross-validation and their mean; empty for other tables."""
     if "folds" not in table:
         return {}
     each = {str(fold): measures for fold, measures in enumerate(table["folds"]["each"], start=1)}
@@ -124,28 +125,29 @@ def _pairs_section(table: dict[str, Any]) -> str:
             loss["against"],
             percent(loss["wa"]),
             percent(loss["uar"]),
-            "yes" if 100 * max(loss["wa"]["value"], loss["uar"]["value"]) <= BAR_POINTS else "no",
+            "yes" if 100 * max(loss["wa"]["value"], loss["uar"]["value"]) <= MAX_LOSS_POINTS else "no",
         ]
         for condition, loss in table["losses"].items()
     ]
     shares = [[name, percent(share)] for name, share in conflicting["follows"].items()]
     return "\n\n".join(
         [
-            f"Both over the better alone ({gain['over']}), in points: WA {percent(gain['wa'])}, "
-            f"UAR {percent(gain['uar'])}.",
-            "What the good modality loses beside a blank or noisy one, in points:",
+            f"Audio and text compared with the better modality alone ({gain['over']}), in points: WA "
+            f"{percent(gain['wa'])}, UAR {percent(gain['uar'])}.",
+            "Points lost by a modality when the other one is blank or noisy instead of missing:",
             markdown_table(
-                ["given", "against alone", "WA lost", "UAR lost", f"at most {BAR_POINTS}"],
+                ["condition", "compared with", "WA lost", "UAR lost", f"at most {MAX_LOSS_POINTS}"],
                 losses,
             ),
-            f"Conflicting pairs ({conflicting['rows']}), in which the words have another label; the answer follows:",
-            markdown_table(["modality", "of the answers"], shares),
+            f"Conflicting pairs ({conflicting['rows']}), in which audio and text have different labels; the "
+            "prediction follows:",
+            markdown_table(["modality", "share of predictions"], shares),
         ]
     )
 
 
 def timelines_table(tables: list[dict[str, Any]]) -> str:
-    """A Markdown table of followed recordings; see [`timeline_table`]."""
+    """Returns a Markdown table of timelines; see [`timeline_table`]."""
     rows = [
         [table["name"], f"{table['minutes']:.1f}", *(percent(table[measure]) for measure in TIMELINE_HEADINGS)]
         for table in tables
@@ -163,9 +165,9 @@ def _timelines_section(tables: list[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             "## Timelines",
-            "Held-out clips in random order, joined to one recording and followed. EDER is the emotion-diarisation "
-            "error rate: the speech without an answer or with a wrong one, and the answers where nobody speaks, as a "
-            "share of the speech. The majority always answers with the most frequent label, where somebody speaks.",
+            "Held-out clips are joined in random order to one recording. EDER is the emotion-diarisation error rate: "
+            "speech without a prediction, speech with a wrong one, and predictions outside speech, as a share of the "
+            "speech. The majority baseline always predicts the most frequent label, exactly where there is speech.",
             timelines_table(tables),
             "\n".join(parts),
         ]

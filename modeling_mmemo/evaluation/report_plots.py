@@ -1,4 +1,4 @@
-"""The plots of a report, drawn from the tables of `results.json`; no display is needed."""
+"""Plots of a report, drawn from the tables of `results.json`; needs no display."""
 
 from pathlib import Path
 from typing import Any
@@ -8,31 +8,31 @@ from matplotlib.figure import Figure
 
 
 def plot_confusion(table: dict[str, Any], labels: list[str], path: str | Path) -> None:
-    """Draws the confusion matrix of a table: the shares of each true label, over the counts."""
+    """Plots the confusion matrix of a table: shares of each true label, with the counts below."""
     counts = np.array(table["confusion"]["counts"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(1.2 + 0.8 * len(labels), 0.8 + 0.75 * len(labels)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for truth, answer in np.ndindex(counts.shape):
+    for truth, predicted in np.ndindex(counts.shape):
         # White on dark cells, black on light ones.
         axes.text(
-            answer,
+            predicted,
             truth,
-            f"{shares[truth, answer]:.0%}\n{counts[truth, answer]}",
+            f"{shares[truth, predicted]:.0%}\n{counts[truth, predicted]}",
             ha="center",
             va="center",
             fontsize=8,
-            color="white" if shares[truth, answer] > 0.5 else "black",
+            color="white" if shares[truth, predicted] > 0.5 else "black",
         )
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="answer", ylabel="truth", title=f"{table['name']} ({table['headline']})")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{table['name']} ({table['headline']})")
     figure.savefig(path, dpi=120)
 
 
 def plot_reliability(table: dict[str, Any], path: str | Path) -> None:
-    """Draws the reliability diagram of a table: accuracy by confidence with its interval, and how rows are spread."""
+    """Plots the reliability diagram of a table: accuracy by confidence with intervals, and the number of rows."""
     bins = table["reliability"]
     confidence = np.array([entry["confidence"] for entry in bins])
     accuracy = np.array([entry["accuracy"]["value"] for entry in bins])
@@ -41,7 +41,7 @@ def plot_reliability(table: dict[str, Any], path: str | Path) -> None:
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[4, 1])
     top.plot([0, 1], [0, 1], linestyle="--", color="gray", label="calibrated")
-    # A percentile interval need not hold the value itself, and an error bar cannot be negative.
+    # A percentile interval may not contain the value itself; error bars must not be negative.
     errors = np.maximum([accuracy - ends[0], ends[1] - accuracy], 0)
     top.errorbar(confidence, accuracy, yerr=errors, marker="o", capsize=3, label="accuracy, 95 % interval")
     ece = table["conditions"][table["headline"]]["ece"]["value"]

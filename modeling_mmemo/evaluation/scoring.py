@@ -1,4 +1,4 @@
-"""Scores of a pipeline, row by row."""
+"""Scores of a pipeline for the rows of a dataset."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,10 @@ from modeling_mmemo.pipelines import MultimodalEmotionPipeline
 
 
 def held_out(rows: Dataset) -> tuple[Dataset, str]:
-    """The rows to score, and what they are: the test part, or the whole of a corpus that has none.
+    """
+    Returns the rows to score and a description: the test part, or the whole corpus if it has none.
 
-    A corpus without a test part is expected to be one that the model was not trained on.
+    A corpus without a test part should be one that the model was not trained on.
     """
     if "test" not in set(rows["split"]):
         return rows, "whole corpus (it has no test part)"
@@ -21,7 +22,7 @@ def held_out(rows: Dataset) -> tuple[Dataset, str]:
 
 
 def row_lengths(emotion: MultimodalEmotionPipeline, rows: Dataset, modality: str) -> np.ndarray:
-    """How long rows are in one modality, to batch them by: samples of `"audio"`, characters of `"text"`."""
+    """Returns the lengths of rows in one modality: samples of `"audio"`, characters of `"text"`."""
     measure = emotion.processor.load_audio if modality == "audio" else str
     return np.array([len(measure(value)) for value in rows[modality]])
 
@@ -33,24 +34,25 @@ def score_items(
     batch_size: int = 16,
     description: str | None = None,
 ) -> np.ndarray:
-    """Scores items in batches of like length; the model's answers do not depend on the batch.
+    """
+    Scores items in batches of similar length; the scores do not depend on the batch.
 
     Args:
         emotion (`MultimodalEmotionPipeline`): The pipeline.
-        make_item (`Callable[[int], dict]`): Gives the item of a row; called once a row, shortly before it is scored.
-        lengths (`np.ndarray` of shape `(rows,)`): Of the rows, in any unit.
-        batch_size (`int`, *optional*, defaults to 16): Items that the model sees at once.
-        description (`str`, *optional*): Of the progress bar.
+        make_item (`Callable[[int], dict]`): Returns the item of a row; called once per row, just before scoring.
+        lengths (`np.ndarray` of shape `(rows,)`): Lengths of the rows, in any unit.
+        batch_size (`int`, *optional*, defaults to 16): Items per batch.
+        description (`str`, *optional*): Description of the progress bar.
 
     Returns:
-        `np.ndarray` of shape `(rows, labels)`: the scores in the order of rows and of the model's labels.
+        `np.ndarray` of shape `(rows, labels)`: scores, in the order of the rows and of the model's labels.
     """
-    # The longest first: what does not fit in memory fails at once.
+    # Longest first: a batch that does not fit in memory fails at once.
     order = np.argsort(-lengths, kind="stable").tolist()
     label2id = emotion.model.config.label2id
     scores = np.zeros((len(order), len(label2id)))
-    answers = emotion((make_item(row) for row in order), batch_size=batch_size)
-    for row, answer in zip(order, tqdm(answers, description, total=len(order))):
-        for entry in answer:
+    outputs = emotion((make_item(row) for row in order), batch_size=batch_size)
+    for row, output in zip(order, tqdm(outputs, description, total=len(order))):
+        for entry in output:
             scores[row, label2id[entry["label"]]] = entry["score"]
     return scores

@@ -1,7 +1,8 @@
-"""Timelines against the truth: held-out clips in one long recording, whose changes of emotion are known.
+"""
+Evaluation of timelines: held-out clips are joined to one long recording with known changes of emotion.
 
-The clips follow each other in random order, as they were recorded. What counts as speech is a clip without the quiet
-before and behind it, whatever the model's own detector says.
+The clips are concatenated in random order, unchanged. Speech is defined as each clip without its leading and trailing
+silence, independently of the model's own voice activity detection.
 """
 
 import itertools
@@ -25,27 +26,31 @@ QUIET_DB = 35
 def timeline_table(
     emotion: MultimodalEmotionPipeline, name: str, protocol: str, rows: Dataset, with_words: bool, seed: int = 0
 ) -> dict[str, Any]:
-    """Follows a recording of all rows, and scores it frame by frame.
+    """
+    Predicts the timeline of a recording of all rows, and scores it frame by frame.
 
     Args:
         emotion (`MultimodalEmotionPipeline`): The pipeline.
-        name, protocol (`str`): Of the table.
-        rows (`datasets.Dataset`): With `audio`, `label`, `speaker` and, where wanted, `text`.
-        with_words (`bool`): Whether the texts are given too, their words spread over the speech.
-        seed (`int`, *optional*, defaults to 0): Of the order and the bootstrap.
+        name, protocol (`str`): Name and protocol of the table.
+        rows (`datasets.Dataset`): Rows with `audio`, `label`, `speaker` and, if `with_words`, `text`.
+        with_words (`bool`): Whether to pass the texts too, with their words spread over the speech.
+        seed (`int`, *optional*, defaults to 0): Seed of the order and the bootstrap.
 
     Returns:
-        `dict` with `name`, `protocol`, `rows`, `groups`, `resampled`, `minutes`, the number of `changes` of emotion,
-        the share of frames of speech with the right label (`frame_accuracy`), the emotion-diarisation error rate
-        (`eder`) with its parts `missed`, `confused` and `false_alarm`, that of the answer that always is the most
-        frequent label and knows exactly when somebody speaks (`majority`), and the share by which `eder` is
-        `below_majority`.
+        `dict` with `name`, `protocol`, `rows`, `groups`, `resampled`, `minutes`; `changes`, the number of changes of
+        emotion; `frame_accuracy`, the share of speech frames with the correct label; `eder`, the emotion-diarisation
+        error rate, with its parts `missed`, `confused` and `false_alarm`; `majority`, the EDER of always predicting
+        the most frequent label with perfect speech detection; and `below_majority`, the relative reduction of `eder`
+        against it.
 
     Raises:
-        ValueError: If all rows have one label.
+        ValueError: If all rows have the same label.
     """
     if len(set(rows["label"])) < 2:
-        raise ValueError(f"The rows of {name} have one label, so there is nothing to tell apart; choose others.")
+        raise ValueError(
+            f"All rows of {name} have the same label, but a timeline needs at least two labels; choose another corpus "
+            "or a higher limit."
+        )
     samples, clips, words = join_clips(emotion, rows, with_words, seed)
     item = {"audio": samples, "word_times": words} if with_words else samples
     result = emotion(item, return_timeline=True)
@@ -69,11 +74,12 @@ def timeline_table(
 def join_clips(
     emotion: MultimodalEmotionPipeline, rows: Dataset, with_words: bool, seed: int = 0
 ) -> tuple[np.ndarray, list[dict[str, Any]], list[tuple[str, float, float]]]:
-    """Puts the rows behind each other in random order.
+    """
+    Concatenates the rows in random order.
 
     Returns:
-        The samples; for each clip its `label` and `speaker`, its `start` and `end`, and where its speech begins and
-        ends (`speech`), in seconds of the whole; and the words with their times.
+        `tuple` of the samples; for each clip `label`, `speaker`, `start`, `end`, and `speech`, the start and end of
+        its speech, in seconds from the start of the recording; and the words as `(word, start, end)`.
     """
     rate = emotion.processor.feature_extractor.sampling_rate
     parts, clips, words, seconds = [], [], [], 0.0
@@ -93,37 +99,38 @@ def join_clips(
 
 
 def speech_edges(audio: np.ndarray, sampling_rate: int) -> tuple[float, float]:
-    """Where the speech of a clip begins and ends: between frames within 35 dB of the loudest, in seconds."""
+    """Returns start and end of the speech of a clip in seconds: the frames within 35 dB of the loudest one."""
     _, (start, end) = librosa.effects.trim(audio, top_db=QUIET_DB, frame_length=400, hop_length=160)
     return start / sampling_rate, end / sampling_rate
 
 
 def frame_sums(result: dict[str, Any], clips: list[dict[str, Any]]) -> np.ndarray:
-    """Counts frames of 10 ms, clip by clip.
+    """
+    Counts frames of 10 ms in each clip.
 
     Args:
-        result (`dict`): A timeline with its `speech`.
+        result (`dict`): Output of the pipeline with `timeline` and `speech`.
         clips (`list[dict]`): See [`join_clips`].
 
     Returns:
-        `np.ndarray` of shape `(clips, 4 + labels)`: frames of speech, of those with the right label, of those without
-        an answer, and frames with an answer where nobody speaks; then frames of speech by true label.
+        `np.ndarray` of shape `(clips, 4 + labels)`: speech frames, speech frames with the correct label, speech frames
+        without a prediction, and predicted frames outside speech; then speech frames by true label.
     """
     count = round(clips[-1]["end"] * FRAMES_PER_SECOND)
-    answers = np.full(count, SILENCE, dtype=object)
+    predictions = np.full(count, SILENCE, dtype=object)
     for entry in result["timeline"]:
-        answers[_frames(entry["start"], entry["end"])] = entry["label"]
-    heard = np.zeros(count, bool)
+        predictions[_frames(entry["start"], entry["end"])] = entry["label"]
+    is_speech = np.zeros(count, bool)
     for stretch in result["speech"]:
-        heard[_frames(*stretch)] = True
-    answers[~heard] = SILENCE
+        is_speech[_frames(*stretch)] = True
+    predictions[~is_speech] = SILENCE
     labels = sorted({clip["label"] for clip in clips})
     sums = np.zeros((len(clips), 4 + len(labels)))
     for row, clip in zip(sums, clips):
-        speech = answers[_frames(*clip["speech"])]
-        answered = (answers[_frames(clip["start"], clip["end"])] != SILENCE).sum()
+        speech = predictions[_frames(*clip["speech"])]
+        predicted = (predictions[_frames(clip["start"], clip["end"])] != SILENCE).sum()
         missed = (speech == SILENCE).sum()
-        row[:4] = len(speech), (speech == clip["label"]).sum(), missed, answered - (len(speech) - missed)
+        row[:4] = len(speech), (speech == clip["label"]).sum(), missed, predicted - (len(speech) - missed)
         row[4 + labels.index(clip["label"])] = len(speech)
     return sums
 
@@ -133,19 +140,20 @@ def _frames(start: float, end: float) -> slice:
 
 
 def _measures(sums: np.ndarray) -> dict[str, np.ndarray]:
-    """The measures of sums of shape `(..., 4 + labels)`.
-
-    Source: Wang et al., "Speech Emotion Diarization: Which Emotion Appears When?", 2023; here errors are a share
-    of the speech, not of the whole, and neutral speech is an emotion like the others.
     """
-    speech, right, missed, false_alarm = (sums[..., column] for column in range(4))
-    confused = speech - right - missed
+    Returns the measures of sums of [`frame_sums`], `(..., 4 + labels)`; shape `(...)` each.
+
+    Source: Wang et al., "Speech Emotion Diarization: Which Emotion Appears When?", 2023. Here errors are a share of
+    the speech, not of the recording, and neutral is a label like the others.
+    """
+    speech, correct, missed, false_alarm = (sums[..., column] for column in range(4))
+    confused = speech - correct - missed
     majority = 1 - sums[..., 4:].max(axis=-1) / speech
     eder = (missed + confused + false_alarm) / speech
-    # Clips that were drawn may all have one label, which is then always right.
+    # A resample may contain only one label; the majority error is then 0.
     ratio = np.divide(eder, majority, out=np.full_like(eder, np.nan), where=majority > 0)
     return {
-        "frame_accuracy": right / speech,
+        "frame_accuracy": correct / speech,
         "eder": eder,
         "missed": missed / speech,
         "confused": confused / speech,

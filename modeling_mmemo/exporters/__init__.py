@@ -1,21 +1,17 @@
-"""A trained model as a small and fast one: ONNX, int8, and what runs them."""
+"""Export of trained models to ONNX, in float and int8, and the class that runs a graph in place of a model."""
 
 from importlib import import_module
 from typing import Any
 
-import mmemo  # noqa: F401  before ONNX Runtime is imported, as it keeps that from reporting its use
+import mmemo  # noqa: F401  must precede the import of ONNX Runtime, whose telemetry it disables
 
 
-# Each is imported when it is asked for: who runs a graph need not have what it takes to make one.
+# Imported on first use: running a graph does not need the packages that export one.
 _MODULES = {
     "MMEmoOnnxModel": "onnx_model",
     "MMEmoQuantizer": "quantizer",
-    "export_features": "feature_graph",
     "export_onnx": "onnx_export",
-    "load_torch_int8": "torch_int8",
-    "quantize_torch": "torch_int8",
-    "save_analysis": "feature_graph",
-    "save_torch_int8": "torch_int8",
+    "save_analysis": "feature_analysis",
 }
 __all__ = list(_MODULES)
 

@@ -1,4 +1,4 @@
-"""What `mmemo export` does."""
+"""The command `mmemo export`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,27 +13,26 @@ BATCH_SIZE = 8
 
 
 def export(
-    model: str, output: Path | None, to: str, int8: str, calibration: list[str], data_dir: Path, calibration_rows: int
+    model: str, output: Path | None, int8: str, calibration: list[str], data_dir: Path, calibration_rows: int
 ) -> list[Path]:
     """
-    Writes a model in other forms.
+    Exports a model to ONNX.
 
     Args:
         model (`str`): Folder or Hub name of a model.
         output (`Path`, *optional*):
-            The folder to write to. Without it the int8 graph is added to the folder of the model, whose weights it
-            shares where they stay float.
-        to (`str`): `"onnx"` or `"torch-int8"`.
-        int8 (`str`): With `"onnx"`, how to add an int8 graph: `"none"`, `"dynamic"` or `"static"`.
-        calibration (`list[str]`): For `"static"`, the training data to measure on; see [`read_source`].
-        data_dir (`Path`): The folder that holds the corpora.
-        calibration_rows (`int`): How many rows of each to take.
+            Output folder. Without it, an int8 graph is added to the folder of the model; it shares the weights that
+            stay in floating point with the model's own file.
+        int8 (`str`): How to quantize: `"none"`, `"dynamic"` or `"static"`.
+        calibration (`list[str]`): With `"static"`, training data for calibration; see [`read_source`].
+        data_dir (`Path`): Folder with the corpora.
+        calibration_rows (`int`): Number of rows of each source.
 
     Returns:
-        `list[Path]`: The files with weights that were written.
+        `list[Path]`: The files written that contain weights.
 
     Raises:
-        ValueError: If the model lacks weights, or cannot be exported.
+        ValueError: If weights of the model are missing, or it cannot be exported.
     """
     from modeling_mmemo import exporters
 
@@ -44,16 +43,14 @@ def export(
             "export a trained model."
         )
     processor = MMEmoProcessor.from_pretrained(model)
-    if to == "torch-int8":
-        return [exporters.save_torch_int8(loaded, processor, output)]
     batches = calibration_inputs(processor, calibration, data_dir, calibration_rows) if calibration else None
-    if output is None:
-        with TemporaryDirectory() as folder:
-            exporters.export_onnx(loaded, processor, folder)
-            quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
-            written = [quantizer.quantize(model, approach=int8, calibration=batches, shares_weights=True)]
-        return written + _save_analysis(processor, model)
-    return export_graphs(loaded, processor, output, int8, batches)
+    if output is not None:
+        return export_graphs(loaded, processor, output, int8, batches)
+    with TemporaryDirectory() as folder:
+        exporters.export_onnx(loaded, processor, folder)
+        quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
+        graph = quantizer.quantize(model, approach=int8, calibration=batches, shares_weights=True)
+    return [graph, *_save_analysis(processor, model)]
 
 
 def export_graphs(
@@ -63,19 +60,18 @@ def export_graphs(
     int8: str = "dynamic",
     calibration: Iterator[dict[str, np.ndarray]] | None = None,
 ) -> list[Path]:
-    """Writes all graphs of a model to a folder: float, int8 and, where it can be one, that of its features."""
+    """Writes the float graph, the int8 graph and the arrays of the feature extractor to a folder; see [`export`]."""
     from modeling_mmemo import exporters
 
     written = [exporters.export_onnx(model, processor, folder)]
     if int8 != "none":
         quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
         written.append(quantizer.quantize(folder, approach=int8, calibration=calibration))
-    analysis = _save_analysis(processor, folder)
-    return written + analysis + ([exporters.export_features(processor, folder)] if analysis else [])
+    return written + _save_analysis(processor, folder)
 
 
 def _save_analysis(processor: MMEmoProcessor, folder: str | Path) -> list[Path]:
-    from modeling_mmemo.exporters.feature_graph import can_export, save_analysis
+    from modeling_mmemo.exporters.feature_analysis import can_export, save_analysis
 
     return [save_analysis(processor, folder)] if can_export(processor) else []
 
@@ -83,7 +79,7 @@ def _save_analysis(processor: MMEmoProcessor, folder: str | Path) -> list[Path]:
 def calibration_inputs(
     processor: MMEmoProcessor, sources: list[str], data_dir: Path, rows_each: int, seed: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of inputs of a graph, from the training rows of sources; see [`read_source`]."""
+    """Yields batches of graph inputs from random training rows of each source; see [`read_source`]."""
     from modeling_mmemo.data.sources import read_source
 
     for source in sources:

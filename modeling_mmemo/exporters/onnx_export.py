@@ -1,12 +1,12 @@
 """
-A trained model as an ONNX graph, heads included: both modalities, audio alone and text alone through one graph.
+Export of a trained model, heads included, to one ONNX graph for audio, text and both.
 
 Deliberate choices:
-- `transformers.exporters` traces the model; what is declared here is the inputs and which of their axes vary.
-- One graph serves a missing modality: a single frame or token under a mask of zeros costs next to nothing. So do three
-  graphs, but at three times the size.
-- Attention is traced as plain operators: ONNX Runtime is no faster with its own fused ones, and others run them too.
-- What the graph is stands in its own metadata, so a file that is moved or renamed still knows.
+- `transformers.exporters` traces the model; this module declares the inputs and their dynamic axes.
+- One graph also handles a missing modality: a single frame or token with a mask of zeros costs almost nothing. Three
+  graphs would cost the same time and three times the size.
+- Attention is traced as basic operators: ONNX Runtime's fused ones are not faster, and other runtimes lack them.
+- The graph's metadata describes the model it contains, so that it survives moving and renaming the file.
 """
 
 import copy
@@ -30,7 +30,7 @@ from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, __version
 
 
 FLOAT_FILE = "model.onnx"
-# The axes that vary: the batch and a length.
+# Dynamic axes: the batch and a length.
 DYNAMIC_AXES = {
     "input_features": (0, 2),
     "input_values": (0, 1),
@@ -42,9 +42,9 @@ DYNAMIC_AXES = {
     "segment_times": (0, 1),
 }
 AUDIO_INPUTS = ("input_features", "input_values", "audio_attention_mask")
-# Encoders that read clips of one length and no other.
+# Encoders with a fixed input length.
 FIXED_LENGTH = ("whisper", "audio-spectrogram-transformer")
-# A graph holds its weights itself up to protobuf's limit.
+# Larger graphs store their weights in a file of their own: protobuf's limit, with a margin.
 MAX_FILE_BYTES = 2**31 - 2**24
 TOLERANCE = 1e-4
 
@@ -53,25 +53,25 @@ def export_onnx(
     model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, save_directory: str | Path, opset: int | None = None
 ) -> Path:
     """
-    Writes a model as `model.onnx`, with the configuration and the processor beside it.
+    Exports a model to `model.onnx`, and saves the configuration and the processor to the same folder.
 
-    The graph's inputs are what the processor gives for the modalities of the model, all of them: a modality that is
-    missing, words without times and segments that nobody asked for are said by masks of zeros, times of -1 and an axis
-    of length 0. [`MMEmoOnnxModel`] and [`EmotionPredictor`] see to that.
+    The graph has all inputs that the processor returns for the modalities of the model. Masks of zeros stand for a
+    missing modality, times of -1 for missing timestamps, and an axis of length 0 for no segments; [`MMEmoOnnxModel`]
+    and [`EmotionPredictor`] fill them in.
 
     Args:
-        model (`MMEmoForEmotionRecognition`): Of any two encoders, or of one; it is left as it is.
+        model (`MMEmoForEmotionRecognition`): A model with one encoder or two; it is not modified.
         processor (`MMEmoProcessor`): Its processor.
-        save_directory (`str` or `Path`): The folder, made if need be.
-        opset (`int`, *optional*): Version of the operators; by default the latest that the exporter knows.
+        save_directory (`str` or `Path`): Output folder, created if needed.
+        opset (`int`, *optional*): ONNX opset version; by default the latest that the exporter supports.
 
     Returns:
-        `Path`: of the graph.
+        `Path`: Path of the graph.
 
     Raises:
-        ValueError: If an encoder cannot be a graph, or the graph does not give the model's answers.
+        ValueError: If an encoder cannot be exported, or the outputs of the graph differ from the model's.
     """
-    _refuse_by_length(model)
+    _check_encoders(model)
     save_directory = Path(save_directory)
     save_directory.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
@@ -100,16 +100,16 @@ def export_onnx(
 
 
 def describe(metadata: Any, **facts: Any) -> None:
-    """Writes into a graph's metadata, a mapping of `str`, what it is and who made it."""
+    """Adds `facts` about a graph and the versions that exported it to its metadata, a mapping of `str`."""
     versions = {"mmemo": __version__, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
     metadata[METADATA_KEY] = json.dumps({"format": FORMAT, "versions": versions, **facts})
 
 
 def sample_inputs(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor) -> dict[str, torch.Tensor]:
     """
-    Inputs of three items, of different lengths, with everything that a graph can be given.
+    Returns model inputs of three items of different lengths, with every input that the graph supports.
 
-    Where an encoder hears long clips in windows there are two of them: of one, the exporter would make a constant.
+    Encoders that split long clips into windows get more than two windows: a single one would be traced as a constant.
     """
     given: dict[str, Any] = {"segment_times": [[(0.0, 0.5), (0.5, 1.0)]] * 3}
     if processor.feature_extractor is not None:
@@ -138,18 +138,19 @@ def _dynamic_axes(model: MMEmoForEmotionRecognition, name: str) -> dict[int, Any
     return dict.fromkeys((0,) if is_fixed else DYNAMIC_AXES[name], torch.export.Dim.DYNAMIC)
 
 
-def _refuse_by_length(model: MMEmoForEmotionRecognition) -> None:
+def _check_encoders(model: MMEmoForEmotionRecognition) -> None:
+    """Raises if the outputs of an encoder depend on the padding."""
     audio_config = model.config.audio_config
     if getattr(audio_config, "feat_extract_norm", None) == "group":
         raise ValueError(
-            f"The {audio_config.model_type} encoder has feat_extract_norm='group': its first norm runs over time, so "
-            "clips of different lengths cannot share a graph. Choose an encoder with feat_extract_norm='layer' (the "
-            "large ones), or mmemo_audio."
+            f"The {audio_config.model_type} encoder has feat_extract_norm='group': its first norm runs over time, "
+            "padding included, so one graph cannot serve clips of different lengths. Choose an encoder with "
+            "feat_extract_norm='layer' (the large ones), or mmemo_audio."
         )
 
 
 def strip(graph: onnx_ir.Model) -> None:
-    """Removes where in the source each node came from, a tenth of a small graph, but for its module: a name."""
+    """Removes the source location of each node, a tenth of a small graph; its module becomes part of its name."""
     for part in graph.graphs():
         for node in part:
             scopes = json.loads(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").replace("'", '"'))
@@ -167,27 +168,25 @@ def strip(graph: onnx_ir.Model) -> None:
 
 
 def _verify(path: Path, model: MMEmoForEmotionRecognition, inputs: dict[str, torch.Tensor]) -> None:
-    """Compares the graph with the model, on fewer items than it was traced with."""
+    """Raises if the outputs of the graph differ from the model's, on fewer items than it was traced with."""
     inputs = {name: value[:1] for name, value in inputs.items()}
     with torch.inference_mode():
         expected = model(**inputs)
     found = EmotionGraph(path).predict({name: value.numpy() for name, value in inputs.items()})
+    towers = (model.config.audio_config, model.config.text_config)
+    encoders = [config.model_type for config in towers if config is not None]
     for name, values in found.items():
         difference = float(np.abs(values - expected[name].numpy()).max())
         if not difference <= TOLERANCE:
             raise ValueError(
-                f"The graph's {name} differ by {difference:.2g} from the model's (allowed: {TOLERANCE}): this pair of "
-                f"encoders, {[tower.model_type for tower in _towers(model)]}, cannot be exported with these versions."
+                f"The graph's {name} differ by {difference:.2g} from the model's (allowed: {TOLERANCE}): the encoders "
+                f"{encoders} cannot be exported with these versions. Run the model in PyTorch, or choose others."
             )
-
-
-def _towers(model: MMEmoForEmotionRecognition) -> list[Any]:
-    return [config for config in (model.config.audio_config, model.config.text_config) if config is not None]
 
 
 @contextmanager
 def keep_quiet() -> Iterator[None]:
-    """Keeps back the exporters' progress and their warnings about operators that no model of ours has."""
+    """Suppresses the progress output of the exporters, and their warnings about operators that our models lack."""
     names = (
         "onnxruntime.quantization.matmul_nbits_quantizer",
         "onnxscript",

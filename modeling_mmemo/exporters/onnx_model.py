@@ -1,4 +1,4 @@
-"""An exported graph in place of the model, in the pipeline and wherever else the model is called."""
+"""An exported graph with the interface of the PyTorch model, for the pipeline."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from modeling_mmemo import MMEmoConfig, MMEmoEmotionOutput
 
 class MMEmoOnnxModel(OptimizedModel):
     """
-    An exported model on ONNX Runtime, with the outputs of [`MMEmoForEmotionRecognition`].
+    An exported model that runs on ONNX Runtime and has the outputs of [`MMEmoForEmotionRecognition`].
 
     Example:
 
@@ -29,7 +29,7 @@ class MMEmoOnnxModel(OptimizedModel):
 
     config_class = MMEmoConfig
     main_input_name = "input_ids"
-    # A graph has all its weights.
+    # A graph contains all its weights.
     missing_keys_on_load: tuple[str, ...] = ()
 
     def __init__(self, model: EmotionGraph, config: MMEmoConfig):
@@ -51,13 +51,13 @@ class MMEmoOnnxModel(OptimizedModel):
         local_files_only: bool = False,
     ) -> "MMEmoOnnxModel":
         """
-        Opens an exported model.
+        Loads an exported model.
 
         Args:
-            model_id (`str` or `Path`): A folder or a repository of the Hub.
-            file_name (`str`, *optional*): Of the graph; by default `model_int8.onnx`, or else `model.onnx`.
+            model_id (`str` or `Path`): A folder or Hub repository.
+            file_name (`str`, *optional*): Name of the graph; `model_int8.onnx`, or else `model.onnx`, by default.
             num_threads (`int`, *optional*), providers (`list[str]`, *optional*): See [`EmotionGraph`].
-            revision, token, cache_dir, local_files_only (*optional*): As in `transformers`, for the Hub.
+            revision, token, cache_dir, local_files_only (*optional*): See `transformers`, for the Hub.
 
         Raises:
             FileNotFoundError: If there is no graph.
@@ -68,17 +68,17 @@ class MMEmoOnnxModel(OptimizedModel):
         )
         graph = EmotionGraph(find_graph(folder, file_name), num_threads, providers)
         config = MMEmoConfig.from_pretrained(folder)
-        # Where `load_pipeline` looks for the processor.
+        # `load_pipeline` loads the processor from here.
         config.name_or_path = str(folder)
         return cls(graph, config)
 
     def forward(self, **inputs: torch.Tensor | None) -> MMEmoEmotionOutput:
         """
         Args:
-            inputs: Those of [`MMEmoForEmotionRecognition`], but for labels; a modality may be left out.
+            inputs: Inputs of [`MMEmoForEmotionRecognition`], without labels; one modality may be missing.
 
         Raises:
-            ValueError: If there is an input that the graph does not have, or none.
+            ValueError: If an input is unknown, or both modalities are missing.
         """
         given = {name: value.cpu().numpy() for name, value in inputs.items() if value is not None}
         outputs = self.model.predict(given)
@@ -88,7 +88,7 @@ class MMEmoOnnxModel(OptimizedModel):
         return False
 
     def to(self, *args: Any, **kwargs: Any) -> "MMEmoOnnxModel":
-        """Stays where it is: its device is its session's."""
+        """Returns the model unchanged; the session determines the device."""
         return self
 
     def _save_pretrained(self, save_directory: str | os.PathLike) -> None:

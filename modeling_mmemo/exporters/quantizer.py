@@ -1,14 +1,15 @@
 """
-A graph in int8, through Optimum's interface.
+Quantization of an exported graph to int8, with Optimum's interface.
 
 Deliberate choices:
-- What is multiplied by weights becomes int8, each output channel by a scale of its own. `reduce_range` keeps weights
-  within 7 bits: CPUs without VNNI add products in 16 bits, which 8 would overflow, so all CPUs agree.
-- Some layers take more care, see `BLOCKWISE`: each block of their weights has a scale, and each row of what they hear
-  or read. That is slower for the many frames of audio, so most of the audio encoder has one scale a tensor.
-- Convolutions and layer norms are left alone. Embeddings are looked up in int8, each row by a scale of its own, and
-  what stays float is stored in half precision where that loses nothing: this is about size, not time.
-- The heads are left alone: they take no time, and the answer is theirs.
+- Multiplications by weights become int8, with one scale per output channel. `reduce_range` keeps weights within 7
+  bits: CPUs without VNNI accumulate products in 16 bits, which 8-bit weights would overflow. So all CPUs give the same
+  results.
+- The layers of `BLOCKWISE` lose most: they get one scale per block of weights and per row of activations. This is
+  slower for the many frames of audio, so most of the audio encoder has one activation scale per tensor.
+- Convolutions and layer norms stay in float. Embeddings are stored in int8 with one scale per row. Other float weights
+  are stored in half precision if this is lossless. Both reduce size, not time.
+- The heads stay in float: they take no time and determine the scores.
 """
 
 import json
@@ -37,13 +38,13 @@ WEIGHTS_FILE = "model.safetensors"
 APPROACHES = ("dynamic", "static")
 OPERATORS = ["MatMul", "Gemm"]
 HEADS = re.compile(r"(^|\.)(\w*classifier|vote|gate)/")
-# Where int8 loses most: in the text encoder, whose few tokens cost little anyway; in the first audio layers, whose
-# errors all others inherit; and behind the activation of its feed-forward parts, where outliers are.
+# Layers that lose most in int8: the text encoder, whose few tokens are cheap anyway; the first audio layers, whose
+# errors propagate through all others; and the outputs of the feed-forward blocks, whose inputs have outliers.
 BLOCKWISE = re.compile(
     r"(^|\.)(text_tower\..*|audio_tower\.(.*\.)?layers?\.[01]\..*|audio_tower\..*(fc2|output_dense|output\.dense))/"
 )
 BLOCK_SIZE = 64
-# Smaller tensors are not worth an operator of their own.
+# Smaller tensors are not worth an extra operator.
 LEAST_VALUES = 2**14
 HALF = "_half"
 OPTIONS: dict[str, Any] = {
@@ -56,7 +57,13 @@ OPTIONS: dict[str, Any] = {
 
 class MMEmoQuantizer(OptimumQuantizer):
     """
-    Makes `model_int8.onnx` of an exported `model.onnx`.
+    Quantizes an exported `model.onnx` to `model_int8.onnx`.
+
+    Args:
+        path (`str` or `os.PathLike`): Path of the float32 graph.
+
+    Raises:
+        ValueError: If the file is not a float32 graph of this package.
 
     Example:
 
@@ -69,22 +76,21 @@ class MMEmoQuantizer(OptimumQuantizer):
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        # Refuses what is no graph of ours, in words.
         precision = EmotionGraph(self.path).metadata["precision"]
         if precision != "float32":
-            raise ValueError(f"{self.path} is {precision} already; quantize the float32 graph, {FLOAT_FILE}.")
+            raise ValueError(f"{self.path} is already {precision}; quantize the float32 graph, {FLOAT_FILE}.")
 
     @classmethod
     def from_pretrained(cls, model_or_path: str | Path, file_name: str | None = None) -> "MMEmoQuantizer":
         """
-        Takes the graph of a folder.
+        Loads the graph of a folder.
 
         Args:
-            model_or_path (`str` or `Path`): The folder that `export_onnx` wrote to.
-            file_name (`str`, *optional*, defaults to `"model.onnx"`): Of the graph.
+            model_or_path (`str` or `Path`): Output folder of `export_onnx`.
+            file_name (`str`, *optional*, defaults to `"model.onnx"`): Name of the graph.
 
         Raises:
-            FileNotFoundError: If the folder holds no graph.
+            FileNotFoundError: If the folder has no such graph.
         """
         return cls(find_graph(model_or_path, file_name or FLOAT_FILE))
 
@@ -98,58 +104,37 @@ class MMEmoQuantizer(OptimumQuantizer):
         shares_weights: bool = False,
     ) -> Path:
         """
-        Writes the graph in int8.
+        Quantizes the graph.
 
         Args:
-            save_dir (`str` or `Path`): The folder, made if need be.
-            file_prefix (`str`, *optional*, defaults to `"model"`): The file is called `{file_prefix}_int8.onnx`.
+            save_dir (`str` or `Path`): Output folder, created if needed.
+            file_prefix (`str`, *optional*, defaults to `"model"`): The file is named `{file_prefix}_int8.onnx`.
             approach (`str`, *optional*, defaults to `"dynamic"`):
-                `"dynamic"` measures the range of activations as it runs; `"static"` takes ranges that were measured
-                beforehand, on the `calibration` inputs.
+                `"dynamic"` computes the range of activations at run time; `"static"` fixes the ranges beforehand, with
+                the `calibration` inputs.
             calibration (`Iterable[dict[str, np.ndarray]]`, *optional*):
-                Inputs of the graph, as the processor gives them for a batch of clips from the training data.
-
+                Batches of graph inputs, as returned by the processor for training data.
             shares_weights (`bool`, *optional*, defaults to `False`):
-                Whether to read the embeddings and whatever else stays float from the `model.safetensors` in
-                `save_dir`, in half precision, for a smaller package. The graph then runs beside that file alone.
+                Whether the graph reads the weights that stay in float from `model.safetensors` in `save_dir`, in half
+                precision. The package is smaller, and the graph runs only next to this file.
 
         Returns:
-            `Path`: of the graph.
+            `Path`: Path of the graph.
 
         Raises:
-            ValueError: If the approach is unknown, or `calibration` is missing or needless.
+            ValueError: If the approach is unknown, or `calibration` is missing or not needed.
         """
         if approach not in APPROACHES:
             raise ValueError(f"approach={approach!r} is unknown; choose one of {APPROACHES}.")
         if (approach == "static") != (calibration is not None):
             given = "none" if calibration is None else "some"
             raise ValueError(
-                f'approach={approach!r} with calibration inputs: {given}. "static" needs some to measure the ranges '
-                'of activations on, and "dynamic" measures as it runs; give them to "static" alone.'
+                f'approach={approach!r} with calibration inputs: {given}. "static" needs calibration inputs for the '
+                'ranges of activations, and "dynamic" does not use any; pass them with "static" only.'
             )
         path = Path(save_dir) / (INT8_FILE if file_prefix is None else f"{file_prefix}_int8.onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
-            model = onnx.load(self.path)
-            # Stale shapes of weights that quantization transposes.
-            del model.graph.value_info[:]
-            add_pre_process_metadata(model)
-            _save(model, prepared)
-            multiplications = [node.name for node in model.graph.node if node.op_type in OPERATORS]
-            heads, blockwise = (list(filter(part.search, multiplications)) for part in (HEADS, BLOCKWISE))
-            options = OPTIONS | {
-                # What ONNX Runtime calls a Gemm once it has split it.
-                "nodes_to_exclude": [*heads, *(f"{name}_MatMul" for name in heads), *blockwise],
-                "use_external_data_format": model.ByteSize() > MAX_FILE_BYTES,
-                # What has no weights multiplies two activations: attention.
-                "extra_options": {"MatMulConstBOnly": True},
-            }
-            if calibration is None:
-                quantize_dynamic(prepared, quantized, **options)
-            else:
-                quantize_static(prepared, quantized, _Calibration(self.path, calibration), QuantFormat.QDQ, **options)
-            model = quantize_blockwise(onnx.load(quantized), blockwise)
+        model = self._quantize_multiplications(calibration)
         facts: dict[str, Any] = {"precision": "int8", "approach": approach}
         if shares_weights:
             store_in_half(model.graph)
@@ -163,9 +148,33 @@ class MMEmoQuantizer(OptimumQuantizer):
         _save(model, path)
         return path
 
+    def _quantize_multiplications(self, calibration: Iterable[dict[str, np.ndarray]] | None) -> onnx.ModelProto:
+        """Returns the graph with int8 multiplications by weights; static ranges if there are calibration inputs."""
+        model = onnx.load(self.path)
+        # Quantization transposes weights, which would contradict the recorded shapes.
+        del model.graph.value_info[:]
+        add_pre_process_metadata(model)
+        multiplications = [node.name for node in model.graph.node if node.op_type in OPERATORS]
+        heads, blockwise = (list(filter(part.search, multiplications)) for part in (HEADS, BLOCKWISE))
+        options = OPTIONS | {
+            # ONNX Runtime splits a Gemm and appends `_MatMul` to its name.
+            "nodes_to_exclude": [*heads, *(f"{name}_MatMul" for name in heads), *blockwise],
+            "use_external_data_format": model.ByteSize() > MAX_FILE_BYTES,
+            # Leaves multiplications of two activations, in attention, in float.
+            "extra_options": {"MatMulConstBOnly": True},
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+            _save(model, prepared)
+            if calibration is None:
+                quantize_dynamic(prepared, quantized, **options)
+            else:
+                quantize_static(prepared, quantized, _Calibration(self.path, calibration), QuantFormat.QDQ, **options)
+            return quantize_blockwise(onnx.load(quantized), blockwise)
+
 
 class _Calibration(CalibrationDataReader):
-    """Hands complete inputs to `quantize_static`, one batch at a time."""
+    """Passes complete graph inputs to `quantize_static`, one batch at a time."""
 
     def __init__(self, path: Path, batches: Iterable[dict[str, np.ndarray]]):
         graph = EmotionGraph(path)
@@ -176,10 +185,10 @@ class _Calibration(CalibrationDataReader):
 
 
 def quantize_blockwise(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """Puts the named multiplications by weights in int8 with a scale for each `BLOCK_SIZE` weights and each row."""
+    """Quantizes the named multiplications with one scale per `BLOCK_SIZE` weights and per row of activations."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    # Its import sets up the logging of the whole process, which is not for a library to do.
+    # This import configures the root logger; its state is restored afterwards.
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     root.handlers[:] = handlers
@@ -194,7 +203,7 @@ def quantize_blockwise(model: onnx.ModelProto, names: list[str]) -> onnx.ModelPr
 
 
 def quantize_embeddings(graph: onnx.GraphProto) -> None:
-    """Replaces each table of the text that rows are looked up in by one of int8, with a scale for every row."""
+    """Replaces the embedding tables of the text encoder by int8 tables with one scale per row."""
     tables = {
         tensor.name: tensor
         for tensor in graph.initializer
@@ -222,9 +231,10 @@ def quantize_embeddings(graph: onnx.GraphProto) -> None:
 
 
 def store_in_half(graph: onnx.GraphProto) -> None:
-    """Stores large weights that stay float in half precision, if they came from it.
+    """
+    Stores large float weights in half precision if this is lossless.
 
-    Of a table the rows that are looked up are made float again; anything else the session makes float as it opens.
+    Rows looked up in a table are cast to float at run time; all other weights are cast once, when the session opens.
     """
     halves = set()
     for tensor in graph.initializer:
@@ -252,7 +262,7 @@ def store_in_half(graph: onnx.GraphProto) -> None:
 
 
 def share_weights(graph: onnx.GraphProto, path: Path) -> None:
-    """Has the weights in half precision read from the model's own safetensors file, which lies beside the graph."""
+    """Replaces weights in half precision by references to the same bytes in the model's safetensors file."""
     with path.open("rb") as file:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(header_bytes))
@@ -274,12 +284,12 @@ def _is_large_float(tensor: TensorProto) -> bool:
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Puts the nodes in the place of the graph's, and drops the weights that none of them reads any more."""
+    """Replaces the nodes of the graph, and removes weights that no node uses any more."""
     nodes = list(nodes)
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)
 

@@ -1,1 +1,1 @@
-"""Sharing trained models on the Hub."""
+"""Sharing of trained models on the Hub."""

@@ -1,4 +1,4 @@
-"""A trained model to the Hub, with all that it takes to run it there and here, in one commit."""
+"""Push of a trained model, with everything needed to run it, to the Hub in one commit."""
 
 import shutil
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 RESULTS = ("*.json", "*.md", "*.png")
 CARDS = ("README.md", "LICENSE.md")
-# What an earlier push may have left, and a new one replaces; other files of a repository are its owner's.
+# Files of an earlier push that a new one replaces; other files of the repository are left alone.
 REPLACED = [*WEIGHTS, "*_mmemo.py", "mmemo_*.py", "multimodal_emotion.py", "onnx/*", "results/*"]
 
 
@@ -32,54 +32,42 @@ def push(
     token: str | None = None,
 ) -> CommitInfo:
     """
-    Pushes a folder that `train.py` or `save_pretrained` left; or an adapter, to a repository of its own.
+    Pushes a trained model, or a LoRA adapter, to a Hub repository.
 
-    All goes up in one commit, so a push that breaks off leaves the repository as it was, and can be repeated.
+    All files are uploaded in one commit: if the push fails, the repository is unchanged, and the push can be repeated.
 
     Args:
-        folder (`str` or `Path`): Of a model, or of its LoRA adapter.
-        repo_id (`str`): As `owner/name`; it is made if need be.
-        private (`bool`, *optional*): Whether a repository that is made is private.
-        revision (`str`, *optional*): The branch, made if need be; `main` by default.
-        tag (`str`, *optional*): A name for what was pushed, such as `v1.0`.
-        onnx (`bool`, *optional*, defaults to `False`): Whether to add its graphs, float and int8, in `onnx/`.
+        folder (`str` or `Path`): Folder of a model (of `train.py` or `save_pretrained`), or of a LoRA adapter.
+        repo_id (`str`): Name of the repository, `owner/name`; created if needed.
+        private (`bool`, *optional*): Whether a new repository is private.
+        revision (`str`, *optional*): Branch to push to, created if needed; `main` by default.
+        tag (`str`, *optional*): Tag for the commit, such as `v1.0`.
+        onnx (`bool`, *optional*, defaults to `False`): Whether to add float and int8 graphs in `onnx/`.
         results (`str` or `Path`, *optional*):
-            The folder that `eval.py` left, which goes to `results/`; a card is made of it if the model's folder has no
-            `README.md`.
-        token (`str`, *optional*): Of the Hub; by default the one that `hf auth login` stored.
+            Output folder of `eval.py`, pushed as `results/`. If the model's folder has no `README.md`, a model card is
+            generated from it.
+        token (`str`, *optional*): Hub token; the one stored by `hf auth login` by default.
+
+    Returns:
+        `CommitInfo`: The commit.
 
     Raises:
-        FileNotFoundError: If the folder holds neither a model nor an adapter, or `results` no results.
-        ValueError: If the model lacks weights or cannot be exported, the tag is taken, or the repository has other
+        FileNotFoundError: If the folder has neither a model nor an adapter, or there are no results.
+        ValueError: If weights are missing, the model cannot be exported, the tag exists, or the repository has other
             labels.
-        OSError: If the Hub refuses, or the connection breaks.
+        OSError: If the Hub returns an error, or the connection fails.
     """
     folder = Path(folder)
     api = HfApi(token=token)
     with TemporaryDirectory() as name:
         stage = Path(name)
-        if (folder / ADAPTER[0]).is_file():
-            if onnx:
-                raise ValueError(f"{folder} is an adapter, which has no graph of its own; leave onnx out.")
-            _copy(folder, stage, ADAPTER)
-        else:
-            _stage_model(folder, stage, onnx)
-        _copy(folder, stage, CARDS)
-        if results is not None:
-            (stage / "results").mkdir()
-            if not _copy(Path(results), stage / "results", RESULTS):
-                raise FileNotFoundError(f"{results} holds no results; run eval.py --output_dir {results}.")
-            if not (stage / CARDS[0]).exists() and (stage / "config.json").exists():
-                # Needs what evaluating needs, and pushing alone does not.
-                from modeling_mmemo.evaluation.card import write_card
-
-                write_card(stage, results, name=repo_id)
-        # Refused before the upload rather than behind it.
+        _stage(folder, stage, onnx, results, repo_id)
+        # Everything that can be refused is checked before the upload.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
-            raise ValueError(f"{repo_id} has a tag {tag!r} already, and tags stay where they are; choose another.")
+            raise ValueError(f"{repo_id} already has a tag {tag!r}, and tags cannot be moved; choose another.")
         if (stage / "config.json").exists():
-            _refuse_other_labels(api, repo_id, revision, stage)
+            _check_labels(api, repo_id, revision, stage)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         try:
@@ -90,21 +78,43 @@ def push(
                 commit_message=f"Push {'adapter' if (stage / ADAPTER[0]).exists() else 'model'}",
                 delete_patterns=REPLACED,
             )
-        except Exception as error:  # what the client raises depends on its HTTP library
+        except Exception as error:  # the type depends on the HTTP library of the client
             raise ConnectionError(
-                f"The push to {repo_id} broke off, and the repository is as it was; push again. {error}"
+                f"The push to {repo_id} failed, and the repository is unchanged; push again. {error}"
             ) from error
     if tag is not None:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit
 
 
+def _stage(folder: Path, stage: Path, onnx: bool, results: str | Path | None, repo_id: str) -> None:
+    """Collects all files to push in the folder `stage`."""
+    if (folder / ADAPTER[0]).is_file():
+        if onnx:
+            raise ValueError(f"{folder} is an adapter, which cannot be exported; leave onnx out, or push the model.")
+        _copy(folder, stage, ADAPTER)
+    else:
+        _stage_model(folder, stage, onnx)
+    _copy(folder, stage, CARDS)
+    if results is None:
+        return
+    (stage / "results").mkdir()
+    if not _copy(Path(results), stage / "results", RESULTS):
+        raise FileNotFoundError(f"{results} has no results; run eval.py --output_dir {results}.")
+    if not (stage / CARDS[0]).exists() and (stage / "config.json").exists():
+        # Needs the packages of the evaluation, which pushing alone does not.
+        from modeling_mmemo.evaluation.card import write_card
+
+        write_card(stage, results, name=repo_id)
+
+
 def _stage_model(folder: Path, stage: Path, onnx: bool) -> None:
+    """Collects configuration, processor, code, weights and graphs of a model."""
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds neither a model (config.json) nor an adapter ({ADAPTER[0]}).")
+        raise FileNotFoundError(f"{folder} has neither a model (config.json) nor an adapter ({ADAPTER[0]}).")
     emotion = load_pipeline(folder, device="cpu")
     emotion.save_pretrained(stage)
-    # The weights go up as they are stored, to the bit and in their precision.
+    # Weights are uploaded as stored, in their own precision.
     for path in (path for pattern in WEIGHTS for path in stage.glob(pattern)):
         path.unlink()
     _copy(folder, stage, WEIGHTS)
@@ -117,20 +127,20 @@ def _stage_model(folder: Path, stage: Path, onnx: bool) -> None:
             _copy(Path(exported), stage / "onnx", ("*.onnx", "*.onnx.data", ANALYSIS_FILE))
 
 
-def _refuse_other_labels(api: HfApi, repo_id: str, revision: str | None, stage: Path) -> None:
-    """The names and the order of labels are a promise to whoever has loaded the repository before."""
+def _check_labels(api: HfApi, repo_id: str, revision: str | None, stage: Path) -> None:
+    """Raises if the repository has a model with other labels, or another order, which its users rely on."""
     try:
-        there = MMEmoConfig.from_pretrained(api.hf_hub_download(repo_id, "config.json", revision=revision))
+        existing = MMEmoConfig.from_pretrained(api.hf_hub_download(repo_id, "config.json", revision=revision))
     except (EntryNotFoundError, RevisionNotFoundError):
         return
-    old, new = (list(config.id2label.values()) for config in (there, MMEmoConfig.from_pretrained(stage)))
+    old, new = (list(config.id2label.values()) for config in (existing, MMEmoConfig.from_pretrained(stage)))
     if old != new:
         raise ValueError(
-            f"{repo_id} answers {old}, and the model {new}: whoever loads it would read its scores wrongly. Push to "
-            "another repository, or to a new branch (--revision)."
+            f"The labels of {repo_id} are {old}, those of the model {new}: code that uses the repository would "
+            "misinterpret the scores. Push to another repository, or to a new branch (--revision)."
         )
 
 
 def _copy(source: Path, target: Path, patterns: Iterable[str]) -> list[Path]:
-    """Copies the files that match; their new paths."""
+    """Copies all files that match a pattern, and returns their new paths."""
     return [Path(shutil.copy(path, target)) for pattern in patterns for path in sorted(source.glob(pattern))]

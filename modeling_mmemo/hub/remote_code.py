@@ -1,12 +1,13 @@
 """
-The code that a saved model carries, for processes in which this package is not installed.
+Generates the code that a saved model contains, for processes in which this package is not installed.
 
 Deliberate choices:
-- The Hub loads code from one flat folder whose files import each other as `from .sibling import X`. The package is not
-  written that way; the folder is generated from it: every module that the model, the processor and the pipeline import
-  becomes one file, and its imports become relative ones.
+- The Hub loads code from one flat folder whose files import each other with `from .sibling import X`. The package has
+  another layout, so the folder is generated from it: each module of ours that the model, the processor and the
+  pipeline import becomes one file, and its imports of such modules become relative.
 - Modules of `modeling_mmemo` keep the file names that `transformers` users expect (`configuration_mmemo.py`); modules
-  of `mmemo` get their dotted names with underscores (`mmemo.audio.loading` becomes `mmemo_audio_loading.py`).
+  of `mmemo` get their dotted name with underscores (`mmemo.audio.loading` becomes `mmemo_audio_loading.py`).
+- Imports that cannot be flattened raise here, when the model is saved, instead of failing when it is loaded.
 """
 
 import ast
@@ -19,7 +20,7 @@ from typing import Any
 
 
 PACKAGES = ("mmemo", "modeling_mmemo")
-# The modules that define the saved classes; what they import is found by walking.
+# Modules that define the saved classes.
 ROOTS = (
     "modeling_mmemo.audio_encoder_mmemo",
     "modeling_mmemo.feature_extraction_mmemo",
@@ -27,22 +28,22 @@ ROOTS = (
     "modeling_mmemo.pipelines.multimodal_emotion",
     "modeling_mmemo.processing_mmemo",
 )
-# Arguments of `save_pretrained` that are about the repository, with `push_to_hub=True`.
+# Arguments of `save_pretrained` for `push_to_hub=True`.
 HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
 
 
 def write_remote_code(folder: str | Path) -> list[Path]:
     """
-    Writes the code of the model, the processor and the pipeline to a folder, replacing files of the same names.
+    Writes the code of the model, the processor and the pipeline to a folder, and replaces files of the same names.
 
     Args:
-        folder (`str` or `Path`): The folder of a saved model.
+        folder (`str` or `Path`): Folder of a saved model.
 
     Returns:
         `list[Path]`: The files written.
 
     Raises:
-        ValueError: If a module imports a package or a module of ours in a form that cannot be flattened.
+        ValueError: See [`remote_code`].
     """
     paths = []
     for name, source in remote_code().items():
@@ -52,13 +53,27 @@ def write_remote_code(folder: str | Path) -> list[Path]:
 
 
 @cache
-def remote_code() -> dict[str, str]:
-    """Returns the flattened files, source by file name."""
+def remote_code(roots: tuple[str, ...] = ROOTS) -> dict[str, str]:
+    """
+    Returns the source code of the flat folder.
+
+    Args:
+        roots (`tuple[str, ...]`, *optional*): Modules to start from; what they import is added recursively.
+
+    Returns:
+        `dict[str, str]`: Source code by file name.
+
+    Raises:
+        ValueError: If a module has an import that cannot be flattened, or two modules get the same file name.
+    """
+    modules: dict[str, str] = {}
     files: dict[str, str] = {}
-    waiting = list(ROOTS)
+    waiting = list(roots)
     while waiting:
         module = waiting.pop()
         name = f"{flat_name(module)}.py"
+        if modules.setdefault(name, module) != module:
+            raise ValueError(f"{modules[name]} and {module} would both become {name}; rename one of them.")
         if name not in files:
             files[name], imported = _flatten(module)
             waiting += imported
@@ -72,7 +87,7 @@ def flat_name(module: str) -> str:
 
 
 def _flatten(module: str) -> tuple[str, list[str]]:
-    """Returns the source of a module with relative imports of siblings, and the modules of ours that it imports."""
+    """Returns the source of a module with relative imports, and the modules of ours that it imports."""
     path = _source_path(module)
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines(keepends=True)
@@ -81,20 +96,28 @@ def _flatten(module: str) -> tuple[str, list[str]]:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.partition(".")[0] in PACKAGES:
-                    raise ValueError(f"{path}:{node.lineno}: write `from {alias.name} import ...`; it travels.")
+                    raise ValueError(
+                        f"{path}:{node.lineno}: `import {alias.name}` cannot be flattened; write "
+                        f"`from {alias.name} import ...`."
+                    )
         elif isinstance(node, ast.ImportFrom):
             target = _absolute(module, node)
             if target.partition(".")[0] in PACKAGES:
                 imported.append(target)
-                line = lines[node.lineno - 1]
-                lines[node.lineno - 1] = re.sub(
-                    r"from\s+\S+\s+import", f"from .{flat_name(target)} import", line, count=1
+                written = "." * node.level + (node.module or "")
+                line, count = re.subn(
+                    rf"\bfrom\s+{re.escape(written)}\s+import\b",
+                    f"from .{flat_name(target)} import",
+                    lines[node.lineno - 1],
                 )
+                if count != 1:
+                    raise ValueError(f"{path}:{node.lineno}: write `from {written} import` once, on one line.")
+                lines[node.lineno - 1] = line
     return "".join(lines), imported
 
 
 def _absolute(module: str, node: ast.ImportFrom) -> str:
-    """Returns the dotted name that a `from ... import` refers to."""
+    """Returns the dotted name of the module that a `from ... import` statement imports from."""
     if not node.level:
         return node.module or ""
     parents = module.split(".")[: -node.level]
@@ -102,18 +125,19 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
 
 
 def _source_path(module: str) -> Path:
+    """Returns the source file of a module."""
     spec = find_spec(module)
     if spec is None or spec.origin is None or spec.submodule_search_locations is not None:
-        raise ValueError(f"{module} is not a module with a source file; import from the module that defines the name.")
+        raise ValueError(f"{module} is a package or does not exist; import names from the module that defines them.")
     return Path(spec.origin)
 
 
 def saves_remote_code(saved: type) -> None:
     """
-    Makes `save_pretrained` of a class write the code as well; `push_to_hub` and Trainer checkpoints call it.
+    Makes `save_pretrained` of a class also write the code; `push_to_hub` and Trainer checkpoints call it.
 
     Args:
-        saved (`type`): A class whose `save_pretrained` takes the folder first, as those of `transformers`.
+        saved (`type`): A class whose `save_pretrained` takes the folder as first argument, as in `transformers`.
     """
     save: Callable[..., Any] = saved.save_pretrained  # type: ignore[attr-defined]
 

@@ -16,10 +16,29 @@ from modeling_mmemo.data.corpora import CORPORA, find_layout, read_corpus
 from modeling_mmemo.evaluation.conditions import MODALITIES, score_condition
 from modeling_mmemo.evaluation.evaluation_run import corpus_table, results_head
 from modeling_mmemo.evaluation.metrics import emotion_metrics
+from modeling_mmemo.evaluation.report import summary, write_results
 from modeling_mmemo.evaluation.scoring import row_lengths
 from modeling_mmemo.pipelines import load_pipeline
-from modeling_mmemo.training.training_arguments import Arguments
+from modeling_mmemo.training.training_arguments import Arguments, parse_arguments
 from modeling_mmemo.training.training_run import train
+
+
+def main(argv: list[str]) -> None:
+    """
+    Cross-validates a training configuration, writes the results to its `output_dir` and prints a summary.
+
+    Args:
+        argv (`list[str]`): What follows `eval.py --folds`: a training configuration and flags of `train.py`.
+
+    Raises:
+        ValueError: If `argv` does not begin with a configuration file.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise ValueError("--folds needs a training configuration, such as --folds configs/ravdess_folds.yaml.")
+    arguments = parse_arguments(argv)
+    results = cross_validate(arguments, name=argv[0])
+    write_results(results, arguments[-1].output_dir)
+    print(summary(results))
 
 
 def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
