@@ -301,7 +301,7 @@ class MultimodalEmotionPipeline(Pipeline):
         scores = self.answers.scores(outputs["segment_logits"].float().numpy(), function_to_apply)
         weights = outputs["segment_modality_weights"].float().numpy()
         for window, *answers in zip(windows, scores, weights):
-            window.take(*(rows[: len(window.spans)] for rows in answers))
+            window.set_predictions(*(rows[: len(window.spans)] for rows in answers))
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """

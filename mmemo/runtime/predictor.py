@@ -169,7 +169,7 @@ class EmotionPredictor:
         outputs = self.run([window.item for window in windows])
         scores = self.answers.scores(outputs["segment_logits"])
         for window, *answers in zip(windows, scores, outputs["segment_modality_weights"]):
-            window.take(*(rows[: len(window.spans)] for rows in answers))
+            window.set_predictions(*(rows[: len(window.spans)] for rows in answers))
 
     def run(self, items: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         """Runs the model over items that are prepared; what it returns has a row for each."""

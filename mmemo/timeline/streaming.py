@@ -127,7 +127,7 @@ class EmotionStream:
                 )
             if words:
                 self._last_word = words[-1][1]
-                self._track.hear_of(words)
+                self._track.add_words(words)
         return self._run(self._track.feed(samples))
 
     def flush(self) -> list[dict[str, Any]]:
