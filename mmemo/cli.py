@@ -1,4 +1,4 @@
-"""The command `mmemo`. What a command needs is imported as it runs, so that `--help` is instant."""
+"""The command `mmemo`. Each command imports its dependencies when it runs, so `--help` is fast."""
 
 import sys
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 
-app = typer.Typer(help="Multimodal emotion recognition: a voice, its words, or both.", no_args_is_help=True)
+app = typer.Typer(help="Multimodal emotion recognition from audio, text, or both.", no_args_is_help=True)
 
 
 class Int8(StrEnum):
-    """How a graph is quantized to int8."""
+    """Quantization approaches for the int8 graph."""
 
     NONE = "none"
     DYNAMIC = "dynamic"
@@ -25,55 +25,57 @@ class Int8(StrEnum):
 def predict(
     files: Annotated[
         list[str] | None,
-        typer.Argument(help="Audio files, folders of them, or globs in quotes.", show_default=False),
+        typer.Argument(help="Audio files, folders of audio files, or quoted globs.", show_default=False),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="What is said, in the one file or without any.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text spoken in the file, or a text without audio.")] = None,
     srt: Annotated[
         Path | None,
-        typer.Option(help="What is said when: SRT or WebVTT, or a folder where they have the names of the files."),
+        typer.Option(help="Subtitles (SRT or WebVTT), or a folder of subtitles with the names of the audio files."),
     ] = None,
-    timeline: Annotated[bool, typer.Option("--timeline", help="Answer over time, in half seconds.")] = False,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Predict a timeline with an entry every 0.5 s, from windows of 3.5 s.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
-    top_k: Annotated[int, typer.Option(help="How many labels to show.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all labels.")] = False,
+    top_k: Annotated[int, typer.Option(help="Number of labels to print.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line, with all labels.")] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="CSV, with all labels; a row a file, or a half second.")
+        bool, typer.Option("--csv", help="Print CSV with all labels: a row per file, or per timeline entry.")
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="File for --json or --csv. Of files that stand there already, none is asked again."),
+        typer.Option(help="Output file for --json or --csv. Files that it already contains are skipped."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Folder for a plot of each timeline.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Folder for a plot of each timeline; created if missing.")] = None,
 ) -> None:
-    """Says which emotions are in audio files, or in a text. Runs the exported model; needs no torch."""
+    """Predicts the emotions of audio files, or of a text, with the exported model. Does not need torch."""
     if not files and text is None and srt is None:
-        raise typer.BadParameter("Give audio files, --text, --srt, or several of them.")
+        raise typer.BadParameter("Pass audio files, --text or --srt.")
     if as_json and as_csv:
-        raise typer.BadParameter("--json and --csv contradict each other; give one of them.")
+        raise typer.BadParameter("--json and --csv contradict each other; pass one of them.")
     if output is not None and not (as_json or as_csv):
-        raise typer.BadParameter("--output takes --json or --csv.")
+        raise typer.BadParameter("--output needs --json or --csv.")
     if not timeline and (plot is not None or (srt is not None and not files)):
-        raise typer.BadParameter("--plot, and --srt without a file, take --timeline.")
-    with _sentences():
-        from mmemo.archives.folders import Answers, find_files, predict_all
+        raise typer.BadParameter("--plot, and --srt without an audio file, need --timeline.")
+    with _reported_errors():
+        from mmemo.archives.folders import PredictionWriter, find_files, predict_files
         from mmemo.runtime.predictor import EmotionPredictor
 
         found: list[Path | None] = [*find_files(files)] if files else [None]
         if text is not None and len(found) > 1:
             raise typer.BadParameter(
-                f"--text goes with one file, got {len(found)}; leave it out, or call once a file."
+                f"--text belongs to one file, got {len(found)}; leave it out, or run the command once per file."
             )
         if srt is not None and len(found) > 1 and not srt.is_dir():
-            raise typer.BadParameter(f"--srt {srt} goes with one file, got {len(found)}; give a folder of them.")
+            raise typer.BadParameter(f"--srt {srt} belongs to one file, got {len(found)}; pass a folder of subtitles.")
         predictor = EmotionPredictor(model, revision=revision)
         kind = "json" if as_json else "csv" if as_csv else "text"
-        answers = Answers(kind, predictor.answers.labels, timeline, output)
+        writer = PredictionWriter(kind, predictor.answers.labels, timeline, output)
         labels = top_k if kind == "text" else None
         with _progress(len(found)) as bar:
-            failed = predict_all(predictor, found, answers, text, srt, timeline, labels, plot, lambda: bar.update(1))
+            failed = predict_files(predictor, found, writer, text, srt, timeline, labels, plot, lambda: bar.update(1))
     if failed:
         raise typer.Exit(1)
 
@@ -81,7 +83,7 @@ def predict(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Evaluates a model on corpora, with the options of eval.py (mmemo evaluate --help)."""
-    with _sentences():
+    with _reported_errors():
         if context.args[:1] == ["--folds"]:
             from modeling_mmemo.training.folds import main as cross_validate
 
@@ -100,8 +102,8 @@ def info(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
 ) -> None:
-    """Says what a model is: its labels, encoders, fusion, files, and what can run it."""
-    with _sentences():
+    """Describes a model: labels, encoders, fusion, files, and the installed runtimes."""
+    with _reported_errors():
         from mmemo.info import describe
 
         typer.echo(describe(model, revision))
@@ -113,16 +115,16 @@ def serve(
         str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
-    host: Annotated[str | None, typer.Option(help="Where to listen; 127.0.0.1 by default.")] = None,
-    port: Annotated[int | None, typer.Option(help="8000 by default.", min=1, max=65535)] = None,
-    workers: Annotated[int | None, typer.Option(help="Inferences at once; as many as there are cores.", min=1)] = None,
-    max_batch_size: Annotated[
-        int | None, typer.Option(help="Waiting items that pass the model together.", min=1)
+    host: Annotated[str | None, typer.Option(help="Address to bind to; 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 8000 by default.", min=1, max=65535)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Parallel inferences; the number of cores by default.", min=1)
     ] = None,
-    settings: Annotated[bool, typer.Option("--settings", help="Show all settings, and do not serve.")] = False,
+    max_batch_size: Annotated[int | None, typer.Option(help="Most waiting items in one batch.", min=1)] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="Print all settings and exit.")] = False,
 ) -> None:
-    """Serves a model over HTTP and WebSocket. Every setting has an environment variable: --settings shows them."""
-    with _sentences():
+    """Serves a model over HTTP and WebSocket. Every setting has an environment variable; --settings prints them."""
+    with _reported_errors():
         from mmemo.serving.settings import ServiceSettings
 
         given = {
@@ -150,12 +152,12 @@ def demo(
         str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port.", min=1, max=65535)] = 7860,
-    share: Annotated[bool, typer.Option("--share", help="Make a link from anywhere, through gradio.")] = False,
+    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 7860,
+    share: Annotated[bool, typer.Option("--share", help="Create a public link through gradio's tunnel.")] = False,
 ) -> None:
-    """Opens a page to speak, upload and write to."""
-    with _sentences():
+    """Serves a web page that predicts recordings, uploads and text."""
+    with _reported_errors():
         from mmemo.demo import serve_demo
         from mmemo.runtime.predictor import EmotionPredictor
 
@@ -185,7 +187,7 @@ def export(
         raise typer.BadParameter("Pass either --output or --in-place.")
     if in_place and int8 is Int8.NONE:
         raise typer.BadParameter("--in-place adds an int8 graph; leave --int8 none out.")
-    with _sentences():
+    with _reported_errors():
         from modeling_mmemo.exporters.export_command import export as run
 
         paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows)
@@ -195,16 +197,18 @@ def export(
 
 @app.command()
 def push(
-    folder: Annotated[Path, typer.Argument(help="Of a trained model, or of its adapter.")],
-    repo: Annotated[str, typer.Option(help="Repository of the Hub, owner/name; made if need be.")],
-    private: Annotated[bool, typer.Option("--private", help="Make it a private one.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to, made if need be; main by default.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Name for what is pushed, such as v1.0.")] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Add its graphs, float and int8.")] = False,
-    results: Annotated[Path | None, typer.Option(help="Folder of results that eval.py left, to add.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of a trained model, or of its adapter.")],
+    repo: Annotated[str, typer.Option(help="Hub repository, owner/name; created if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it as a private repository.")] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to push to; created if missing, main by default.")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Tag for the commit, such as v1.0.")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Add ONNX graphs, float and int8.")] = False,
+    results: Annotated[Path | None, typer.Option(help="Folder of results from eval.py to add.")] = None,
 ) -> None:
-    """Pushes a trained model to the Hub with its code, in one commit. Log in before: hf auth login."""
-    with _sentences():
+    """Pushes a trained model and its code to the Hub in one commit. Log in first: hf auth login."""
+    with _reported_errors():
         from modeling_mmemo.hub.push import push as run
 
         typer.echo(run(folder, repo, private or None, revision, tag, onnx, results).commit_url)
@@ -213,41 +217,48 @@ def push(
 @app.command()
 def card(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
-    results: Annotated[Path, typer.Option(help="Folder of results that eval.py left.")],
-    output: Annotated[Path | None, typer.Option(help="The card; README.md in the model's folder by default.")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model, such as owner/name; its folder's by default.")
+    results: Annotated[Path, typer.Option(help="Folder of results from eval.py.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Path of the card; README.md in the model's folder by default.")
     ] = None,
-    license_: Annotated[str | None, typer.Option("--license", help="As the Hub has it, such as apache-2.0.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model, such as owner/name; the folder's name by default.")
+    ] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="License identifier of the Hub, such as apache-2.0.")
+    ] = None,
     training_data: Annotated[
-        Path | None, typer.Option(help="Markdown file on what it was trained on, and under which licences that is.")
+        Path | None, typer.Option(help="Markdown file about the training data and its licenses.")
     ] = None,
 ) -> None:
-    """Writes a model card from results, or brings the figures of one that is there up to date."""
-    with _sentences():
+    """Writes a model card from results, or updates the figures of an existing one."""
+    with _reported_errors():
         from modeling_mmemo.evaluation.card import write_card
 
         typer.echo(write_card(model, results, output, name, license_, training_data))
 
 
 def _progress(length: int) -> Any:
-    """A bar on standard error, for those who watch more than one file."""
+    """Returns a progress bar on standard error; hidden for a single file, and without a terminal."""
     return typer.progressbar(length=length, file=sys.stderr, hidden=length < 2 or not sys.stderr.isatty())
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """Ends the command with an error's sentence rather than its trace."""
+def _reported_errors() -> Iterator[None]:
+    """Reports an error as its message, without a traceback, and exits with status 1."""
     try:
         yield
     except ModuleNotFoundError as error:
         everything = "mmemo[onnx,train,serve,demo]"
-        sentence = f"this needs the package {error.name}: pip install '{everything}' has all that any command needs."
+        message = (
+            f"This command needs the package {error.name}; pip install '{everything}' installs the dependencies of "
+            "all commands."
+        )
     except (ImportError, OSError, ValueError) as error:
-        sentence = str(error)
+        message = str(error)
     else:
         return
-    typer.echo(f"Error: {sentence}", err=True)
+    typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(1)
 
 

@@ -49,7 +49,7 @@ CSS = """
 """
 
 
-class Answer(NamedTuple):
+class PageOutput(NamedTuple):
     """What the page shows, in the order of its components."""
 
     emotion: dict[str, float]
@@ -153,7 +153,7 @@ def serve_demo(
     return demo
 
 
-def answer(predict: EmotionPredictor, audio: str | None, text: str | None, subtitles: str | None) -> Answer:
+def answer(predict: EmotionPredictor, audio: str | None, text: str | None, subtitles: str | None) -> PageOutput:
     """
     Says which emotions are in a recording, in its words, or in both.
 
@@ -185,7 +185,7 @@ def answer(predict: EmotionPredictor, audio: str | None, text: str | None, subti
             sentence = sentence.replace(f"{Path(path).parent}{os.sep}", "")
         raise gr.Error(sentence, duration=ERROR_SECONDS, print_exception=False) from error
     content = json.dumps(result, ensure_ascii=False, indent=2).encode()
-    return Answer(
+    return PageOutput(
         emotion={entry["label"]: entry["score"] for entry in result["scores"]},
         weights=result["modality_weights"],
         words=_colored_words(result, text),

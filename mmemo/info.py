@@ -1,4 +1,4 @@
-"""`mmemo info`: what a model is, read from its files."""
+"""`mmemo info`: a summary of a model, read from its files."""
 
 import importlib.metadata
 import json
@@ -10,21 +10,23 @@ from mmemo.runtime.graph import EMBEDDED_MODEL, GRAPH_FILES, EmotionGraph, find_
 
 def describe(model: str | None = None, revision: str | None = None) -> str:
     """
-    Says what a model is.
+    Returns a summary of a model, one property per line.
 
     Args:
-        model (`str`, *optional*): A folder or a repository of the Hub; the embedded model by default.
-        revision (`str`, *optional*): Branch, tag or commit of a repository.
+        model (`str`, *optional*): A folder or a Hub repository; defaults to the embedded model.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub repository.
 
     Raises:
-        ValueError: If it is no model of this package.
-        OSError: If it cannot be fetched.
+        ValueError: If it is not an mmemo model.
+        OSError: If the model cannot be downloaded.
     """
     folder = EMBEDDED_MODEL if model is None else local_folder(model, revision=revision)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if config.get("model_type") != "mmemo":
-        raise ValueError(f"{model} holds no model of mmemo; its model_type is {config.get('model_type')!r}.")
+        raise ValueError(
+            f"{model} is not an mmemo model; its model_type is {config.get('model_type')!r}, and must be 'mmemo'."
+        )
     weights = sorted(folder.glob("model*.safetensors"))
     lines = {
         "model": model or "embedded",
@@ -38,7 +40,7 @@ def describe(model: str | None = None, revision: str | None = None) -> str:
         "weights": _sizes(weights),
         **{name: _graph(folder, name) for name in GRAPH_FILES},
         "made with": f"transformers {config.get('transformers_version', 'unknown')}",
-        "here": ", ".join(_versions("mmemo", "onnxruntime", "torch", "transformers")),
+        "installed": ", ".join(_versions("mmemo", "onnxruntime", "torch", "transformers")),
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items() if value is not None)
@@ -68,9 +70,9 @@ def _graph(folder: Path, name: str) -> str | None:
     if path is None:
         return None
     metadata = EmotionGraph(path).metadata
-    beside = f", weights in {metadata['shares']['file']}" if metadata.get("shares") else ""
+    external = f", weights in {metadata['shares']['file']}" if metadata.get("shares") else ""
     approach = f" ({metadata['approach']})" if metadata.get("approach") else ""
-    return f"{path.stat().st_size / 1e6:.1f} MB{beside}, {metadata['precision']}{approach}"
+    return f"{path.stat().st_size / 1e6:.1f} MB{external}, {metadata['precision']}{approach}"
 
 
 def _versions(*names: str) -> list[str]:

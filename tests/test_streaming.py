@@ -126,8 +126,8 @@ def test_state_is_bounded(embedded):
     silence = np.zeros(16_000, np.float32)
     for _ in range(100):
         stream.feed(silence)
-    assert len(stream._track._buffer) <= 8 * 16_000
-    assert len(stream._track._voiced) <= 300
+    assert len(stream._track.audio.samples) <= 8 * 16_000
+    assert len(stream._track.speech.voiced) <= 300
 
 
 @pytest.mark.parametrize(

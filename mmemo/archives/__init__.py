@@ -1,1 +1,1 @@
-"""Many files at once."""
+"""Predictions for many files."""

@@ -1,9 +1,9 @@
 """
-`mmemo predict`: files, folders and globs through a predictor, and what was found as text, JSON lines, CSV or plots.
+`mmemo predict`: predicts files, folders and globs, and writes the results as text, JSON lines, CSV or plots.
 
 Deliberate choices:
-- An answer is written as soon as it is there. So a run that breaks off goes on where it was, if its output is a file.
-- A file that cannot be answered for is told on standard error, and the others go on.
+- A prediction is written as soon as it is made, so an interrupted run with an output file resumes where it stopped.
+- A file that cannot be predicted is reported on standard error, and the run continues.
 """
 
 import csv
@@ -18,59 +18,62 @@ from typing import Any, TextIO
 from mmemo.runtime.predictor import EmotionPredictor
 
 
-# What libsndfile reads, by the usual endings.
+# The usual extensions of the formats that libsndfile decodes.
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64"}
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
-FORMATS = ("text", "json", "csv")
 
 
-def find_files(given: Iterable[str]) -> list[Path]:
+def find_files(patterns: Iterable[str]) -> list[Path]:
     """
-    The audio files that are meant by paths, by folders (with those inside them) and by globs, each once, in order.
+    Returns the audio files that paths, folders (searched recursively) and globs refer to, in order, each once.
 
     Raises:
-        ValueError: If one of them means no file.
+        ValueError: If a pattern matches no file.
     """
     found: dict[Path, None] = {}
-    for name in given:
-        path = Path(name)
+    for pattern in patterns:
+        path = Path(pattern)
         if path.is_dir():
             files = sorted(
                 file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
             )
-        elif path.exists() or not glob.has_magic(name):
+        elif path.exists() or not glob.has_magic(pattern):
             files = [path]
         else:
-            files = [file for file in map(Path, sorted(glob.glob(name, recursive=True))) if file.is_file()]
+            files = [file for file in map(Path, sorted(glob.glob(pattern, recursive=True))) if file.is_file()]
         if not files and path.is_dir():
-            raise ValueError(f"{name} holds no audio file; those end in {', '.join(sorted(AUDIO_SUFFIXES))}.")
+            raise ValueError(f"{pattern} contains no audio file; valid suffixes are {sorted(AUDIO_SUFFIXES)}.")
         if not files:
-            raise ValueError(f"{name} matches no file.")
+            raise ValueError(f"{pattern} matches no file.")
         found.update(dict.fromkeys(files))
     return list(found)
 
 
 def find_subtitles(srt: Path, file: Path | None) -> Path | None:
     """
-    The subtitles of a file: `srt` itself, or what has the file's name in the folder `srt`, if there is any.
+    Returns the subtitles of an audio file: `srt` itself, or, if `srt` is a folder, the file in it that has the audio
+    file's name; `None` if there is none.
     """
     if not srt.is_dir() or file is None:
         return srt
     return next((path for suffix in SUBTITLE_SUFFIXES if (path := srt / f"{file.stem}{suffix}").is_file()), None)
 
 
-class Answers:
+class PredictionWriter:
     """
-    Where answers go, one after the other.
+    Writes predictions one after the other.
 
     Args:
         kind (`str`): `"text"`, `"json"` or `"csv"`.
-        labels (`list[str]`): Of the model, in their order.
-        timeline (`bool`): Whether the answers are timelines.
-        output (`Path`, *optional*): A file to add to; standard output by default.
+        labels (`list[str]`): The model's labels, in order.
+        timeline (`bool`): Whether the predictions are timelines.
+        output (`Path`, *optional*): File to append to; defaults to standard output.
+
+    Attributes:
+        done (`set[str]`): Files whose predictions the output file already contains.
 
     Raises:
-        ValueError: If the file is there and holds something else.
+        ValueError: If the output file exists and contains something else.
     """
 
     def __init__(self, kind: str, labels: list[str], timeline: bool, output: Path | None = None):
@@ -84,7 +87,7 @@ class Answers:
             self._write(self._as_csv([self._columns]))
 
     def add(self, file: Path | None, text: str | None, result: dict[str, Any]) -> None:
-        """Writes the answer for a file, for its text, or both."""
+        """Writes the prediction for an audio file, a text, or both."""
         if self._kind == "json":
             line = json.dumps({"file": file and str(file), "text": text, **result}, ensure_ascii=False)
             self._write(f"{line}\n")
@@ -116,39 +119,40 @@ class Answers:
             sys.stdout.write(content)
             return
         with self._output.open("a", encoding="utf-8") as file:
-            # In one piece, so that a run that breaks off leaves whole answers.
+            # A single write, so that an interrupted run leaves complete predictions.
             file.write(content)
 
     def _read_done(self, output: Path) -> set[str]:
-        """Which files an earlier run answered for; what it left half written goes."""
+        """Returns the files that an earlier run has predicted; removes an incomplete prediction from the output."""
         content = output.read_text(encoding="utf-8")
-        whole = content[: content.rfind("\n") + 1]
+        complete = content[: content.rfind("\n") + 1]
         try:
             if self._kind == "csv":
-                reader = csv.DictReader(io.StringIO(whole))
+                reader = csv.DictReader(io.StringIO(complete))
                 if reader.fieldnames != self._columns:
-                    raise ValueError(f"its columns are {reader.fieldnames}, not {self._columns}")
+                    raise ValueError(f"its columns are {reader.fieldnames}, expected {self._columns}")
                 files = [row["file"] for row in reader]
                 if self._timeline and files:
-                    # Of the last one, rows may be missing.
-                    rows = io.StringIO(whole)
-                    whole = "".join(line for line, file in zip(rows, [None, *files]) if file != files[-1])
+                    # Rows of the last file may be missing.
+                    rows = io.StringIO(complete)
+                    complete = "".join(line for line, file in zip(rows, [None, *files]) if file != files[-1])
                 done = set(files) - set(files[-1:] if self._timeline else [])
             else:
-                done = {json.loads(line)["file"] for line in whole.splitlines()}
+                done = {json.loads(line)["file"] for line in complete.splitlines()}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{output} holds no answers of such a run ({error}); name another --output, or remove it."
+                f"{output} does not contain predictions of such a run ({error}); choose another --output, or delete "
+                "the file."
             ) from error
-        if whole != content:
-            output.write_text(whole, encoding="utf-8")
+        if complete != content:
+            output.write_text(complete, encoding="utf-8")
         return done
 
 
-def predict_all(
+def predict_files(
     predictor: EmotionPredictor,
     files: list[Path | None],
-    answers: Answers,
+    writer: PredictionWriter,
     text: str | None = None,
     srt: Path | None = None,
     timeline: bool = False,
@@ -158,26 +162,26 @@ def predict_all(
     errors: TextIO | None = None,
 ) -> int:
     """
-    Answers for files one after the other.
+    Predicts files one after the other and writes the results.
 
     Args:
-        predictor ([`EmotionPredictor`]): What answers.
+        predictor ([`EmotionPredictor`]): The model.
         files (`list`): Audio files; `[None]` for a text alone.
-        answers ([`Answers`]): Where the answers go; files that it has already are left out.
-        text (`str`, *optional*): What is said.
-        srt (`Path`, *optional*): Subtitles, or a folder of them; see [`find_subtitles`].
-        timeline (`bool`): Whether to answer over time.
-        top_k (`int`, *optional*): How many labels.
-        plots (`Path`, *optional*): A folder for a plot of each timeline.
-        advance (`Callable`): Called behind each file.
-        errors (`TextIO`, *optional*): Where it is told what cannot be answered for; standard error by default.
+        writer ([`PredictionWriter`]): Writes the results; files that its output already contains are skipped.
+        text (`str`, *optional*): The text spoken in the file.
+        srt (`Path`, *optional*): Subtitles, or a folder of subtitles; see [`find_subtitles`].
+        timeline (`bool`, *optional*, defaults to `False`): Whether to predict timelines.
+        top_k (`int`, *optional*): Number of labels to return; defaults to all.
+        plots (`Path`, *optional*): Folder for a plot of each timeline; created if it does not exist.
+        advance (`Callable`, *optional*): Called after each file.
+        errors (`TextIO`, *optional*): Stream for error messages; defaults to standard error.
 
     Returns:
-        `int`: How many files could not be answered for.
+        `int`: Number of files that could not be predicted.
     """
     failed = 0
     for file in files:
-        if file is None or str(file) not in answers.done:
+        if file is None or str(file) not in writer.done:
             try:
                 subtitles = None if srt is None else find_subtitles(srt, file)
                 result = _predict(predictor, file, text, subtitles, timeline, top_k)
@@ -187,7 +191,7 @@ def predict_all(
             else:
                 if plots is not None:
                     _plot(result, file, plots)
-                answers.add(file, text, result)
+                writer.add(file, text, result)
         advance()
     return failed
 

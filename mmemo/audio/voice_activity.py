@@ -1,13 +1,13 @@
 """
-Where a voice is heard: Silero VAD, frame by frame, over any number of chunks.
+Voice activity detection: Silero VAD, frame by frame, over chunks of any size.
 
 Deliberate choices:
-- The network is written out here in NumPy, over the safetensors that the `silero-vad` package ships: nothing is
-  unpickled, and it runs wherever a model does, with torch and without. A frame of 32 ms takes 0.04 ms, where the
-  package's TorchScript takes 0.4 ms.
-- All products are small ones, a frame at a time: NumPy's BLAS gives those one thread. More of them would keep spinning
-  for a while afterwards, in the way of the encoder.
-- It is causal: what it says of a frame never changes, so live and offline agree.
+- The network is implemented in NumPy and loads the safetensors file that the `silero-vad` package ships: nothing is
+  unpickled, and it runs with and without torch. A frame of 32 ms takes 0.04 ms, and 0.4 ms in the package's
+  TorchScript.
+- All matrix products are small, one frame at a time, for which NumPy's BLAS uses one thread. More threads would keep
+  spinning for a while afterwards and slow the encoder down.
+- It is causal: later samples never change the probability of a frame, so live and offline agree.
 """
 
 from functools import cache
@@ -24,20 +24,24 @@ CONTEXT_SAMPLES = 64
 FFT_SIZE, FFT_HOP, FFT_PADDING = 256, 128, 64
 CONV_STRIDES = (1, 2, 2, 1)
 STATE_SIZE = 128
-# Frames that pass the convolutions together; more are no faster, and take more memory.
+# Frames per batch of the convolutions; larger batches are not faster and take more memory.
 MAX_FRAMES = 256
-# The probability from which a frame is speech; Silero's own default.
+# Frames with at least this probability are speech; Silero's own default.
 SPEECH_PROBABILITY = 0.5
 MIN_VOICE_SECONDS = 0.1
+# A file inside the package `silero-vad`, whose versions from 6.2.3 up to, without, 7 are known to hold it.
+WEIGHTS_FILE = "silero_vad_16k.safetensors"
 
 State = tuple[np.ndarray, np.ndarray]
 
 
 class VoiceActivityNetwork:
-    """Silero's network: a spectrum, four convolutions, and an LSTM from frame to frame.
+    """
+    Silero's network: a magnitude spectrum, four convolutions, and an LSTM over frames. Its probabilities are within
+    1e-5 of those of the package's TorchScript model with the same weights.
 
     Args:
-        weights (`dict[str, np.ndarray]`): Those of `silero_vad_16k.safetensors`.
+        weights (`dict[str, np.ndarray]`): The tensors of `silero_vad_16k.safetensors`.
 
     Source: Silero Team, "Silero VAD: pre-trained enterprise-grade Voice Activity Detector", 2024 (MIT licence).
     """
@@ -59,28 +63,30 @@ class VoiceActivityNetwork:
     def __call__(self, frames: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         """
         Args:
-            frames (`np.ndarray` of shape `(frames, 576)`): Consecutive ones, each behind the end of the one before.
-            state (two `np.ndarray` of shape `(128,)`): What it returned for the frames before; zeros at first.
+            frames (`np.ndarray` of shape `(frames, 576)`):
+                Consecutive frames of 512 samples, each after the last 64 samples of the frame before.
+            state (two `np.ndarray` of shape `(128,)`):
+                The state that it returned for the previous frames; zeros at the beginning.
 
         Returns:
-            The probabilities of speech, `(frames,)`, and the state.
+            The probabilities of speech, of shape `(frames,)`, and the new state.
         """
         gates = self._features(frames) @ self._from_input + self._gate_bias
         hidden, cell = state
         states = np.empty((len(frames), STATE_SIZE), np.float32)
-        # Of one row, the product would be one of a vector, for which NumPy's BLAS starts its threads.
+        # With a single row this would be a matrix-vector product, for which NumPy's BLAS starts its threads.
         rows = np.stack([hidden, hidden])
         for index, gate in enumerate(gates[:, 0]):
             gate = gate + (rows @ self._from_state)[0]
             opened = _sigmoid(gate)
-            enters, stays, leaves = (opened[part : part + STATE_SIZE] for part in (0, STATE_SIZE, 3 * STATE_SIZE))
-            cell = stays * cell + enters * np.tanh(gate[2 * STATE_SIZE : 3 * STATE_SIZE])
-            rows[:] = states[index] = leaves * np.tanh(cell)
+            enter, keep, leave = (opened[part : part + STATE_SIZE] for part in (0, STATE_SIZE, 3 * STATE_SIZE))
+            cell = keep * cell + enter * np.tanh(gate[2 * STATE_SIZE : 3 * STATE_SIZE])
+            rows[:] = states[index] = leave * np.tanh(cell)
         probabilities = _sigmoid(np.maximum(states, 0) @ self._last + self._last_bias)
         return probabilities, (rows[0], cell)
 
     def _features(self, frames: np.ndarray) -> np.ndarray:
-        """What the LSTM is given of frames, `(frames, 1, 128)`."""
+        """Returns the input of the LSTM, of shape `(frames, 1, 128)`."""
         padded = np.pad(frames, ((0, 0), (0, FFT_PADDING)), mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE, axis=1)[:, ::FFT_HOP]
         windows = np.ascontiguousarray(windows)
@@ -93,10 +99,11 @@ class VoiceActivityNetwork:
 
 
 class VoiceActivityDetector:
-    """Tells speech from silence, noise and music in a stream of samples.
+    """
+    Detects speech, as opposed to silence, noise and music, in a stream of samples.
 
     Raises:
-        ValueError: If the package `silero-vad`, which holds the weights, is not installed.
+        ValueError: If the package `silero-vad`, which holds the weights, is not installed, or does not hold them.
     """
 
     def __init__(self):
@@ -104,19 +111,21 @@ class VoiceActivityDetector:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets what it heard."""
+        """Resets the state; the next samples begin a new stream."""
         self._pending = np.zeros(0, np.float32)
         self._context = np.zeros(CONTEXT_SAMPLES, np.float32)
         self._state: State = (np.zeros(STATE_SIZE, np.float32), np.zeros(STATE_SIZE, np.float32))
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Takes the next samples of the stream.
+        """
+        Processes the next samples of the stream.
 
         Args:
-            samples (`np.ndarray` of shape `(samples,)`): float32 mono at 16 kHz, any number of them.
+            samples (`np.ndarray` of shape `(samples,)`): Any number of samples, float32, mono, 16 kHz.
 
         Returns:
-            `np.ndarray` of shape `(frames,)`: the probability of speech in each frame of 512 samples that is complete.
+            `np.ndarray` of shape `(frames,)`: the probability of speech in each frame of 512 samples that is complete
+            now.
         """
         signal = np.concatenate([self._context, self._pending, np.asarray(samples, np.float32)])
         count = (len(signal) - CONTEXT_SAMPLES) // FRAME_SAMPLES
@@ -133,24 +142,29 @@ class VoiceActivityDetector:
 
 
 def has_voice(samples: np.ndarray) -> bool:
-    """Whether a voice is heard for a tenth of a second in samples of shape `(samples,)`, float32 mono at 16 kHz."""
+    """Whether there is at least 0.1 s of speech in samples of shape `(samples,)`, float32, mono, 16 kHz."""
     detector = VoiceActivityDetector()
     probabilities = np.concatenate([detector(samples), detector(np.zeros(FRAME_SAMPLES, np.float32))])
     return bool((probabilities >= SPEECH_PROBABILITY).sum() * FRAME_SAMPLES >= MIN_VOICE_SECONDS * SAMPLING_RATE)
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
-    return (np.tanh(values / 2) + 1) / 2  # overflows nowhere
+    return (np.tanh(values / 2) + 1) / 2  # does not overflow
 
 
 @cache
 def _load_network() -> VoiceActivityNetwork:
-    # Found without being imported: the import takes torch along, and has it run on one thread from then on.
+    # Located without importing it: the import loads torch and sets torch to one thread.
     package = find_spec("silero_vad")
     if package is None or not package.submodule_search_locations:
         raise ValueError(
-            "Telling speech from silence needs the package silero-vad: pip install silero-vad. Or pass "
-            "voice_activity=False, and silence is answered for like speech."
+            "Speech detection needs the package silero-vad: pip install 'silero-vad>=6.2.3,<7'. Or pass "
+            "voice_activity=False, which treats silence like speech."
         )
-    folder = Path(package.submodule_search_locations[0])
-    return VoiceActivityNetwork(load_file(folder / "data" / "silero_vad_16k.safetensors"))
+    path = Path(package.submodule_search_locations[0]) / "data" / WEIGHTS_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"The installed silero-vad has no {path}, which speech detection loads; install a version that has it: "
+            "pip install 'silero-vad>=6.2.3,<7'. Or pass voice_activity=False, which treats silence like speech."
+        )
+    return VoiceActivityNetwork(load_file(path))

@@ -1,14 +1,14 @@
 """
-One voice on its way through the model: samples go in, windows come out, and their predictions become spans.
+One voice over time: a track takes samples and words, yields windows, and returns spans whose predictions are final.
 
 Deliberate choices:
 - Segments without speech get no prediction. Windows begin where speech begins, so pauses cost next to nothing.
-- Memory is bounded: one window of samples and the open spans are kept, however long the recording.
+- Memory is bounded: about one window of samples and the open spans are kept, however long the recording.
 """
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,28 +19,131 @@ from mmemo.timeline.windows import EPSILON, FRAME_SECONDS, Span, TimelineOptions
 from mmemo.words.times import split_sentences
 
 
-# Speech in less of a segment is a breath or the edge of a word next to it.
+# A smaller share of speech in a segment is a breath or the edge of a word in the next segment.
 MIN_SPEECH_SHARE = 0.2
-# Pauses up to this long belong to the speech around them, seconds.
+# Pauses up to this many seconds belong to the speech around them.
 SPEECH_GAP = 0.3
+
+
+class SampleBuffer:
+    """The latest samples of a recording, of which the oldest can be dropped. Indices count from its beginning."""
+
+    def __init__(self):
+        self.samples = np.zeros(0, np.float32)
+        self.start = 0
+
+    @property
+    def end(self) -> int:
+        """Index after the last sample."""
+        return self.start + len(self.samples)
+
+    def append(self, samples: np.ndarray) -> None:
+        self.samples = np.concatenate([self.samples, samples])
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Returns the samples from index `first` up to, without, `last`."""
+        return self.samples[first - self.start : last - self.start]
+
+    def drop_before(self, first: int) -> None:
+        """Drops the samples before index `first`."""
+        surplus = min(first - self.start, len(self.samples))
+        if surplus > 0:
+            self.samples, self.start = self.samples[surplus:], self.start + surplus
+
+
+class SpeechActivity:
+    """
+    Which of the latest frames of a recording hold speech, and the stretches of speech found so far.
+
+    Args:
+        detector (`Callable`): Returns the speech probabilities of the frames that its samples complete.
+    """
+
+    def __init__(self, detector: Callable[[np.ndarray], np.ndarray]):
+        self.detector = detector
+        self.voiced = np.zeros(0, bool)
+        self.start = 0  # index of the first frame in `voiced`
+        self.stretches: list[tuple[float, float]] = []
+
+    @property
+    def end(self) -> float:
+        """Up to when speech is known, in seconds."""
+        return (self.start + len(self.voiced)) * FRAME_SECONDS
+
+    def feed(self, samples: np.ndarray) -> None:
+        """Runs the detector over the next samples."""
+        first = self.start + len(self.voiced)
+        voiced = self.detector(samples) >= SPEECH_PROBABILITY
+        self.voiced = np.concatenate([self.voiced, voiced])
+        for frame in (np.flatnonzero(voiced) + first).tolist():
+            start, end = frame * FRAME_SECONDS, (frame + 1) * FRAME_SECONDS
+            if self.stretches and start - self.stretches[-1][1] <= SPEECH_GAP:
+                start = self.stretches.pop()[0]
+            self.stretches.append((start, end))
+
+    def next_speech(self, start: float) -> float | None:
+        """Returns when speech begins or goes on at or after `start`, in seconds; `None` if not as far as is known."""
+        first = max(int(start / FRAME_SECONDS + EPSILON), self.start)
+        frames = np.flatnonzero(self.voiced[first - self.start :])
+        return max((first + int(frames[0])) * FRAME_SECONDS, start) if len(frames) else None
+
+    def seconds_between(self, start: float, end: float) -> float:
+        """Returns how many seconds of speech there are from `start` to `end`, as far as is known."""
+        first = max(int(start / FRAME_SECONDS), self.start)
+        voiced = self.voiced[first - self.start : math.ceil(end / FRAME_SECONDS) - self.start]
+        starts = (first + np.flatnonzero(voiced)) * FRAME_SECONDS
+        return (np.minimum(starts + FRAME_SECONDS, end) - np.maximum(starts, start)).sum()
+
+    def pop_stretches(self, keep_last: bool) -> list[tuple[float, float]]:
+        """Returns and drops the stretches, except for the last one if that may still grow."""
+        done = max(len(self.stretches) - 1, 0) if keep_last else len(self.stretches)
+        stretches, self.stretches = self.stretches[:done], self.stretches[done:]
+        return stretches
+
+    def drop_before(self, seconds: float) -> None:
+        """Drops the frames before a time."""
+        surplus = min(int(seconds / FRAME_SECONDS) - self.start, len(self.voiced))
+        if surplus > 0:
+            self.voiced, self.start = self.voiced[surplus:], self.start + surplus
 
 
 class Track:
     """
-    One voice on its way through the model: samples go in, windows come out; once those are answered, so are the spans.
+    One voice over time: samples go in, windows come out; once these have predictions, so have the spans.
 
-    Its state is bounded: about a window of samples and what is open, however long the recording.
+    The state moves from left to right with the recording:
+
+    ```
+    spans    ..|..|..|..|..|..|..|..|--|--|--|--|               popped (..) and open (--)
+    windows       [=== last window ====]                        yielded
+                                    [=== next window ====]      yielded when samples and speech reach its end
+    samples                [####################]               kept for the next window, and for the very last one
+    speech                 [#####----#######---#]               one bool per frame, kept for these and the open spans
+    time     0                                  ^ duration
+    ```
+
+    - `feed` appends samples, detects speech, opens segments, and yields the windows that are complete.
+    - The next window starts one hop after the last one. If nobody speaks before that, it moves on to the next speech
+      or word, and starts earlier than that by the overlap of two windows.
+    - A span is open until it has the predictions of its windows and no later window can count for it; then `pop`
+      returns it.
+    - After `finish` no samples follow. The very last window ends with the recording and starts one window length
+      before its end.
+
+    So the state is bounded: about one window of samples and the open spans, however long the recording.
 
     Args:
-        options ([`TimelineOptions`]): How it is cut.
-        sampling_rate (`int`): Of its samples, in Hz.
-        words (`list` of `(word, start, end)`, *optional*): What is said when, in seconds.
-        text (`str`, *optional*): What is said, if nobody knows when; it counts in every window.
-        answers (`bool`, *optional*, defaults to `True`): Whether there are windows; without, it only finds speech.
-        reads (`bool`, *optional*, defaults to `True`): Whether the model reads; else words only say where spans are.
+        options ([`TimelineOptions`]): How the recording is cut.
+        sampling_rate (`int`): Sampling rate of the samples in Hz.
+        words (`list` of `(word, start, end)`, *optional*): Words with timestamps in seconds.
+        text (`str`, *optional*): Text without timestamps; it is part of every window.
+        answers (`bool`, *optional*, defaults to `True`): Whether to yield windows; otherwise only speech is detected.
+        reads (`bool`, *optional*, defaults to `True`):
+            Whether the model encodes text; otherwise words only define the spans.
 
     Raises:
-        ValueError: If the options ask for words and there are none, or for a detector that the rate does not suit.
+        ValueError: If the granularity needs words and there are none, or if speech detection does not support the
+            sampling rate.
     """
 
     def __init__(
@@ -54,40 +157,34 @@ class Track:
     ):
         if options.voice_activity and sampling_rate != SAMPLING_RATE:
             raise ValueError(
-                f"Speech is told from silence at {SAMPLING_RATE} Hz, but this model hears {sampling_rate} Hz; pass "
+                f"Speech detection needs audio at {SAMPLING_RATE} Hz, but this model takes {sampling_rate} Hz; pass "
                 "voice_activity=False."
             )
         self.options = options
         self.sampling_rate = sampling_rate
         self.text = text
-        self.detector = VoiceActivityDetector() if options.voice_activity else None
         self.words: deque[Word] = deque(words)
         self.duration = 0.0
-        self._answers = answers
-        self._reads = reads
-        self._is_finished = False  # there is no more to hear
-        self._is_cut = False  # and no more window to come
-        # Samples from `_buffer_start` on, and which frames hold speech from `_voiced_start` on.
-        self._buffer = np.zeros(0, np.float32)
-        self._buffer_start = 0
-        self._voiced = np.zeros(0, bool)
-        self._voiced_start = 0
-        # Where the last window began and where it ended.
-        self._last_start, self._covered = -options.window_hop_s, 0.0
+        self.audio = SampleBuffer()
+        self.speech = SpeechActivity(VoiceActivityDetector()) if options.voice_activity else None
+        self._yields_windows = answers
+        self._encodes_text = reads
+        self._has_all_samples = False
+        self._has_all_windows = False
+        self._last_window = (-options.window_hop_s, 0.0)  # its start and end in seconds
         self._num_segments = 0
         self._open: deque[Span] = deque(self._known_spans() if answers else ())
-        self._speech: list[tuple[float, float]] = []
 
     def _known_spans(self) -> list[Span]:
-        """The spans that do not depend on how long the recording is."""
+        """Returns the spans that do not depend on the length of the recording."""
         if self.options.granularity == "segment":
             return []
         if self.options.granularity == "utterance":
             return [Span(0.0, math.inf)]
         if not self.words:
             raise ValueError(
-                f"granularity={self.options.granularity!r} needs to know when words are said; pass word_times, "
-                "subtitles or a transcriber, or choose 'segment'."
+                f"granularity={self.options.granularity!r} needs words with timestamps; pass word_times, subtitles or "
+                "a transcriber, or choose 'segment'."
             )
         words = list(self.words)
         is_sentence = self.options.granularity == "sentence"
@@ -98,129 +195,112 @@ class Track:
         ]
 
     def add_words(self, words: Iterable[Word]) -> None:
-        """Takes words that became known on the way; they count for what is not answered yet."""
+        """Appends words that became known later; they affect the windows that were not yielded yet."""
         self.words.extend(words)
 
     def feed(self, samples: np.ndarray) -> Iterator[Window]:
-        """Takes the next samples, `(samples,)`; returns the windows that are complete now."""
-        self._buffer = np.concatenate([self._buffer, samples])
-        self.duration = (self._buffer_start + len(self._buffer)) / self.sampling_rate
-        if self.detector is not None:
-            self._listen(self.detector(samples))
+        """Appends samples of shape `(samples,)`; returns the windows that are complete now."""
+        self.audio.append(samples)
+        self.duration = self.audio.end / self.sampling_rate
+        if self.speech is not None:
+            self.speech.feed(samples)
         return self._complete_windows()
 
     def advance(self, seconds: float) -> Iterator[Window]:
-        """Lets time pass in which there are words and no audio; returns the windows that are complete now."""
+        """Advances the time without audio, for words alone; returns the windows that are complete now."""
         self.duration += seconds
         return self._complete_windows()
 
     def finish(self) -> Iterator[Window]:
-        """Ends the recording; returns the last window, which reaches back as far as the others are long."""
-        self._is_finished = True
-        if self.detector is not None:
-            self._listen(self.detector(np.zeros(FRAME_SAMPLES, np.float32)))
+        """Ends the recording; returns the last windows, of which the very last ends with the recording."""
+        self._has_all_samples = True
+        if self.speech is not None:
+            self.speech.feed(np.zeros(FRAME_SAMPLES, np.float32))
         yield from self._complete_windows()
         for span in self._open:
             span.end = max(min(span.end, self.duration), span.start)
         start, is_needed = self._next_window()
-        if is_needed and self.duration > self._covered + EPSILON:
-            # What was settled before stays so, as who listens live has it already.
-            settled = [span for span in self._open if self._is_settled(span, start)]
-            yield from self._window(max(0.0, self.duration - self.options.window_s), self.duration, settled)
-        self._is_cut = True
+        if is_needed and self.duration > self._last_window[1] + EPSILON:
+            # Spans that were final before stay as they are: a live stream has returned them already.
+            final = [span for span in self._open if self._is_final(span, start)]
+            yield from self._window(max(0.0, self.duration - self.options.window_s), self.duration, final)
+        self._has_all_windows = True
 
     def pop(self) -> Iterator[Span]:
-        """Returns, in their order, the spans whose answers no window will change any more."""
+        """Returns, in order, the spans whose predictions no later window will change."""
         start = self._next_window()[0]
-        while self._open and not self._open[0].num_unanswered:
+        while self._open and not self._open[0].num_pending:
             span = self._open[0]
-            if not self._is_cut and span.end > self._known:
+            if not self._has_all_windows and span.end > self._known_end:
                 break
             is_silent = self._is_silent(span)
-            if not (self._is_cut or is_silent or self._is_settled(span, start)):
+            if not (self._has_all_windows or is_silent or self._is_final(span, start)):
                 break
             self._open.popleft()
             span.words = self._words_in(span)
             if is_silent:
                 span.scores = span.modality_weights = None
             yield span
-        self._forget()
+        self._drop_unneeded()
 
     def pop_speech(self) -> list[tuple[float, float]]:
-        """Returns where a voice was heard since the last call, start and end in seconds; an open stretch stays."""
-        done = len(self._speech) if self._is_finished else max(len(self._speech) - 1, 0)
-        speech, self._speech = self._speech[:done], self._speech[done:]
-        return [(round(start, 6), round(min(end, self.duration), 6)) for start, end in speech if start < self.duration]
+        """Returns the stretches of speech since the last call, `(start, end)` in seconds; an unfinished one stays."""
+        stretches = [] if self.speech is None else self.speech.pop_stretches(keep_last=not self._has_all_samples)
+        return [
+            (round(start, 6), round(min(end, self.duration), 6)) for start, end in stretches if start < self.duration
+        ]
 
     def _next_window(self) -> tuple[float, bool]:
         """
-        Where the next window begins, in seconds, and whether that is certain: if nobody has spoken since the last one,
-        it begins there or later.
-
-        It begins a hop behind the last one, or, if nobody speaks before, as far ahead of the next voice as windows
-        overlap, where a segment begins.
+        Returns the start of the next window in seconds, and whether it is certain. Without speech or a word since the
+        last window it is not: the window starts then or later.
         """
-        voice = self._next_voice(self._covered)
-        known = self._known if voice is None else voice
+        last_start, covered = self._last_window
+        next_voice = self._next_voice(covered)
+        known = self._known_end if next_voice is None else next_voice
         overlap, step = self.options.window_s - self.options.window_hop_s, self.options.segment_hop
+        # Where a segment starts, so that windows hold whole segments.
         ahead = math.floor((known - overlap) / step + EPSILON) * step
-        return max(self._last_start + self.options.window_hop_s, ahead), voice is not None
+        return max(last_start + self.options.window_hop_s, ahead), next_voice is not None
 
     def _next_voice(self, start: float) -> float | None:
-        """When somebody speaks, or a word is said, at or after `start`; `None` if not as far as is known."""
-        if self.detector is None:
+        """Returns when there is speech or a word at or after `start`; `None` if not as far as is known."""
+        if self.speech is None:
             return start
-        first = max(int(start / FRAME_SECONDS + EPSILON), self._voiced_start)
-        frames = np.flatnonzero(self._voiced[first - self._voiced_start :])
-        times = [max((first + int(frames[0])) * FRAME_SECONDS, start)] if len(frames) else []
+        times = [self.speech.next_speech(start)]
         for _, begin, stop in self.words:
             if max(stop, begin + FRAME_SECONDS) > start:
                 times.append(max(begin, start))
                 break
-        return min((time for time in times if time < self.duration), default=None)
+        return min((time for time in times if time is not None and time < self.duration), default=None)
 
     @property
-    def _known(self) -> float:
-        """Up to when all is known of the recording, in seconds."""
-        if self.detector is None:
-            return self.duration
-        return min(self.duration, (self._voiced_start + len(self._voiced)) * FRAME_SECONDS)
-
-    def _listen(self, probabilities: np.ndarray) -> None:
-        first = self._voiced_start + len(self._voiced)
-        voiced = probabilities >= SPEECH_PROBABILITY
-        self._voiced = np.concatenate([self._voiced, voiced])
-        for frame in (np.flatnonzero(voiced) + first).tolist():
-            start, end = frame * FRAME_SECONDS, (frame + 1) * FRAME_SECONDS
-            if self._speech and start - self._speech[-1][1] <= SPEECH_GAP:
-                start = self._speech.pop()[0]
-            self._speech.append((start, end))
+    def _known_end(self) -> float:
+        """Up to when samples and speech are known, in seconds."""
+        return self.duration if self.speech is None else min(self.duration, self.speech.end)
 
     def _is_voiced(self, start: float, end: float) -> bool:
-        """Whether a voice is heard in a stretch, as far as is known."""
-        if self.detector is None:
+        """Whether a stretch holds enough speech for a prediction, as far as is known."""
+        if self.speech is None:
             return True
         end = min(end, self.duration)
-        first = max(int(start / FRAME_SECONDS), self._voiced_start)
-        voiced = self._voiced[first - self._voiced_start : math.ceil(end / FRAME_SECONDS) - self._voiced_start]
-        starts = (first + np.flatnonzero(voiced)) * FRAME_SECONDS
-        seconds = (np.minimum(starts + FRAME_SECONDS, end) - np.maximum(starts, start)).sum()
-        return bool(seconds >= MIN_SPEECH_SHARE * min(end - start, self.options.segment_s) - EPSILON)
+        least = MIN_SPEECH_SHARE * min(end - start, self.options.segment_s)
+        return bool(self.speech.seconds_between(start, end) >= least - EPSILON)
 
     def _is_late(self, span: Span, window_end: float) -> bool:
-        """Whether a window ends too late to count for a span; the first that holds it never does."""
+        """Whether a window ends too late to count for a span; the first window that contains it always counts."""
         latency_s = self.options.latency_s
         return latency_s is not None and span.num_windows > 0 and window_end > span.end + latency_s + EPSILON
 
-    def _is_settled(self, span: Span, window_start: float) -> bool:
-        """Whether neither the window that begins there, nor any behind it, counts for a span."""
+    def _is_final(self, span: Span, window_start: float) -> bool:
+        """Whether neither the window that starts at `window_start` nor a later one counts for a span."""
         return window_start >= span.reach - EPSILON or self._is_late(span, window_start + self.options.window_s)
 
     def _is_silent(self, span: Span) -> bool:
         return not self._words_in(span) and not self._is_voiced(span.start, span.end)
 
     def _words_in(self, span: Span) -> list[str]:
-        """The words of a span: those that it was made from, or those whose middles lie in it."""
+        """Returns the words that define a span, or those whose middle lies in it."""
         if self.options.granularity in ("word", "sentence"):
             return span.words
         words = []
@@ -232,7 +312,7 @@ class Track:
         return words
 
     def _has_words(self, start: float, end: float) -> bool:
-        """Whether a word reaches into a stretch."""
+        """Whether a word overlaps a stretch."""
         for _, begin, stop in self.words:
             if begin >= end:
                 return False
@@ -241,38 +321,38 @@ class Track:
         return False
 
     def _complete_windows(self) -> Iterator[Window]:
-        if not self._answers:
-            self._forget()
+        if not self._yields_windows:
+            self._drop_unneeded()
             return
         self._open_segments()
         while True:
             start, is_certain = self._next_window()
             end = start + self.options.window_s
-            if not is_certain or end > self._known + EPSILON:
+            if not is_certain or end > self._known_end + EPSILON:
                 return
-            self._last_start, self._covered = start, end
+            self._last_window = (start, end)
             yield from self._window(start, end)
 
     def _open_segments(self) -> None:
-        """Opens the segments that begin in what is there so far."""
+        """Opens the segments that start before the current end."""
         if self.options.granularity != "segment":
             return
         while (start := self._num_segments * self.options.segment_hop) < self.duration - EPSILON:
             self._open.append(Span(start, start + self.options.segment_s))
             self._num_segments += 1
 
-    def _window(self, start: float, end: float, settled: Collection[Span] = ()) -> Iterator[Window]:
-        """Yields the window from `start` to `end`, unless there is nothing but the `settled` to answer for in it."""
+    def _window(self, start: float, end: float, final: Collection[Span] = ()) -> Iterator[Window]:
+        """Yields the window from `start` to `end`, unless it has no spans to predict besides the `final` ones."""
         spans, seconds, times = [], [], []
         for span in self._open:
             if span.start >= end - EPSILON:
                 break
             begin, stop = max(span.start, start), min(span.reach, end)
-            if stop <= begin + EPSILON or self._is_late(span, end) or span in settled:
+            if stop <= begin + EPSILON or self._is_late(span, end) or span in final:
                 continue
             if not (self._has_words(begin, stop) or self._is_voiced(begin, stop)):
                 continue
-            if span.end <= self._known and self._is_silent(span):
+            if span.end <= self._known_end and self._is_silent(span):
                 continue
             middle, reach = (span.start + span.end) / 2, self.options.context_s / 2
             spans.append(span)
@@ -285,16 +365,15 @@ class Track:
             window = Window(start, end, item | {"segment_times": times}, spans, seconds)
             for span in spans:
                 span.num_windows += 1
-                span.num_unanswered += 1
+                span.num_pending += 1
             yield window
 
     def _item(self, start: float, end: float) -> dict[str, Any]:
-        """What is heard and said from `start` to `end`, in the processor's form."""
-        first, last = (round(time * self.sampling_rate) - self._buffer_start for time in (start, end))
-        samples = self._buffer[first:last]
-        is_heard = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and np.abs(samples).max() >= SILENCE_PEAK
-        audio = samples if is_heard and self._is_voiced(start, end) else None
-        if self.text is not None or not self._reads:
+        """Returns the audio and words from `start` to `end`, in the form that the processor accepts."""
+        samples = self.audio.read(*(round(time * self.sampling_rate) for time in (start, end)))
+        is_audible = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and np.abs(samples).max() >= SILENCE_PEAK
+        audio = samples if is_audible and self._is_voiced(start, end) else None
+        if self.text is not None or not self._encodes_text:
             return {"audio": audio, "text": self.text, "word_times": None}
         words = []
         for word, begin, stop in self.words:
@@ -306,18 +385,15 @@ class Track:
         text = " ".join(word for word, _, _ in words) or None
         return {"audio": audio, "text": text, "word_times": words or None}
 
-    def _forget(self) -> None:
-        """Drops what neither a window nor an open span can ask for any more."""
-        # The last window begins a window before the end, wherever that is.
+    def _drop_unneeded(self) -> None:
+        """Drops the samples, frames and words that neither a later window nor an open span needs."""
         needed = self.duration
-        if self._answers:
-            needed = max(min(self._next_window()[0], self._known - self.options.window_s), 0.0)
-        surplus = round(needed * self.sampling_rate) - self._buffer_start
-        if 0 < surplus <= len(self._buffer):
-            self._buffer, self._buffer_start = self._buffer[surplus:], self._buffer_start + surplus
+        if self._yields_windows:
+            # The very last window starts one window length before the end, wherever that will be.
+            needed = max(min(self._next_window()[0], self._known_end - self.options.window_s), 0.0)
+        self.audio.drop_before(round(needed * self.sampling_rate))
         needed = min(needed, self._open[0].start) if self._open else needed
-        surplus = min(int(needed / FRAME_SECONDS) - self._voiced_start, len(self._voiced))
-        if surplus > 0:
-            self._voiced, self._voiced_start = self._voiced[surplus:], self._voiced_start + surplus
+        if self.speech is not None:
+            self.speech.drop_before(needed)
         while self.words and self.words[0][2] < needed:
             self.words.popleft()

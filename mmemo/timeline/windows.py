@@ -1,12 +1,13 @@
 """
-Emotion over time: a recording is cut into windows that the model hears one by one, and their answers are put together.
+Emotion over time: a recording is cut into windows, the model predicts each window by itself, and the predictions of
+overlapping windows are averaged per span.
 
 Deliberate choices:
-- A window is a clip: the model hears it as it would hear a file of that length, so live and offline agree, and so do a
-  batch and one window.
-- The encoder runs once a window; the segments inside are pooled from its states. Windows overlap by half a second
-  by default, so an hour costs a sixth more than its sound, and not as many times more as a window has segments.
-- What is not speech is never answered for. Windows begin where a voice does, so pauses cost next to nothing.
+- A window is a clip: the model predicts it as it would predict a file of that length. So a live stream and the same
+  recording offline agree, and so do a batch of windows and a single one.
+- The encoder runs once per window; the segments inside are pooled from its hidden states. Windows overlap by half a
+  second by default, so encoding an hour costs a sixth more than its audio.
+- Segments without speech get no prediction. Windows begin where speech begins, so pauses cost next to nothing.
 """
 
 import math
@@ -19,7 +20,7 @@ import numpy as np
 from mmemo.audio.voice_activity import FRAME_SAMPLES, SAMPLING_RATE
 
 
-# Labels of a timeline that are no emotions: where nobody speaks, and where the scores do not suffice.
+# Labels in a timeline that are not emotions: no speech, and a score below the threshold.
 SILENCE, UNCERTAIN = "silence", "uncertain"
 GRANULARITIES = ("word", "segment", "sentence", "utterance")
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLING_RATE
@@ -31,27 +32,30 @@ Word = tuple[str, float, float]
 @dataclass(frozen=True)
 class TimelineOptions:
     """
-    How a recording is cut.
+    How a recording is cut into windows and spans.
 
     Args:
         segment_s (`float`, *optional*, defaults to 0.5), hop_s (`float`, *optional*):
-            Length of a segment, and the time from the start of one to the next, in seconds; `segment_s` by default.
+            Length of a segment, and the time from the start of one to the next, in seconds; `hop_s` defaults to
+            `segment_s`.
         granularity (`str`, *optional*, defaults to `"segment"`):
-            What gets an answer: every `"segment"`, every `"word"` or `"sentence"` of a transcript with times, or the
-            `"utterance"` as a whole.
+            The spans to predict: every `"segment"`, every `"word"` or `"sentence"` of a transcript with timestamps, or
+            the whole `"utterance"`.
         window_s (`float`, *optional*, defaults to 3.5), window_hop_s (`float`, *optional*, defaults to 3.0):
-            Length of the windows that the model hears, and the time from one to the next. A segment's answer is the
-            mean over the windows that hold it, so a shorter hop answers better and costs more.
+            Length of the windows that the model encodes, and the time from the start of one to the next, in seconds. A
+            span's prediction is the mean over the windows that contain it, so a shorter hop is more accurate and costs
+            more.
         context_s (`float`, *optional*, defaults to 3.5):
-            What is shorter is answered for from so many seconds around its middle, as far as the window reaches.
+            Spans shorter than this are pooled over this many seconds around their middle, clipped to the window. With
+            the defaults, the prediction for half a second is therefore pooled over a whole window.
         latency_s (`float`, *optional*):
-            Only the first window that holds a segment counts for it, and those that end by so many seconds after it;
-            all that hold it by default.
+            Only uses windows that end at most this many seconds after a span, and always the first window that
+            contains it. By default all windows that contain a span count.
         voice_activity (`bool`, *optional*, defaults to `True`):
-            Whether what is no speech is left out, and marked as silence.
+            Whether to skip audio without speech and label it as silence.
 
     Raises:
-        ValueError: If a number is impossible, or two contradict each other.
+        ValueError: If an option is out of range, or two options contradict each other.
     """
 
     segment_s: float = 0.5
@@ -72,8 +76,8 @@ class TimelineOptions:
                 raise ValueError(f"{name}={value!r} must be a positive number of seconds.")
         if self.window_hop_s > self.window_s:
             raise ValueError(
-                f"window_hop_s={self.window_hop_s} exceeds window_s={self.window_s}: what lies between two windows "
-                "would never be heard."
+                f"window_hop_s={self.window_hop_s} exceeds window_s={self.window_s}, so audio between two windows "
+                "would be skipped; shorten the hop."
             )
         if self.segment_s > self.window_s:
             raise ValueError(f"segment_s={self.segment_s} exceeds window_s={self.window_s}; lengthen the window.")
@@ -85,18 +89,24 @@ class TimelineOptions:
 
     @property
     def segment_hop(self) -> float:
+        """Time from the start of one segment to the next, in seconds."""
         return self.segment_s if self.hop_s is None else self.hop_s
 
 
 @dataclass(eq=False)
 class Span:
-    """A stretch of a recording that gets an answer of its own.
+    """
+    A stretch of a recording with a prediction of its own.
 
     Args:
         start, end (`float`): In seconds from the beginning of the recording.
-        words (`list[str]`): What is said in it.
-        scores (`np.ndarray` of shape `(num_labels,)`, *optional*): The answer; `None` where nothing is said.
-        modality_weights (`np.ndarray` of shape `(2,)`, *optional*): Shares of audio and text in it.
+        words (`list[str]`): The words spoken in it.
+        scores (`np.ndarray` of shape `(num_labels,)`, *optional*):
+            Mean scores over the windows that contain it; `None` where there is neither speech nor a word.
+        modality_weights (`np.ndarray` of shape `(2,)`, *optional*): Weights of audio and text in the scores.
+        seconds_predicted (`float`): Seconds of it in the windows predicted so far; they weight the mean.
+        num_windows (`int`): Windows that contain it.
+        num_pending (`int`): Those of them without predictions yet.
     """
 
     start: float
@@ -104,20 +114,19 @@ class Span:
     words: list[str] = field(default_factory=list)
     scores: np.ndarray | None = None
     modality_weights: np.ndarray | None = None
-    seconds_heard: float = 0.0
-    # Windows that hold it, and those of them that are not answered yet.
+    seconds_predicted: float = 0.0
     num_windows: int = 0
-    num_unanswered: int = 0
+    num_pending: int = 0
 
     @property
     def reach(self) -> float:
-        """Where it ends, as far as windows are concerned: a word of no length counts for a frame."""
+        """Its end for the choice of windows, in seconds: a word of zero length lasts one frame."""
         return max(self.end, self.start + FRAME_SECONDS)
 
     def add(self, scores: np.ndarray, modality_weights: np.ndarray, seconds: float) -> None:
-        """Takes the answer of one more window, which holds so many seconds of it, into the mean."""
-        self.seconds_heard += seconds
-        share = seconds / self.seconds_heard
+        """Adds the predictions of a window that contains this many `seconds` of the span to the mean."""
+        self.seconds_predicted += seconds
+        share = seconds / self.seconds_predicted
         if self.scores is None or self.modality_weights is None:
             self.scores, self.modality_weights = scores, modality_weights
         else:
@@ -127,12 +136,14 @@ class Span:
 
 @dataclass(eq=False)
 class Window:
-    """What the model is to hear at once.
+    """
+    One input of the model.
 
     Args:
         start, end (`float`): In seconds from the beginning of the track.
-        item (`dict`): `audio`, `text`, `word_times` and `segment_times`, as the processor takes them.
-        spans (`list[Span]`), seconds (`list[float]`): What it answers for, and how much of each it holds.
+        item (`dict`): `audio`, `text`, `word_times` and `segment_times`, in the form that the processor accepts.
+        spans (`list[Span]`): The spans to predict in it.
+        seconds (`list[float]`): How much of each span it contains.
     """
 
     start: float
@@ -142,11 +153,16 @@ class Window:
     seconds: list[float]
 
     def set_predictions(self, scores: np.ndarray, modality_weights: np.ndarray) -> None:
-        """Hands the answers, of shapes `(spans, num_labels)` and `(spans, 2)`, to its spans.
-
-        Where neither modality had a share there was nothing to answer for.
         """
-        for span, said, weights, seconds in zip(self.spans, scores, modality_weights, self.seconds):
-            span.num_unanswered -= 1
+        Adds predictions to the spans.
+
+        Args:
+            scores (`np.ndarray` of shape `(spans, num_labels)`): One row per span.
+            modality_weights (`np.ndarray` of shape `(spans, 2)`):
+                Weights of audio and text. Rows of zeros mark spans in which both modalities are missing; their scores
+                are ignored.
+        """
+        for span, span_scores, weights, seconds in zip(self.spans, scores, modality_weights, self.seconds):
+            span.num_pending -= 1
             if weights.any():
-                span.add(said, weights, seconds)
+                span.add(span_scores, weights, seconds)
