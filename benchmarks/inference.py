@@ -7,8 +7,8 @@ Compares the latency of mmemo in PyTorch and ONNX with other models, for a clip 
 
 Every row computes scores from samples and a sentence, feature extraction included, on the same clips of 3 s. The rows
 of a repetition run one after the other, so that other load on the machine affects all of them. Baselines use random
-weights; latency does not depend on them. Without `--exported` the embedded model is exported first. `--profile` shows the
-parts of the int8 row instead.
+weights; latency does not depend on them. Without `--exported` the embedded model is exported first. `--profile` shows
+the parts of the int8 row instead.
 """
 
 import argparse

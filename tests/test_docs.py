@@ -42,6 +42,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOLERANCE = 0.02
 
+# Pages whose code takes long: this one traces a model.
+SLOW_PAGES = {"export.md"}
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 TITLE = re.compile(r'title="([^"]+)"')
 TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\.\.\.|\d+(?:\.\d*)?(?:e[+-]?\d+)?|\w+|\S""")
@@ -83,7 +85,11 @@ def blocks_in(markdown, name):
 
 
 def pages_with(*languages):
-    pages = [page for page in PAGES if any(block.language in languages for block in blocks_of(page))]
+    pages = [
+        pytest.param(page, marks=[pytest.mark.slow] if "python" in languages and page.name in SLOW_PAGES else [])
+        for page in PAGES
+        if any(block.language in languages for block in blocks_of(page))
+    ]
     return pytest.mark.parametrize("page", pages, ids=lambda page: page.name)
 
 
