@@ -26,7 +26,10 @@ mmemo.recognition <- mmemo.runtime <- mmemo <- mmemo.serving mmemo.archives mmem
 mmemo.audio mmemo.timeline <- mmemo.plots <- mmemo.archives mmemo.demo modeling_mmemo.evaluation
 modeling_mmemo.configuration_mmemo <- modeling_mmemo.audio_encoder_mmemo
 modeling_mmemo.audio_encoder_mmemo <- modeling_mmemo.towers_mmemo modeling_mmemo.fusion_mmemo
-modeling_mmemo.towers_mmemo modeling_mmemo.fusion_mmemo <- modeling_mmemo.modeling_mmemo <- modeling_mmemo
+modeling_mmemo.towers_mmemo <- modeling_mmemo.fusion_mmemo <- modeling_mmemo.alignment_mmemo
+modeling_mmemo.fusion_mmemo <- modeling_mmemo.losses_mmemo modeling_mmemo.pretrained_mmemo
+modeling_mmemo.alignment_mmemo modeling_mmemo.losses_mmemo <- modeling_mmemo.modeling_mmemo <- modeling_mmemo
+modeling_mmemo.outputs_mmemo modeling_mmemo.pretrained_mmemo <- modeling_mmemo.modeling_mmemo
 modeling_mmemo.feature_extraction_mmemo <- modeling_mmemo.processing_mmemo <- modeling_mmemo.pipelines
 modeling_mmemo.pipelines modeling_mmemo.hub.remote_code <- modeling_mmemo
 modeling_mmemo <- modeling_mmemo.data <- modeling_mmemo.evaluation <- modeling_mmemo.training
