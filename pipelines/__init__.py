@@ -43,6 +43,7 @@ def load_pipeline(model: Any = None, backend: str = "torch", **kwargs: Any) -> M
 
     Raises:
         ValueError: If the backend is unknown, or `"onnx"` is passed with a model that is already loaded.
+        ImportError: If the backend needs a package that is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown; choose one of {BACKENDS}.")
@@ -53,7 +54,10 @@ def load_pipeline(model: Any = None, backend: str = "torch", **kwargs: Any) -> M
                 "Leave backend out."
             )
         # Needs ONNX Runtime and optimum, which the torch backend does not.
-        from modeling_mmemo.exporters import MMEmoOnnxModel
+        try:
+            from modeling_mmemo.onnx_model import MMEmoOnnxModel
+        except ModuleNotFoundError as error:
+            raise ImportError(f"backend='onnx' needs the package {error.name}: pip install 'mmemo[onnx]'.") from error
 
         options = {name: kwargs.get(name) for name in ("revision", "token")}
         model = MMEmoOnnxModel.from_pretrained(model or DEFAULT_MODEL, **options)

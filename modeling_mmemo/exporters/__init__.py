@@ -8,10 +8,10 @@ import mmemo  # noqa: F401  must precede the import of ONNX Runtime, whose telem
 
 # Imported on first use: running a graph does not need the packages that export one.
 _MODULES = {
-    "MMEmoOnnxModel": "onnx_model",
-    "MMEmoQuantizer": "quantizer",
-    "export_onnx": "onnx_export",
-    "save_analysis": "feature_analysis",
+    "MMEmoOnnxModel": "modeling_mmemo.onnx_model",
+    "MMEmoQuantizer": "modeling_mmemo.exporters.quantizer",
+    "export_onnx": "modeling_mmemo.exporters.onnx_export",
+    "save_analysis": "modeling_mmemo.exporters.feature_analysis",
 }
 __all__ = list(_MODULES)
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {__all__}.")
     try:
-        module = import_module(f"{__name__}.{_MODULES[name]}")
+        module = import_module(_MODULES[name])
     except ModuleNotFoundError as error:
         raise ImportError(f"{name} needs the package {error.name}: pip install 'mmemo[onnx]'.") from error
     return getattr(module, name)

@@ -9,7 +9,8 @@ import torch
 from optimum.modeling_base import OptimizedModel
 
 from mmemo.runtime.graph import EmotionGraph, find_graph, local_folder
-from modeling_mmemo import MMEmoConfig, MMEmoEmotionOutput
+from modeling_mmemo.configuration_mmemo import MMEmoConfig
+from modeling_mmemo.outputs_mmemo import MMEmoEmotionOutput
 
 
 class MMEmoOnnxModel(OptimizedModel):
