@@ -10,7 +10,7 @@ from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.data.sources import read_source
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import tower_states
-from modeling_mmemo.training.rows import EmotionRows, EmotionStream
+from modeling_mmemo.training.rows import EmotionRows, StreamedRows
 
 
 LINES = [
@@ -129,7 +129,7 @@ def test_a_text_may_come_without_its_dialogue_in_training(data_dir, tokenizer):
 def test_a_text_of_a_stream_may_come_without_its_dialogue(data_dir, tokenizer):
     processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=2)
     rows = read_corpus("meld", data_dir, context_turns=2).to_iterable_dataset()
-    stream = EmotionStream(rows, ("angry", "happy", "sad"), processor, None, seed=0, context_dropout=1.0)
+    stream = StreamedRows(rows, ("angry", "happy", "sad"), processor, None, seed=0, context_dropout=1.0)
 
     assert [set(row) for row in stream] == [{"labels", "label_mask", "text"}] * 5
 

@@ -5,7 +5,7 @@ import torch
 
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, as_dataset
-from modeling_mmemo.training.rows import EmotionRows, EmotionStream, LikeBatches
+from modeling_mmemo.training.rows import EmotionRows, LikeBatches, StreamedRows
 
 
 LABELS = ("angry", "happy", "sad")
@@ -192,7 +192,7 @@ def test_batches_by_length_pad_less(mixed):
 def stream(make_row, processor):
     table = [make_row("sad", 0.1, text="b"), make_row("happy", text="a"), make_row("sad", text="c", corpus="two")]
     rows = as_dataset(table * 4).cast(STORED_FEATURES).to_iterable_dataset()
-    return EmotionStream(rows, LABELS, processor, Augmentation(gain_probability=0.5), seed=0)
+    return StreamedRows(rows, LABELS, processor, Augmentation(gain_probability=0.5), seed=0)
 
 
 def test_a_stream_gives_every_row_in_an_order_of_its_epoch(stream):
@@ -211,9 +211,9 @@ def test_a_stream_gives_every_row_in_an_order_of_its_epoch(stream):
 
 
 def test_a_stream_learns_of_labels_beyond_the_rows_that_it_looked_at(make_row, processor, monkeypatch):
-    monkeypatch.setattr(EmotionStream, "BUFFER", 1)
+    monkeypatch.setattr(StreamedRows, "BUFFER", 1)
     rows = as_dataset([make_row("sad", text="a"), make_row("happy", text="b")]).cast(STORED_FEATURES)
 
-    items = list(EmotionStream(rows.to_iterable_dataset(), LABELS, processor, None, seed=0))
+    items = list(StreamedRows(rows.to_iterable_dataset(), LABELS, processor, None, seed=0))
 
     assert torch.stack([item["label_mask"] for item in items]).tolist() == [[0, 0, 1], [0, 1, 1]]

@@ -20,6 +20,7 @@ from mmemo.audio.loading import SAMPLING_RATES
 
 
 NOISE_COLORS = ("white", "pink")
+NOISE_RMS = 0.1  # of full scale
 LEVELS_DB = (-100.0, 100.0)
 EQUALIZER_POINTS = 6  # evenly spaced in mel
 SPEEDS = (0.5, 2.0)  # factors; the usual ones are 0.9 to 1.1
@@ -42,19 +43,40 @@ def add_noise(audio: np.ndarray, snr_db: float, rng: np.random.Generator, color:
     """
     _check_audio(audio)
     _check_between("snr_db", snr_db, LEVELS_DB, " dB")
-    if color not in NOISE_COLORS:
-        raise ValueError(f"color={color!r} is unknown; choose one of {NOISE_COLORS}.")
-    noise = _noise(len(audio), rng, color)
+    noise = make_noise(len(audio), rng, color)
     scale = np.sqrt(_power(audio) / _power(noise)) * 10 ** (-snr_db / 20)
     return audio + np.float32(scale) * noise
 
 
-def _noise(num_samples: int, rng: np.random.Generator, color: str) -> np.ndarray:
-    if color == "white":
-        return rng.standard_normal(num_samples, dtype=np.float32)
+def make_noise(num_samples: int, rng: np.random.Generator, color: str = "white") -> np.ndarray:
+    """
+    Returns noise with an RMS level of `NOISE_RMS`.
+
+    Args:
+        num_samples (`int`): Number of samples.
+        rng (`np.random.Generator`): Draws the noise.
+        color (`str`, *optional*, defaults to `"white"`): One of `NOISE_COLORS`; see [`add_noise`].
+
+    Returns:
+        `np.ndarray` of shape `(num_samples,)`: Float32 samples.
+
+    Raises:
+        ValueError: If the color is unknown.
+    """
+    if color not in NOISE_COLORS:
+        raise ValueError(f"color={color!r} is unknown; choose one of {NOISE_COLORS}.")
+    noise = _white_noise(num_samples, rng) if color == "white" else _pink_noise(num_samples, rng)
+    return np.float32(NOISE_RMS / np.sqrt(_power(noise))) * noise
+
+
+def _white_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal(num_samples, dtype=np.float32)
+
+
+def _pink_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
     size = scipy.fft.next_fast_len(num_samples, real=True)
     spectrum = rng.standard_normal((size // 2 + 1, 2), dtype=np.float32).view(np.complex64)[:, 0]
-    # Power goes with 1 / frequency, which the constant part does not have: it is as strong as the lowest frequency.
+    # Power is proportional to 1 / frequency; the constant component is as strong as the lowest frequency.
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     return scipy.fft.irfft(spectrum, size)[:num_samples]
 
