@@ -1,4 +1,5 @@
 """Failing first; moved to their files afterwards."""
+
 import json
 import logging
 import os
@@ -59,7 +60,17 @@ def test_states_content(model, processor, make_clip, tmp_path):
     assert (found[0] != found[1]).any()
 
 
-@pytest.mark.parametrize("audio,text,n", [(None, "bert", 4), (None, "roberta", 4), (None, "xlm-roberta", 4), ("ast", None, 4), (None, "distilbert", 4), (None, "gpt2", 2)])
+@pytest.mark.parametrize(
+    "audio,text,n",
+    [
+        (None, "bert", 4),
+        (None, "roberta", 4),
+        (None, "xlm-roberta", 4),
+        ("ast", None, 4),
+        (None, "distilbert", 4),
+        (None, "gpt2", 2),
+    ],
+)
 def test_lora(audio, text, n):
     model = make_model(audio, text)
     tower = model.mmemo.audio_tower or model.mmemo.text_tower
@@ -94,7 +105,9 @@ def test_standardize_memory(model, processor, monkeypatch):
     assert max(most) < 10
 
 
-@pytest.mark.parametrize("flag", ["label_names labels", "remove_unused_columns false", "ddp_find_unused_parameters false"])
+@pytest.mark.parametrize(
+    "flag", ["label_names labels", "remove_unused_columns false", "ddp_find_unused_parameters false"]
+)
 def test_flags(flag):
     with pytest.raises(ValueError, match="not used|unknown"):
         parse_arguments(f"--audio_encoder a --corpora meld --{flag}".split())

@@ -85,8 +85,8 @@ def test_a_blank_row_says_nothing():
     history = DialogueHistory(2)
 
     for text in ("so sad", None):
-        history.place({"dialogue": "1", "split": None, "text": text}, "A")
-    placed = history.place({"dialogue": "1", "split": None, "text": "no"}, "A")
+        history.add({"dialogue": "1", "split": None, "text": text}, "A")
+    placed = history.add({"dialogue": "1", "split": None, "text": "no"}, "A")
 
     assert placed["context"] == [{"speaker": "A", "text": "so sad"}]
 

@@ -14,8 +14,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Reads the options of a configuration file.
 
     The optional key `base` names another configuration file, relative to the folder of this one. Its options are the
-    defaults; options of this file override them one by one (a list replaces the whole list, `null` removes the option).
-    A base may have a base itself.
+    defaults; options of this file override them one by one (a list replaces the whole list, `null` removes the
+    option). A base may have a base itself.
 
     Args:
         path (`str` or `Path`): A YAML file with a mapping of options to values.

@@ -1,4 +1,4 @@
-"""Selects the trained parameters: encoders frozen, trained fully or from some layer on, or adapted with LoRA (peft)."""
+"""Selects the trained parameters: encoders frozen, trained fully or from some layer on, or adapted with LoRA."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -28,7 +28,8 @@ LORA_TARGET_MODULES = {
     "whisper": _ATTENTION,
     "wav2vec2": _ATTENTION,
     "hubert": _ATTENTION,
-    # Feed-forward layers: WavLM's attention reads the weights of its projections directly, so LoRA would have no effect.
+    # Feed-forward layers: WavLM's attention reads the weights of its projections directly, so LoRA would have no
+    # effect.
     "wavlm": ("intermediate_dense", "output_dense"),
     "audio-spectrogram-transformer": _DECODER_ATTENTION,
     "bert": _BERT_ATTENTION,
@@ -93,7 +94,9 @@ def set_trainable(
     return model
 
 
-def _add_lora(model: MMEmoForEmotionRecognition, args: ModelArguments, towers: dict[str, PreTrainedModel]) -> PeftModel:
+def _add_lora(
+    model: MMEmoForEmotionRecognition, args: ModelArguments, towers: dict[str, PreTrainedModel]
+) -> PeftModel:
     """Adds LoRA to the encoders that get it; everything else that is trained is saved with the adapter."""
     fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     adapted = {
@@ -157,7 +160,9 @@ def lora_modules(tower: PreTrainedModel, names: Sequence[str] = ()) -> list[str]
         ValueError: If there are no defaults for the architecture, or no layer has one of the names.
     """
     model_type = tower.config.model_type
-    defaults = LORA_TARGET_MODULES.get(model_type) or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+    defaults = LORA_TARGET_MODULES.get(model_type) or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(
+        model_type
+    )
     wanted = names or defaults
     if wanted is None:
         raise ValueError(
@@ -176,7 +181,7 @@ def lora_modules(tower: PreTrainedModel, names: Sequence[str] = ()) -> list[str]
 
 
 def heads(model: MMEmoForEmotionRecognition) -> list[str]:
-    """Returns the names of all modules behind the encoders; peft can neither wrap a `ModuleList` nor exclude a module."""
+    """Returns the names of all modules behind the encoders, for peft, which cannot wrap a `ModuleList`."""
     names = []
     for prefix, parent in (("", model), ("mmemo.", model.mmemo)):
         for name, module in parent.named_children():
@@ -209,9 +214,7 @@ def log_trainable(model: nn.Module) -> None:
         trained = sum(_size(p) for p in parameters if p.requires_grad)
         if not total:
             continue
-        logger.warning(
-            f"Training {trained:,} of {total:,} parameters of the {name} ({100 * trained / total:.2f} %)."
-        )
+        logger.warning(f"Training {trained:,} of {total:,} parameters of the {name} ({100 * trained / total:.2f} %).")
 
 
 def _size(parameter: torch.nn.Parameter) -> int:

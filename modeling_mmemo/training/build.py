@@ -86,7 +86,7 @@ def choose_labels(args: ModelArguments, labels: Sequence[str] = ()) -> list[str]
     if len(found) == 2 and found["audio_encoder"] != found["text_encoder"]:
         raise ValueError(
             f"audio_encoder={args.audio_encoder} has the labels {found['audio_encoder']}, but text_encoder="
-            f"{args.text_encoder} has {found['text_encoder']}. Train both halves with the same labels in the same order."
+            f"{args.text_encoder} has {found['text_encoder']}. Train both with the same labels in the same order."
         )
     return list(labels) or next(iter(found.values()), list(EMOTIONS))
 

@@ -5,8 +5,8 @@ Deliberate choices:
 - A frozen encoder gives the same states in every epoch, and computing them is nearly the whole cost of training the
   parts behind it. They are cached on disk in half precision.
 - The key of the cache holds everything that the states depend on: the weights of the encoder, the settings of the
-  processor, the texts, and of each audio file its path, size and time of modification. Contents of files are not hashed,
-  which would read the whole corpus at every start.
+  processor, the texts, and of each audio file its path, size and time of modification. Contents of files are not
+  hashed, which would read the whole corpus at every start.
 - Statistics are running sums over one input at a time, so memory does not grow with the number of inputs.
 """
 
@@ -34,7 +34,8 @@ from modeling_mmemo.training.collator import EmotionCollator
 
 class TowerStates:
     """
-    The cached states of one encoder over a list of inputs; `self[i]` is an array of shape `(layers, positions, hidden)`.
+    The cached states of one encoder over a list of inputs; `self[i]` is an array of shape `(layers, positions,
+    hidden)`.
 
     Args:
         folder (`Path`):
@@ -224,7 +225,7 @@ def _sample_states(
     max_inputs: int,
     purpose: str,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the states `(layers, positions, hidden)` of each sampled input, with its modality; the same every time."""
+    """Yields the states `(layers, positions, hidden)` of each sampled input with its modality, the same every time."""
     if not modalities:
         return
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}

@@ -1,5 +1,6 @@
 """
-Cross-validation over the speakers of a corpus: one model per fold, evaluated on the speakers that it was not trained on.
+Cross-validation over the speakers of a corpus: one model per fold, evaluated on the speakers that it was not trained
+on.
 
 A fold that was evaluated with the same options and data is not trained again, so an interrupted run continues.
 """
@@ -144,5 +145,7 @@ def _fingerprint(arguments: Arguments, rows: Dataset) -> str:
 def _encoder_files(args: ModelArguments) -> list[str]:
     """Returns a fingerprint of each file of the models that the run starts from, if they are folders."""
     folders = (args.model_name_or_path, args.audio_encoder, args.text_encoder)
-    files = (path for folder in folders if folder and Path(folder).is_dir() for path in sorted(Path(folder).rglob("*")))
+    files = (
+        path for folder in folders if folder and Path(folder).is_dir() for path in sorted(Path(folder).rglob("*"))
+    )
     return [file_fingerprint(path) for path in files if path.is_file()]

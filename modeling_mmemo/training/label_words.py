@@ -35,9 +35,9 @@ def label_token_ids(
         ids = tokenizer(f"{prompt} {word}")["input_ids"]
         if ids[: len(prompt_ids)] != prompt_ids or len(ids) == len(prompt_ids):
             raise ValueError(
-                f"The tokens of prompt={prompt!r} change when {word!r} follows, so a language model could not continue "
-                f"it: {tokenizer.convert_ids_to_tokens(prompt_ids)} and {tokenizer.convert_ids_to_tokens(ids)}. Choose "
-                "another prompt, without a space at its end, or text_head=linear."
+                f"The tokens of prompt={prompt!r} change when {word!r} follows, so a language model could not "
+                f"continue it: {tokenizer.convert_ids_to_tokens(prompt_ids)} and {tokenizer.convert_ids_to_tokens(ids)}. "
+                "Choose another prompt, without a space at its end, or text_head=linear."
             )
         token = ids[len(prompt_ids)]
         if token in word_by_token:

@@ -53,8 +53,8 @@ class EmotionRows(torch.utils.data.Dataset):
         blank_probability (`float`): Probability that the audio of a row with text is replaced by noise.
         context_dropout (`float`): Probability that a text loses its context and speaker.
         weights (`Sequence[float]`, *optional*):
-            For each of `indices`, the number of passes over rows of this weight per epoch. They are drawn in turn: with
-            0.5 one half in one epoch and the other half in the next.
+            For each of `indices`, the number of passes over rows of this weight per epoch. They are drawn in turn:
+            with 0.5 one half in one epoch and the other half in the next.
         seed (`int`): Seed of pairs and augmentation, which depend only on it, the epoch and the position.
         by_length (`bool`): Sort from long to short, so that batches in order have little padding.
     """

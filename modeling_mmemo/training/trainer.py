@@ -1,12 +1,14 @@
 """
-The `transformers` Trainer with batches of similar rows, a learning rate for the heads, and DDP with missing modalities.
+The `transformers` Trainer with batches of similar rows, a learning rate for the heads, and DDP with missing
+modalities.
 
 Deliberate choices:
 - With several processes every trained parameter takes part in every step, with a zero gradient if its modality is
-  missing from the batch; otherwise the other processes would wait for it for ever. Under FSDP they wait in every layer,
-  so a masked blank input replaces a missing modality.
+  missing from the batch; otherwise the other processes would wait for it for ever. Under FSDP they wait in every
+  layer, so a masked blank input replaces a missing modality.
 - A model that is only evaluated is not sharded: FSDP and DeepSpeed shard the model that they train.
-- There is one development set each for audio, text, both and simulated pairs; `eval_mean_uar` is the mean of their UAR.
+- There is one development set each for audio, text, both and simulated pairs; `eval_mean_uar` is the mean of their
+  UAR.
 - Checkpoints hold the processor, so that a checkpoint of a whole model loads in a pipeline. It is not the Trainer's
   `processing_class`, which would change special tokens in the configuration of the text encoder.
 """
@@ -47,7 +49,7 @@ class EmotionTrainer(Trainer):
         return optimizer
 
     def train(self, *args, **kwargs):
-        """Trains as [`~transformers.Trainer.train`] does; afterwards `model` is whole on every process, also after FSDP."""
+        """Trains like [`~transformers.Trainer`]; afterwards `model` is whole on every process, also under FSDP."""
         whole = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
         result = super().train(*args, **kwargs)
         if self.is_fsdp_enabled:
@@ -69,7 +71,7 @@ class EmotionTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _with_blanks(self, inputs: dict) -> dict:
-        """Adds masked blank clips or texts for a modality missing from the batch, so that every process runs all layers."""
+        """Adds masked blank inputs of a modality missing from the batch, so that every process runs all layers."""
         states = self.train_dataset.states if isinstance(self.train_dataset, EmotionRows) else {}
         for modality, mask in MASKS.items():
             tower = {"audio": self.model.config.audio_config, "text": self.model.config.text_config}[modality]
@@ -142,8 +144,6 @@ def build_trainer(
         args (`EmotionTrainingArguments`): Options, early stopping among them.
     """
     patience = args.early_stopping_patience
-    # Every process reads its own rows of a stream: batches of different keys and lengths cannot be dispatched.
-    args.accelerator_config.dispatch_batches = False
     trainer = EmotionTrainer(
         model=model,
         args=args,

@@ -88,8 +88,8 @@ class ModelArguments:
     lora_target_modules: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Names of the linear layers that get LoRA, such as q_proj or attention.output.dense; all attention "
-            "projections (query, key, value, output) by default."
+            "help": "Names of the linear layers that get LoRA, such as q_proj or attention.output.dense; all "
+            "attention projections (query, key, value, output) by default."
         },
     )
     context_turns: int | None = field(
@@ -380,6 +380,8 @@ class EmotionTrainingArguments(TrainingArguments):
                 "label_smoothing."
             )
         super().__post_init__()
+        # Every process reads its own rows of a stream: batches of different keys and lengths cannot be dispatched.
+        self.accelerator_config.dispatch_batches = False
 
 
 Arguments = tuple[ModelArguments, DataArguments, Augmentation, EmotionTrainingArguments]
