@@ -92,7 +92,7 @@ def _pad_states(values: list[np.ndarray]) -> tuple[tuple[torch.Tensor, ...], tor
 
 
 def _scatter(values: torch.Tensor, present: list[int], size: int) -> torch.Tensor:
-    """Returns a batch of `size` with `values` in the rows `present`; the others are zero, with a mask of zeros: missing."""
+    """Returns a batch of `size` with `values` in the rows `present`; the others are zero, masked as missing."""
     if len(present) == size:
         return values
     scattered = values.new_zeros(size, *values.shape[1:])

@@ -34,10 +34,11 @@ def label_token_ids(
     for word in word_of.values():
         ids = tokenizer(f"{prompt} {word}")["input_ids"]
         if ids[: len(prompt_ids)] != prompt_ids or len(ids) == len(prompt_ids):
+            alone, followed = (tokenizer.convert_ids_to_tokens(found) for found in (prompt_ids, ids))
             raise ValueError(
                 f"The tokens of prompt={prompt!r} change when {word!r} follows, so a language model could not "
-                f"continue it: {tokenizer.convert_ids_to_tokens(prompt_ids)} and {tokenizer.convert_ids_to_tokens(ids)}. "
-                "Choose another prompt, without a space at its end, or text_head=linear."
+                f"continue it: {alone} and {followed}. Choose another prompt, without a space at its end, or "
+                "text_head=linear."
             )
         token = ids[len(prompt_ids)]
         if token in word_by_token:

@@ -289,8 +289,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         self.corpus_weights = self.corpus_weights or [1.0] * len(self.corpora)
-        self._check_corpora()
         self._check_values()
+        self._check_corpora()
         for name in ("pair_probability", "blank_probability", "dev_share"):
             if self.streaming and getattr(self, name) > 0:
                 raise ValueError(f"streaming=True contradicts {name}={getattr(self, name)}, which needs all rows.")
