@@ -157,6 +157,7 @@ def test_lora_does_not_change_the_output_layer(words, tmp_path):
     assert torch.equal(adapted.merge_and_unload().text_classifier.weight, rows)
 
 
+@pytest.mark.slow
 def test_exported_graph_predicts_the_same(words, tmp_path):
     model, processor, _ = build_model(arguments(save("llama", words, tmp_path / "lm")), LABELS)
     export_onnx(model.eval(), processor, tmp_path / "graph")
