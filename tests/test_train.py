@@ -179,6 +179,15 @@ def test_balanced_class_weights(frozen):
     assert weights == {label: pytest.approx(22 / 7 / (4 if label == "surprise" else 3)) for label in WORDS}
 
 
+def test_other_labels_than_those_of_a_resumed_checkpoint_raise(run, frozen, tmp_path):
+    (checkpoint,) = frozen.glob("checkpoint-*")
+
+    with pytest.raises(
+        ValueError, match=r"labels=\['angry', .* contradicts resume_from_checkpoint=.* are \['angry', 'dis"
+    ):
+        run(tmp_path, resume_from_checkpoint=checkpoint)
+
+
 def test_saved_folders_load_without_the_packages(frozen, tmp_path):
     (checkpoint,) = frozen.glob("checkpoint-*")
     program = (

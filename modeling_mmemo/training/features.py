@@ -165,9 +165,9 @@ class RunningStatistics:
         """Adds vectors, a tensor of shape `(count, ...)`."""
         values = values.float()
         batch_mean = values.mean(dim=0)
-        squares = (values - batch_mean).square().sum(dim=0).double().cpu()
+        squares = (values - batch_mean).square().sum(dim=0).cpu().double()
         count = self.count + len(values)
-        difference = batch_mean.double().cpu() - self.mean
+        difference = batch_mean.cpu().double() - self.mean
         self._squares = self._squares + squares + difference.square() * self.count * len(values) / count
         self.mean = self.mean + difference * len(values) / count
         self.count = count

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 from peft import PeftModel
-from transformers.integrations.fsdp import is_fsdp_enabled
 
-from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor
+from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.schema import STORED_FEATURES
@@ -51,13 +50,17 @@ def train(arguments: Arguments) -> EmotionTrainer:
     model, processor, new_branches = build_model(model_args, data_args.labels)
     # Rows get the label ids of the model.
     data_args = replace(data_args, labels=model_labels(model.config))
-    device = training_args.device
-    # FSDP places the model in parts, and 4-bit weights are on the GPU already.
-    if not is_fsdp_enabled() and model_args.text_mode != "qlora":
-        model.to(device)
-    train_rows, dev = build_rows(data_args, model_args, augmentation, model, processor, training_args)
+    _check_resumed_labels(training_args.resume_from_checkpoint, data_args.labels)
     collator = EmotionCollator(processor, augmentation)
+    # 4-bit weights are on the GPU already, and cannot be moved.
+    is_movable = model_args.text_mode != "qlora"
+    if is_movable:
+        model.to(training_args.device)
+    train_rows, dev = build_rows(data_args, model_args, augmentation, model, processor, training_args)
     standardize(model, new_branches, train_rows, collator)
+    if is_movable:
+        # The Trainer places the model itself, in parts under FSDP.
+        model.cpu()
     if model_args.class_weights == "balanced":
         model.config.class_weights = balanced_weights(train_rows, len(data_args.labels))
     trained = set_trainable(model, model_args, new_branches)
@@ -83,6 +86,18 @@ def train(arguments: Arguments) -> EmotionTrainer:
     if finished.is_world_process_zero():
         save(model, processor, output_dir, model_args.stored_dtype)
     return finished
+
+
+def _check_resumed_labels(checkpoint: str | None, labels: list[str]) -> None:
+    """Raises a `ValueError` if a checkpoint has other labels; a checkpoint of an adapter does not record them."""
+    if checkpoint is None or not (Path(checkpoint) / "config.json").is_file():
+        return
+    known = model_labels(MMEmoConfig.from_pretrained(checkpoint))
+    if known != labels:
+        raise ValueError(
+            f"labels={labels} contradicts resume_from_checkpoint={checkpoint}, whose labels are {known}. Resume with "
+            "the options of the interrupted run."
+        )
 
 
 def build_rows(
