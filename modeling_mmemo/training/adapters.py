@@ -57,7 +57,7 @@ def set_trainable(
     model: MMEmoForEmotionRecognition, args: ModelArguments, new_branches: Collection[str]
 ) -> MMEmoForEmotionRecognition | PeftModel:
     """
-    Freezes parameters and adds LoRA as the arguments say; everything behind the encoders is trained.
+    Freezes parameters and adds LoRA as the arguments say; everything on top of the encoders is trained.
 
     Exception: the branch and the head of a frozen half of an mmemo model stay frozen, so that its own predictions
     stay the same.
@@ -181,7 +181,7 @@ def lora_modules(tower: PreTrainedModel, names: Sequence[str] = ()) -> list[str]
 
 
 def heads(model: MMEmoForEmotionRecognition) -> list[str]:
-    """Returns the names of all modules behind the encoders, for peft, which cannot wrap a `ModuleList`."""
+    """Returns the names of all modules on top of the encoders, for peft, which cannot wrap a `ModuleList`."""
     names = []
     for prefix, parent in (("", model), ("mmemo.", model.mmemo)):
         for name, module in parent.named_children():

@@ -63,7 +63,7 @@ def choose_labels(args: ModelArguments, labels: Sequence[str] = ()) -> list[str]
 
     Args:
         args (`ModelArguments`): The checkpoint or the encoders.
-        labels (`Sequence[str]`, *optional*): The labels asked for. By default those of the mmemo model, or of its
+        labels (`Sequence[str]`, *optional*): The requested labels; by default those of the mmemo model, or of its
             halves, that the run starts from, or else [`EMOTIONS`].
 
     Raises:
@@ -165,7 +165,7 @@ def _load_checkpoint(
     if has_new_head and checkpoint.label_token_ids is not None:
         raise ValueError(
             f"labels={labels} contradicts model_name_or_path={name}, whose text head is the likelihood of the words "
-            f"of its labels {model_labels(checkpoint)}. Leave labels out, or train anew with text_head=label_words."
+            f"of its labels {model_labels(checkpoint)}. Leave labels out, or train again with text_head=label_words."
         )
     model = MMEmoForEmotionRecognition.from_pretrained(
         name,
@@ -185,7 +185,7 @@ def _load_checkpoint(
 
 @torch.no_grad()
 def _reset_classifiers(model: MMEmoForEmotionRecognition) -> None:
-    """Initialises the classifiers anew: one of the same size would otherwise keep the weights of other labels."""
+    """Initialises the classifiers again: one of the same size would otherwise keep the weights of other labels."""
     for classifier in (model.audio_classifier, model.text_classifier, model.fused_classifier):
         if classifier is not None:
             nn.init.normal_(classifier.weight, std=model.config.initializer_range)

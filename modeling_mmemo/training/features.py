@@ -3,7 +3,7 @@ Hidden states of encoders over training data: cached for frozen encoders, and th
 
 Deliberate choices:
 - A frozen encoder gives the same states in every epoch, and computing them is nearly the whole cost of training the
-  parts behind it. They are cached on disk in half precision.
+  parts on top of it. They are cached on disk in half precision.
 - The key of the cache holds everything that the states depend on: the weights of the encoder, the settings of the
   processor, the texts, and of each audio file its path, size and time of modification. Contents of files are not
   hashed, which would read the whole corpus at every start.

@@ -102,7 +102,7 @@ class ModelArguments:
         default=None, metadata={"help": "early, late, cross_attention or hybrid; hybrid by default."}
     )
     fusion_hidden_size: int | None = field(
-        default=None, metadata={"help": "Hidden size of the layers behind the encoders; 256 by default."}
+        default=None, metadata={"help": "Hidden size of the layers on top of the encoders; 256 by default."}
     )
     audio_layer_mix: str | None = field(
         default=None,
@@ -131,7 +131,7 @@ class ModelArguments:
             "help": f"String appended to every text; none by default, and {PROMPT!r} with text_head=label_words."
         },
     )
-    fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout behind the encoders."})
+    fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout on top of the encoders."})
     modality_dropout: float = field(
         default=0.0, metadata={"help": "Probability in training that a sample with both modalities loses one of them."}
     )
@@ -332,7 +332,7 @@ def _check_pairs(name: str, pairs: list[str], form: str) -> None:
 @dataclass
 class EmotionTrainingArguments(TrainingArguments):
     """
-    The `transformers` TrainingArguments with other defaults, and a learning rate for the parts behind the encoders.
+    The `transformers` TrainingArguments with other defaults, and a learning rate for the parts on top of the encoders.
 
     `learning_rate` is the learning rate of the encoders.
 
@@ -342,7 +342,7 @@ class EmotionTrainingArguments(TrainingArguments):
 
     learning_rate: float = field(default=5e-5, metadata={"help": "AdamW's learning rate for the encoders."})
     head_learning_rate: float = field(
-        default=5e-4, metadata={"help": "AdamW's learning rate for everything behind the encoders."}
+        default=5e-4, metadata={"help": "AdamW's learning rate for everything on top of the encoders."}
     )
     warmup_steps: float = field(
         default=100, metadata={"help": "Steps of linear warm-up, or their share of all steps if below 1."}
