@@ -1,4 +1,4 @@
-"""Trains an mmemo model.
+"""Trains an mmemo model; docs/training.md describes the options.
 
 accelerate launch train.py configs/default_text.yaml --data_dir data
 python train.py --model_name_or_path modeling_mmemo/default --corpora calls.csv --dev_share 0.1 --output_dir runs/calls

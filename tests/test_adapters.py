@@ -4,14 +4,24 @@ import re
 import pytest
 import torch
 from peft import PeftModel
-from tiny import AUDIO, PAIRS, TEXT, audio_config, make_inputs, make_model, text_config
+from tiny import AUDIO, DECODER, ENCODER, PAIRS, TEXT, audio_config, make_inputs, make_model, text_config
+from transformers import CamembertConfig, DebertaV2Config, ElectraConfig, Gemma2Config, MistralConfig
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition
+from modeling_mmemo.towers_mmemo import build_tower
 from modeling_mmemo.training.adapters import frozen_towers, log_trainable, lora_modules, set_trainable, unquantized
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.training_arguments import ModelArguments
 
 
+# Architectures of which only the names of the layers matter here.
+MORE = {
+    "camembert": lambda: CamembertConfig(**ENCODER),
+    "electra": lambda: ElectraConfig(**ENCODER),
+    "deberta-v2": lambda: DebertaV2Config(**ENCODER),
+    "mistral": lambda: MistralConfig(**DECODER),
+    "gemma2": lambda: Gemma2Config(**DECODER, head_dim=8),
+}
 FAMILIES = [*(("audio", name) for name in AUDIO), *(("text", name) for name in TEXT)]
 
 
@@ -20,8 +30,8 @@ def adapt(model, **options):
     return set_trainable(model, args, new_branches=("audio", "text"))
 
 
-def steady(model):
-    """Without what differs from call to call in training."""
+def without_randomness(model):
+    """Turns off everything random in training."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -34,8 +44,8 @@ def trained_names(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def disturb(model):
-    """As training would, changes all that is trained, and the statistics that travel with it."""
+def change_trained_parameters(model):
+    """Changes all trained parameters, and the statistics that are saved with them."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,13 +58,13 @@ def disturb(model):
 
 
 @torch.no_grad()
-def answers(model, inputs):
+def predict(model, inputs):
     return model.eval()(**inputs).logits
 
 
 @pytest.mark.parametrize(("audio", "text"), PAIRS)
-def test_every_adapter_of_every_family_gets_a_gradient(audio, text):
-    model = adapt(steady(make_model(audio, text)))
+def test_every_adapter_gets_a_gradient(audio, text):
+    model = adapt(without_randomness(make_model(audio, text)))
 
     model.train()(**make_inputs(audio), labels=torch.arange(4)).loss.backward()
 
@@ -63,7 +73,7 @@ def test_every_adapter_of_every_family_gets_a_gradient(audio, text):
         assert any(tower in name for name in adapters)
     for name, parameter in adapters.items():
         assert parameter.grad is not None, name
-        # The first matrix waits for the second, which starts at zero.
+        # The gradient of the first matrix is zero at first, as the second one is.
         assert parameter.grad.any() or "lora_A" in name, name
 
 
@@ -82,10 +92,10 @@ def test_only_adapters_and_heads_are_trained():
     "modes",
     [("lora", "lora"), ("lora", "frozen"), ("frozen", "lora"), ("full", "lora"), ("lora", "full")],
 )
-def test_an_adapter_folder_gives_the_model_back(modes, tmp_path):
+def test_saved_adapter_restores_the_model(modes, tmp_path):
     inputs = make_inputs()
-    model = disturb(adapt(make_model(), audio_mode=modes[0], text_mode=modes[1]))
-    expected = answers(model, inputs)
+    model = change_trained_parameters(adapt(make_model(), audio_mode=modes[0], text_mode=modes[1]))
+    expected = predict(model, inputs)
     model.save_pretrained(tmp_path, save_embedding_layers=False)
 
     fresh = make_model()
@@ -95,15 +105,15 @@ def test_an_adapter_folder_gives_the_model_back(modes, tmp_path):
                 parameter.normal_()
     loaded = PeftModel.from_pretrained(fresh, tmp_path)
 
-    assert torch.equal(answers(loaded, inputs), expected)
+    assert torch.equal(predict(loaded, inputs), expected)
     merged = loaded.merge_and_unload()
     assert type(merged) is MMEmoForEmotionRecognition
     assert not any("lora" in name for name in merged.state_dict())
-    torch.testing.assert_close(answers(merged, inputs), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(predict(merged, inputs), expected, atol=1e-5, rtol=0)
 
 
-def test_many_adapted_layers_stay_in_their_tower():
-    """Peft shortens long lists of names, which must not reach the layers of the fusion that are called alike."""
+def test_lora_in_many_layers_stays_in_its_tower():
+    """peft shortens long lists of names, which must not match layers of the same name in the fusion."""
     config = audio_config("mmemo_audio")
     config.encoder_layers = 6
     torch.manual_seed(0)
@@ -120,22 +130,22 @@ def test_many_adapted_layers_stay_in_their_tower():
     assert all(".audio_tower.layers." in name for name in adapters)
 
 
-def test_named_layers_are_adapted_in_place_of_the_usual_ones():
+def test_lora_target_modules_override_the_defaults():
     model = adapt(make_model(), text_mode="frozen", lora_target_modules=["fc1"])
 
     assert {name.split(".")[6] for name in trained_names(model) if ".lora_" in name} == {"fc1"}
 
 
-def test_layers_that_a_tower_lacks_are_refused():
+def test_missing_lora_target_modules_raise():
     with pytest.raises(ValueError, match=r"mmemo_audio has no layers called \['wq'\] for LoRA; it has .*'q_proj'"):
         adapt(make_model(), lora_target_modules=["wq"])
 
 
-def test_a_tower_whose_layers_are_unknown_asks_for_them():
+def test_unknown_architecture_needs_lora_target_modules():
     model = make_model()
     model.mmemo.text_tower.config.model_type = "novel"
 
-    with pytest.raises(ValueError, match="not known which layers of a novel get LoRA; name some with lora_target_mod"):
+    with pytest.raises(ValueError, match="no default LoRA layers for a novel; name some with lora_target_mod"):
         adapt(model)
 
 
@@ -163,7 +173,7 @@ def test_full_and_frozen_towers():
     assert frozen_towers(make_model()) == []
 
 
-def test_positions_stay_fixed_in_a_tower_trained_whole_beside_an_adapted_one():
+def test_fixed_positions_stay_frozen_beside_lora():
     model = adapt(make_model(), audio_mode="full", text_mode="lora")
 
     names = {name for name in trained_names(model) if ".audio_tower." in name}
@@ -174,7 +184,7 @@ def test_positions_stay_fixed_in_a_tower_trained_whole_beside_an_adapted_one():
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_activation_checkpointing_gives_the_same_gradients(mode):
-    model = adapt(steady(make_model()), audio_mode=mode, text_mode=mode)
+    model = adapt(without_randomness(make_model()), audio_mode=mode, text_mode=mode)
     checkpointed = copy.deepcopy(model)
     checkpointed.activation_checkpointing_enable()
     calls = []
@@ -186,50 +196,70 @@ def test_activation_checkpointing_gives_the_same_gradients(mode):
     for each in (model, checkpointed):
         each.train()(**make_inputs(), labels=torch.arange(4)).loss.backward()
 
-    assert len(calls) == 8  # every layer ran again on the way back
+    assert len(calls) == 8  # every layer ran again in the backward pass
     for (name, one), (_, other) in zip(model.named_parameters(), checkpointed.named_parameters()):
         if one.requires_grad:
             torch.testing.assert_close(one.grad, other.grad, msg=name, rtol=1e-5, atol=1e-7)
 
 
-def test_the_log_says_how_much_is_trained(caplog):
+def test_number_of_trained_parameters_is_logged(caplog):
     model = make_model()
     whole = sum(p.numel() for p in model.mmemo.audio_tower.parameters())
     fixed = model.mmemo.audio_tower.embed_positions.weight.numel()
 
     log_trainable(adapt(model, audio_mode="full", text_mode="lora"))
 
-    assert f"audio_tower: {whole - fixed:,} of {whole:,} parameters trained" in caplog.text
+    assert f"Training {whole - fixed:,} of {whole:,} parameters of the audio encoder" in caplog.text
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+DECODER_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+BERT_ATTENTION = ("self.query", "self.key", "self.value", "attention.output.dense")
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"),
+    ("modality", "name", "layers"),
     [
-        ("llama", {"q_proj", "k_proj", "v_proj", "o_proj"}),
-        ("qwen2", {"q_proj", "k_proj", "v_proj", "o_proj"}),
-        ("qwen3", {"q_proj", "k_proj", "v_proj", "o_proj"}),
-        ("gemma", {"q_proj", "k_proj", "v_proj", "o_proj"}),
-        ("gemma3_text", {"q_proj", "k_proj", "v_proj", "o_proj"}),
-        ("gpt2", {"c_attn"}),
-        ("mpnet", {"q", "k", "v", "o"}),
+        ("audio", "mmemo_audio", ATTENTION),
+        ("audio", "whisper", ATTENTION),
+        ("audio", "wav2vec2", ATTENTION),
+        ("audio", "hubert", ATTENTION),
+        ("audio", "ast", DECODER_ATTENTION),
+        ("text", "bert", BERT_ATTENTION),
+        ("text", "roberta", BERT_ATTENTION),
+        ("text", "xlm-roberta", BERT_ATTENTION),
+        ("text", "camembert", BERT_ATTENTION),
+        ("text", "electra", BERT_ATTENTION),
+        ("text", "deberta-v2", ("self.query_proj", "self.key_proj", "self.value_proj", "attention.output.dense")),
+        ("text", "distilbert", ("q_lin", "k_lin", "v_lin", "out_lin")),
+        ("text", "mpnet", ("attn.q", "attn.k", "attn.v", "attn.o")),
+        ("text", "llama", DECODER_ATTENTION),
+        ("text", "mistral", DECODER_ATTENTION),
+        ("text", "qwen2", DECODER_ATTENTION),
+        ("text", "qwen3", DECODER_ATTENTION),
+        ("text", "gemma", DECODER_ATTENTION),
+        ("text", "gemma2", DECODER_ATTENTION),
+        ("text", "gemma3_text", DECODER_ATTENTION),
+        ("text", "gpt2", ("attn.c_attn", "attn.c_proj")),
     ],
 )
-def test_lora_goes_to_all_of_the_attention_and_nothing_else(name, layers):
-    tower = make_model(audio=None, text=name).mmemo.text_tower
+def test_lora_covers_all_attention_projections(modality, name, layers):
+    tower = build_tower(MORE[name]() if name in MORE else (audio_config if modality == "audio" else text_config)(name))
 
-    found = lora_modules(tower, [])
+    found = lora_modules(tower)
 
-    assert {module.rpartition(".")[2] for module in found} == layers
-    assert all("attn" in module or "attention" in module for module in found)
+    for layer in layers:
+        assert sum(module.endswith(layer) for module in found) == tower.config.num_hidden_layers, layer
     assert len(found) == len(layers) * tower.config.num_hidden_layers
+    assert all("attn" in module or "attention" in module for module in found)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2"])
-def test_recomputed_activations_teach_a_decoder_the_same(name):
-    """Adapters get their gradients although nothing before the first layer is trained."""
+def test_activation_checkpointing_of_decoders_gives_the_same_gradients(name):
+    """Adapters get gradients although nothing before the first layer is trained."""
     gradients = []
     for recomputes in (False, True):
-        model = adapt(steady(make_model(text=name)))
+        model = adapt(without_randomness(make_model(text=name)))
         if recomputes:
             model.activation_checkpointing_enable({"use_reentrant": False})
             assert model.get_base_model().mmemo.text_tower.is_activation_checkpointing
@@ -242,17 +272,17 @@ def test_recomputed_activations_teach_a_decoder_the_same(name):
         torch.testing.assert_close(recomputed[parameter], gradient, msg=parameter)
 
 
-def test_what_was_learned_over_four_bits_is_put_over_the_whole_weights(encoders):
-    """The same base stands in for its 4 bits, which want a GPU."""
+def test_lora_moves_from_four_bit_to_full_precision_weights(encoders):
+    """The base stands in for its 4-bit copy, which needs a GPU."""
     args = ModelArguments(text_encoder=str(encoders[1]), fusion_hidden_size=16)
     labels = ("angry", "happy", "sad")
     model, processor, new = build_model(args, labels)
     model.config.class_weights = [1.0, 2.0, 3.0]
-    trained = disturb(set_trainable(model, args, new))
+    trained = change_trained_parameters(set_trainable(model, args, new))
     inputs = processor(text=["I am so happy!", "Leave me alone."], return_tensors="pt")
 
     whole = unquantized(trained, args, labels)
 
     assert whole.get_base_model() is not trained.get_base_model()
     assert whole.get_base_model().config.class_weights == [1.0, 2.0, 3.0]
-    assert torch.equal(answers(whole, inputs), answers(trained, inputs))
+    assert torch.equal(predict(whole, inputs), predict(trained, inputs))

@@ -4,11 +4,13 @@ import torch
 from transformers import HfArgumentParser
 
 from modeling_mmemo.data.augmentation import (
+    NOISE_RMS,
     Augmentation,
     add_noise,
     change_speed,
     equalize,
     gain,
+    make_noise,
     spec_augment,
     telephone,
 )
@@ -27,7 +29,7 @@ EVERYTHING = Augmentation(
 
 @pytest.fixture
 def clip(make_clip):
-    """Half a second that refuses to be written to."""
+    """A read-only clip of half a second."""
     samples = make_clip(0.5)
     samples.flags.writeable = False
     return samples
@@ -65,7 +67,7 @@ def rng(seed=0):
 
 @pytest.mark.parametrize("color", ["white", "pink"])
 @pytest.mark.parametrize("snr_db", [-10.0, 0.0, 5.0, 30.0])
-def test_noise_has_the_ratio_asked_for(clip, snr_db, color):
+def test_noise_has_the_requested_snr(clip, snr_db, color):
     noisy = add_noise(clip, snr_db, rng(), color)
     assert noisy.dtype == np.float32
     assert level_db(clip) - level_db(noisy.astype(np.float64) - clip) == pytest.approx(snr_db, abs=1e-3)
@@ -86,6 +88,15 @@ def test_noise_has_its_color(color, octaves):
         assert ratio == pytest.approx(octaves, rel=0.1)
 
 
+@pytest.mark.parametrize("color", ["white", "pink"])
+@pytest.mark.parametrize("num_samples", [1, 2, 4801])
+def test_noise_has_its_level(num_samples, color):
+    noise = make_noise(num_samples, rng(), color)
+
+    assert (noise.dtype, noise.shape) == (np.float32, (num_samples,))
+    assert level_db(noise) == pytest.approx(20 * np.log10(NOISE_RMS), abs=1e-3)
+
+
 def test_gain_is_in_decibels(clip):
     louder = gain(clip, 6.0)
     assert louder.dtype == np.float32
@@ -93,7 +104,7 @@ def test_gain_is_in_decibels(clip):
     np.testing.assert_allclose(gain(np.array([0.5, -1.0], np.float32), -20.0), [0.05, -0.1], rtol=1e-6)
 
 
-def test_equalizer_has_its_gains_at_their_frequencies():
+def test_equalizer_gains_by_frequency():
     """Slaney's mel scale is linear to 1 kHz, which is 15 mel, and 8 kHz are 45.2 mel: 15.08 of them are 1005.5 Hz."""
     gains_db = [-6.0, 3.0, 8.0, 0.0]
     for hertz, db in {1005.5: 3.0, 502.75: -1.5, 20.0: -5.8}.items():
@@ -102,7 +113,7 @@ def test_equalizer_has_its_gains_at_their_frequencies():
         assert level_db(colored) - level_db(tone(hertz)) == pytest.approx(db, abs=0.1)
 
 
-def test_equalizer_moves_nothing_in_time():
+def test_equalizer_has_no_delay():
     click = np.zeros(4801, np.float32)
     click[2400] = 1
     assert np.abs(equalize(click, RATE, [-8, 8, -8, 8, -8, 8])).argmax() == 2400
@@ -119,7 +130,7 @@ def test_speed_changes_length_and_pitch_together(factor):
     assert peak == pytest.approx(440 * factor, abs=0.5)
 
 
-def test_telephone_keeps_its_band_and_no_more():
+def test_telephone_removes_everything_out_of_its_band():
     kept = telephone(tone(1000), RATE)
     assert kept.dtype == np.float32
     assert level_db(kept) == pytest.approx(level_db(tone(1000)), abs=0.2)
@@ -145,7 +156,7 @@ def test_telephone_clips_at_full_scale():
     assert level_db(telephone(gain(tone(1000), 40.0), RATE)) == pytest.approx(0, abs=1.0)
 
 
-def test_spec_augment_hides_real_frames_behind_their_mean(batch):
+def test_spec_augment_replaces_real_frames_by_their_mean(batch):
     features, mask = batch
     augmented = spec_augment(features, mask, rng())
     real = (mask == 1)[:, None].expand_as(features)
@@ -174,13 +185,13 @@ def test_spec_augment_spans_are_no_wider_than_their_share(batch, share):
     assert widest.tolist() == [[int(40 * share), int(25 * share)], [int(10 * share)] * 2]
 
 
-def test_nothing_changes_when_all_is_off(clip, batch):
+def test_nothing_changes_by_default(clip, batch):
     off = Augmentation()
     assert off.augment_audio(clip, RATE, rng()) is clip
     torch.testing.assert_close(off.augment_features(*batch, rng()), batch[0], rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_seed_repeats_everything(clip, batch):
+def test_a_seed_reproduces_everything(clip, batch):
     audio = [EVERYTHING.augment_audio(clip, RATE, rng(seed)) for seed in (0, 0, 1)]
     assert audio[0].dtype == np.float32
     assert np.array_equal(audio[0], audio[1])
@@ -191,14 +202,14 @@ def test_a_seed_repeats_everything(clip, batch):
 
 
 @pytest.mark.parametrize("name", ["speed", "noise", "equalizer", "gain", "telephone"])
-def test_probabilities_are_those_of_clips(make_clip, name):
+def test_augmentation_probabilities_per_clip(make_clip, name):
     augmentation = Augmentation(**{f"{name}_probability": 0.3})
     clip, random = make_clip(0.01), rng()
     changed = [augmentation.augment_audio(clip, RATE, random) is not clip for _ in range(300)]
     assert np.mean(changed) == pytest.approx(0.3, abs=0.08)
 
 
-def test_spec_augment_is_drawn_clip_by_clip():
+def test_spec_augment_probability_per_clip():
     features, mask = torch.randn(400, 10, 20), torch.ones(400, 20)
     augmentation = Augmentation(spec_augment_probability=0.3, time_share=1.0, time_masks=5)
     changed = (augmentation.augment_features(features, mask, rng()) != features).any(dim=2).any(dim=1)
@@ -213,12 +224,12 @@ def test_spec_augment_is_drawn_clip_by_clip():
         {"time_share": 0.0, "frequency_masks": 0},
     ],
 )
-def test_spec_augment_has_the_spans_asked_for(batch, options):
+def test_spec_augment_without_spans_changes_nothing(batch, options):
     augmented = Augmentation(spec_augment_probability=1, **options).augment_features(*batch, rng())
     torch.testing.assert_close(augmented, batch[0], rtol=0, atol=0, equal_nan=True)
 
 
-def test_noise_comes_in_both_colors():
+def test_noise_is_drawn_in_both_colors():
     quiet, random = tone(100), rng()
     noisy = Augmentation(noise_probability=1)
     noises = [noisy.augment_audio(quiet, RATE, random) - quiet for _ in range(10)]
@@ -226,7 +237,7 @@ def test_noise_comes_in_both_colors():
     assert min(ratios) == pytest.approx(1, abs=0.3) and max(ratios) == pytest.approx(2, abs=0.3)
 
 
-def test_ranges_are_kept_and_reached(clip):
+def test_values_cover_their_ranges(clip):
     noisy, random = Augmentation(noise_probability=1, snr_db=[10, 20]), rng()
     ratios = [level_db(clip) - level_db(noisy.augment_audio(clip, RATE, random) - clip) for _ in range(100)]
     assert 10 - 1e-3 < min(ratios) < 11 and 19 < max(ratios) < 20 + 1e-3
@@ -240,8 +251,8 @@ def test_ranges_are_kept_and_reached(clip):
     assert 0.8 <= min(lengths) < 0.83 and 1.2 < max(lengths) <= 1.25 + 1e-3
 
 
-def test_the_line_comes_last(clip):
-    """A gain before the line changes what the line clips; after it, it would only scale."""
+def test_telephone_is_applied_last(clip):
+    """A gain before the telephone changes its clipping; after it, it would only scale."""
     both = Augmentation(gain_probability=1, gain_db=(20, 20), telephone_probability=1).augment_audio(clip, RATE, rng())
     np.testing.assert_array_equal(both, telephone(gain(clip, 20.0), RATE))
 
@@ -266,7 +277,7 @@ def test_flags_make_an_augmentation():
         ({"frequency_masks": -1}, "frequency_masks=-1 must be at least 0"),
     ],
 )
-def test_impossible_augmentations_are_refused(options, message):
+def test_invalid_augmentations_raise(options, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**options)
 
@@ -282,18 +293,18 @@ def test_impossible_augmentations_are_refused(options, message):
         (lambda clip: gain([0.5, 0.5], 3.0), "audio is list"),
         (lambda clip: telephone(clip[:0], RATE), r"shape \(0,\); .*at least one sample"),
         (lambda clip: telephone(clip, 16), r"sampling_rate=16 must be .* Hz \(not kHz\)"),
-        (lambda clip: equalize(clip, RATE, [0.0]), r"gains_db=\[0.0\] must be gains at two frequencies or more"),
+        (lambda clip: equalize(clip, RATE, [0.0]), r"gains_db=\[0.0\] must have gains at two or more frequencies"),
         (lambda clip: equalize(clip, RATE, [0.0, 200.0]), "gains_db=200.0 must be between -100.0 and 100.0 dB"),
         (lambda clip: equalize(clip, 16, [0.0, 0.0]), r"sampling_rate=16 must be .* Hz \(not kHz\)"),
         (lambda clip: change_speed(clip, RATE, 0.0), "factor=0.0 must be between 0.5 and 2.0"),
     ],
 )
-def test_impossible_calls_are_refused(clip, call, message):
+def test_invalid_calls_raise(clip, call, message):
     with pytest.raises(ValueError, match=message):
         call(clip)
 
 
-def test_spec_augment_refuses_what_does_not_match(batch):
+def test_spec_augment_raises_for_shapes_that_do_not_match(batch):
     features, mask = batch
     with pytest.raises(ValueError, match=r"\(3, 10, 40\) and mask of shape \(3, 10\) do not match"):
         spec_augment(features, mask[:, :10], rng())

@@ -3,10 +3,12 @@ import shutil
 
 import pytest
 import torch
+from tiny import make_config
 
+from modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.training.adapters import set_trainable
-from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.build import build_model, choose_labels
 from modeling_mmemo.training.training_arguments import ModelArguments
 
 
@@ -20,7 +22,7 @@ def arguments(**options):
 
 @pytest.fixture
 def halves(encoders, tmp_path):
-    """Folders of a model that only hears and of one that only reads, with heads that say something."""
+    """Folders of an audio model and a text model, with distinct scores."""
     torch.manual_seed(1)
     folders = []
     for name, encoder in zip(("audio", "text"), encoders):
@@ -39,12 +41,12 @@ def halves(encoders, tmp_path):
 
 
 @torch.no_grad()
-def answers(folder_or_model, processor, modality, inputs):
+def predict(model, processor, modality, inputs):
     batch = processor(**{modality: inputs}, return_tensors="pt")
-    return folder_or_model.eval()(**batch).logits
+    return model.eval()(**batch).logits
 
 
-def test_two_encoders_make_a_new_model(encoders):
+def test_two_encoders(encoders):
     audio, text = map(str, encoders)
     model, processor, new = build_model(arguments(audio_encoder=audio, audio_layers=2, text_encoder=text), LABELS)
 
@@ -56,7 +58,7 @@ def test_two_encoders_make_a_new_model(encoders):
 
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
-def test_one_encoder_makes_a_model_of_one_modality(encoders, modality):
+def test_one_encoder(encoders, modality):
     encoder = str(encoders[modality == "text"])
     model, processor, new = build_model(arguments(**{f"{modality}_encoder": encoder}), LABELS)
 
@@ -65,7 +67,7 @@ def test_one_encoder_makes_a_model_of_one_modality(encoders, modality):
     assert (processor.tokenizer is None) == (modality == "audio")
 
 
-def test_joined_halves_answer_as_they_did_alone(halves, make_clip):
+def test_joined_halves_predict_the_same_as_before(halves, make_clip):
     audio, text = map(str, halves)
     args = arguments(audio_encoder=audio, text_encoder=text)
     joined, processor, new = build_model(args, LABELS)
@@ -78,12 +80,12 @@ def test_joined_halves_answer_as_they_did_alone(halves, make_clip):
         ("text", text, ["i am happy", "wait !"]),
     ):
         half, half_processor, _ = build_model(arguments(model_name_or_path=folder), LABELS)
-        expected = answers(half, half_processor, modality, inputs)
-        torch.testing.assert_close(answers(joined, processor, modality, inputs).softmax(1), expected.softmax(1))
+        expected = predict(half, half_processor, modality, inputs)
+        torch.testing.assert_close(predict(joined, processor, modality, inputs).softmax(1), expected.softmax(1))
         assert expected.std() > 0.01
 
 
-def test_frozen_halves_keep_their_branches_and_heads(halves):
+def test_branches_and_heads_of_frozen_halves_are_frozen(halves):
     audio, text = map(str, halves)
     args = arguments(audio_encoder=audio, text_encoder=text)
     model, _, new = build_model(args, LABELS)
@@ -98,34 +100,88 @@ def test_frozen_halves_keep_their_branches_and_heads(halves):
     assert any("fused_classifier" in name for name in trained)
 
 
-def test_training_on_keeps_the_weights_and_takes_other_labels(halves):
-    model, _, new = build_model(arguments(model_name_or_path=str(halves[0])), EMOTIONS)
-    before, _, _ = build_model(arguments(model_name_or_path=str(halves[0])), LABELS)
+def test_labels_of_a_checkpoint_are_the_default(halves):
+    args = arguments(model_name_or_path=str(halves[0]))
+
+    for labels in ((), LABELS):
+        model, _, new = build_model(args, labels)
+        assert (list(model.config.id2label.values()), new) == (list(LABELS), [])
+    assert choose_labels(args) == list(LABELS)
+
+
+def test_labels_default_to_the_seven_emotions(encoders):
+    assert choose_labels(arguments(text_encoder=str(encoders[1]))) == list(EMOTIONS)
+
+
+def test_reordered_labels_of_a_checkpoint_raise(halves):
+    message = (
+        r"labels=\['sad', 'happy', 'angry'\] reorders the labels of model_name_or_path=.*, which are \['angry', "
+        r"'happy', 'sad'\]: .* Leave labels out"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_model(arguments(model_name_or_path=str(halves[0])), ("sad", "happy", "angry"))
+    with pytest.raises(ValueError, match="reorders the labels of text_encoder="):
+        build_model(arguments(text_encoder=str(halves[1])), ("sad", "happy", "angry"))
+
+
+# Fewer labels, more, and as many: a head of the same size would keep the weights of other labels.
+@pytest.mark.parametrize("labels", [("sad", "angry"), EMOTIONS, ("angry", "happy", "calm")])
+def test_other_labels_get_a_new_head(halves, labels, caplog):
+    args = arguments(model_name_or_path=str(halves[0]))
+    before, _, _ = build_model(args)
+
+    model, _, new = build_model(args, labels)
 
     assert new == []
-    assert model.audio_classifier.out_features == len(EMOTIONS)
+    assert list(model.config.id2label.values()) == list(labels)
+    weight = model.audio_classifier.weight
+    assert len(weight) == len(labels)
+    assert not torch.isclose(weight[:2], before.audio_classifier.weight[:2]).all(dim=1).any()
     assert torch.equal(model.mmemo.audio_branch.embedding[1].weight, before.mmemo.audio_branch.embedding[1].weight)
+    assert "the classifiers are newly initialised and must be trained" in caplog.text
+
+
+def test_other_labels_contradict_label_words(encoders, tmp_path):
+    config = make_config(audio=None, text="llama", id2label={0: "angry", 1: "sad"}, label_token_ids=[1, 2])
+    MMEmoForEmotionRecognition(config).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match=r"labels=\['angry', 'calm'\] contradicts .* the words of its labels"):
+        build_model(arguments(model_name_or_path=str(tmp_path)), ("angry", "calm"))
+
+
+def test_joined_halves_must_have_the_same_labels_in_the_same_order(encoders, halves, tmp_path):
+    other, processor, _ = build_model(arguments(text_encoder=str(encoders[1])), LABELS[::-1])
+    other.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+
+    joined = arguments(audio_encoder=str(halves[0]), text_encoder=str(halves[1]))
+    assert choose_labels(joined) == list(LABELS)
+    reordered = arguments(audio_encoder=str(halves[0]), text_encoder=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"has the labels \['angry', 'happy', 'sad'\], but text_encoder=.*\['sad'"):
+        build_model(reordered)
 
 
 @pytest.mark.parametrize("options", [{"audio_layers": 1}, {"audio_layer_mix": "last"}, {"trim_db": 20.0}])
-def test_what_a_half_has_already_is_refused(halves, options):
+def test_options_that_a_half_determines_raise(halves, options):
     (name,) = options
-    with pytest.raises(ValueError, match=f"{name}=.* contradicts audio_encoder=.* has its own already"):
+    with pytest.raises(ValueError, match=f"{name}=.* contradicts audio_encoder=.* an mmemo model determines"):
         build_model(arguments(audio_encoder=str(halves[0]), **options), LABELS)
 
 
-def test_a_half_of_the_other_modality_is_refused(halves):
+def test_half_without_the_modality_raises(halves):
     audio = str(halves[0])
-    with pytest.raises(ValueError, match=r"text_encoder=.* is an mmemo model of audio alone"):
+    with pytest.raises(ValueError, match=r"text_encoder=.* is an mmemo model without text"):
         build_model(arguments(text_encoder=audio), LABELS)
 
 
-def test_a_half_with_other_labels_is_refused(halves):
-    with pytest.raises(ValueError, match=r"tells \['angry', 'happy', 'sad'\] apart, in this order, but labels="):
+def test_half_with_other_labels_raises(halves):
+    with pytest.raises(
+        ValueError, match=r"contradicts audio_encoder=.* head has the labels \['angry', 'happy', 'sad'\]"
+    ):
         build_model(arguments(audio_encoder=str(halves[0])), EMOTIONS)
 
 
-def test_a_text_half_keeps_its_window_and_its_pooling(encoders, tmp_path):
+def test_text_half_keeps_context_and_pooling(encoders, tmp_path):
     options = {"text_encoder": str(encoders[1]), "context_turns": 3, "context_tokens": 40, "text_pooling": "last"}
     model, processor, _ = build_model(arguments(**options), LABELS)
     model.save_pretrained(tmp_path / "half")
@@ -142,7 +198,7 @@ def test_a_text_half_keeps_its_window_and_its_pooling(encoders, tmp_path):
         arguments(audio_encoder=str(encoders[0]), context_turns=1)
 
 
-def test_a_tokenizer_without_limit_gets_that_of_its_tower(encoders, tmp_path):
+def test_tokenizer_is_capped_at_the_maximum_length_of_its_encoder(encoders, tmp_path):
     folder = shutil.copytree(encoders[1], tmp_path / "unlimited")
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 10**30}))
@@ -155,14 +211,14 @@ def test_a_tokenizer_without_limit_gets_that_of_its_tower(encoders, tmp_path):
     assert inputs["input_ids"].shape[1] == limit and model.eval()(**inputs).logits.isfinite().all()
 
 
-def test_four_bits_want_a_gpu(encoders, monkeypatch):
+def test_qlora_needs_a_gpu(encoders, monkeypatch):
     args = arguments(text_encoder=str(encoders[1]), text_mode="qlora")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="text_mode=qlora needs a CUDA GPU, and there is none; choose text_mode=lora"):
         build_model(args, LABELS)
 
 
-def test_four_bits_want_bitsandbytes(encoders, monkeypatch):
+def test_qlora_needs_bitsandbytes(encoders, monkeypatch):
     args = arguments(text_encoder=str(encoders[1]), text_mode="qlora")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("modeling_mmemo.training.build.is_bitsandbytes_available", lambda: False)
@@ -170,6 +226,6 @@ def test_four_bits_want_bitsandbytes(encoders, monkeypatch):
         build_model(args, LABELS)
 
 
-def test_four_bits_are_for_an_encoder_as_it_was_released(halves):
+def test_qlora_of_an_mmemo_model_raises(halves):
     with pytest.raises(ValueError, match="text_mode=qlora contradicts text_encoder="):
         build_model(arguments(text_encoder=str(halves[1]), text_mode="qlora"), LABELS)

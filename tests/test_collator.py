@@ -12,7 +12,7 @@ TARGET = {"labels": 1, "label_mask": torch.tensor([1, 1, 0, 1])}
 
 
 def states(positions):
-    """States of 2 layers and width 3, all of the number of positions."""
+    """States of 2 layers and hidden size 3, filled with the number of positions."""
     return np.full((2, positions, 3), positions, np.float16)
 
 
@@ -21,7 +21,7 @@ def collator(processor):
     return EmotionCollator(processor)
 
 
-def test_states_are_padded_and_what_is_missing_is_masked(collator):
+def test_states_are_padded_and_missing_modalities_masked(collator):
     batch = collator([{**TARGET, "audio": states(3)}, {**TARGET, "audio": states(1), "text": states(2)}])
 
     assert batch["labels"].tolist() == [1, 1]
@@ -32,11 +32,11 @@ def test_states_are_padded_and_what_is_missing_is_masked(collator):
     assert batch["audio_hidden_states"][0][:, :, 0].tolist() == [[3, 3, 3], [1, 0, 0]]
 
 
-def test_a_modality_that_no_row_has_is_left_out(collator):
+def test_modality_missing_from_all_rows_is_left_out(collator):
     assert set(collator([{**TARGET, "text": "i am sad"}])) == {"labels", "label_mask", "input_ids", "attention_mask"}
 
 
-def test_rows_give_in_a_batch_what_they_give_alone(collator, model, make_clip):
+def test_rows_have_the_same_logits_in_a_batch_and_alone(collator, model, make_clip):
     rows = [
         {**TARGET, "audio": make_clip(0.5, 1)},
         {**TARGET, "text": "i am so happy"},
@@ -50,7 +50,7 @@ def test_rows_give_in_a_batch_what_they_give_alone(collator, model, make_clip):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-def test_word_times_stand_beside_their_tokens(collator, make_clip):
+def test_word_times_are_assigned_to_their_tokens(collator, make_clip):
     timed = {**TARGET, "audio": make_clip(0.5), "text": "i am", "word_times": [("i", 0.1, 0.2), ("am", 0.2, 0.4)]}
 
     times = collator([timed, {**TARGET, "audio": make_clip(0.5), "text": "so sad ."}])["token_times"]
@@ -59,7 +59,7 @@ def test_word_times_stand_beside_their_tokens(collator, make_clip):
     assert (times[1] == -1).all()
 
 
-def test_word_times_count_from_where_a_trimmed_clip_begins(tokenizer, make_clip):
+def test_word_times_are_relative_to_the_trimmed_clip(tokenizer, make_clip):
     processor = MMEmoProcessor(MMEmoFeatureExtractor(trim_db=35.0), tokenizer)
     clip = np.concatenate([np.zeros(16_000, np.float32), make_clip(0.5)])
     row = {**TARGET, "audio": clip, "text": "i am", "word_times": [("i", 1.1, 1.2), ("am", 1.2, 1.4)]}
@@ -74,7 +74,7 @@ def test_word_times_count_from_where_a_trimmed_clip_begins(tokenizer, make_clip)
     assert (times[1] == -1).all()
 
 
-def test_frames_are_hidden_by_the_seed_of_the_rows_and_without_it_not_at_all(processor, make_clip):
+def test_spec_augment_depends_on_the_seed_of_the_rows(processor, make_clip):
     collator = EmotionCollator(processor, Augmentation(spec_augment_probability=1.0))
 
     def features(**extra):
@@ -87,7 +87,7 @@ def test_frames_are_hidden_by_the_seed_of_the_rows_and_without_it_not_at_all(pro
     assert not torch.equal(features(seed=1), plain)
 
 
-def test_hiding_frames_of_a_waveform_is_refused(tokenizer, make_clip):
+def test_spec_augment_of_waveforms_raises(tokenizer, make_clip):
     processor = MMEmoProcessor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer)
     collator = EmotionCollator(processor, Augmentation(spec_augment_probability=0.5))
 

@@ -12,7 +12,7 @@ from modeling_mmemo.data.schema import FEATURES
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """A miniature of RAVDESS and of two corpora of words, as tables."""
+    """Small tables in the layouts of RAVDESS and of two text corpora."""
     tables = {
         "ravdess/metadata.csv": [
             {"file_name": "a.flac", "label": "calm", "speaker": "01", "text": "Dogs."},
@@ -46,7 +46,7 @@ def data_dir(tmp_path):
         ("joy|fear", None),
     ],
 )
-def test_a_label_maps_to_its_shared_counterpart(raw, label):
+def test_label_names_map_to_shared_labels(raw, label):
     assert label_of(raw) == label
 
 
@@ -54,19 +54,19 @@ def test_shared_labels_map_to_themselves():
     assert tuple(map(label_of, EMOTIONS)) == EMOTIONS
 
 
-def test_a_label_that_is_asked_for_is_kept():
+def test_requested_labels_are_kept():
     labels = ("Joy", "boredom", "sad")
 
     assert [label_of(raw, labels) for raw in ("joy", "boredom", "sadness", "happy")] == ["Joy", "boredom", "sad", None]
 
 
-def test_several_names_count_where_they_stand_for_one_label():
+def test_several_names_of_the_same_label():
     assert single_label("joy|happy") == "happy"
     assert single_label("joy|annoyed", label_map={"Annoyed": "happy"}) == "happy"
     assert single_label("joy|boredom") is None
 
 
-def test_an_audio_corpus_comes_out_in_the_schema(data_dir):
+def test_audio_corpus_has_the_columns_of_the_schema(data_dir):
     rows = read_corpus("ravdess", data_dir)
 
     assert rows.features == FEATURES
@@ -76,11 +76,11 @@ def test_an_audio_corpus_comes_out_in_the_schema(data_dir):
     assert rows[0]["audio"] == {"path": str(data_dir / "ravdess" / "a.flac"), "bytes": None}
 
 
-def test_a_fold_holds_out_its_speakers_and_no_others(data_dir):
+def test_fold_holds_out_its_speakers_only(data_dir):
     assert read_corpus("ravdess", data_dir, fold=4)["split"] == ["train", "train", "test"]
 
 
-def test_a_text_corpus_leaves_out_labels_without_counterpart(data_dir):
+def test_rows_without_a_shared_label_are_left_out(data_dir):
     rows = read_corpus("meld", data_dir)
 
     assert rows["text"] == ["Oh, joy, \u201cjoy\u201d!"]
@@ -88,18 +88,18 @@ def test_a_text_corpus_leaves_out_labels_without_counterpart(data_dir):
     assert rows["split"] == ["dev"]
 
 
-def test_labels_choose_between_the_paper_s_groups_and_the_fine_names(data_dir):
+def test_requested_fine_labels_are_not_grouped(data_dir):
     assert read_corpus("goemotions", data_dir)["label"] == ["happy", "angry"]
     assert read_corpus("goemotions", data_dir, labels=("gratitude", "annoyance"))["label"] == ["gratitude"]
 
 
-def test_a_label_map_makes_a_label_count(data_dir):
+def test_label_map(data_dir):
     rows = read_corpus("meld", data_dir, label_map={"boredom": "neutral"})
 
     assert rows["label"] == ["happy", "neutral"]
 
 
-def test_the_modality_is_that_of_the_layout_at_hand(data_dir, tmp_path):
+def test_modality_is_that_of_the_existing_layout(data_dir, tmp_path):
     (tmp_path / "other" / "meld").mkdir(parents=True)
 
     assert find_layout("meld", data_dir).modality == "text"
@@ -114,7 +114,7 @@ def test_every_speaker_is_tested_once(name):
     assert set(CORPORA[name].test_speakers + CORPORA[name].dev_speakers) <= set(speakers)
 
 
-def test_what_is_not_there_is_refused(data_dir):
+def test_missing_corpora_and_folds_raise(data_dir):
     with pytest.raises(ValueError, match=r"'msp'; the known ones are .*'ravdess'"):
         read_corpus("msp", data_dir)
     with pytest.raises(ValueError, match=r"no nemo/metadata.csv nor nemo; .*--data_dir"):
@@ -148,7 +148,7 @@ def test_the_folds_of_a_real_corpus_name_all_its_speakers(name, corpora_dir):
 
 
 @pytest.mark.corpora
-def test_real_folds_are_those_of_emobox(corpora_dir):
+def test_real_folds_equal_those_of_emobox(corpora_dir):
     with (corpora_dir / "ravdess" / "metadata.csv").open(newline="", encoding="utf-8") as file:
         clips = list(csv.DictReader(file))
 
@@ -157,7 +157,7 @@ def test_real_folds_are_those_of_emobox(corpora_dir):
 
 
 @pytest.mark.corpora
-def test_real_emotions_are_grouped_as_the_paper_does(corpora_dir):
+def test_real_emotions_are_grouped_as_in_the_paper(corpora_dir):
     with (corpora_dir / "text" / "goemotions.csv").open(newline="", encoding="utf-8") as file:
         groups = Counter(row["ekman"] for row in csv.DictReader(file))
 

@@ -10,13 +10,13 @@ from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.data.sources import read_source
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import tower_states
-from modeling_mmemo.training.rows import EmotionRows, EmotionStream
+from modeling_mmemo.training.rows import EmotionRows, StreamedRows
 
 
 LINES = [
     ("1", "A", "wait !", "anger", "train"),
     ("1", "B", "so sad", "sadness", "train"),
-    # Of no known label, and part of the dialogue all the same.
+    # Without a known label, but part of the dialogue.
     ("1", "A", "i am not", "bored", "train"),
     ("1", "B", "you are", "joy", "train"),
     ("1", "A", "i am happy", "joy", "dev"),
@@ -45,7 +45,7 @@ EXPECTED = [
 ]
 
 
-def test_rows_of_a_corpus_know_what_was_said_before(data_dir):
+def test_rows_of_a_corpus_have_context(data_dir):
     rows = read_corpus("meld", data_dir, context_turns=2)
 
     assert contexts(rows) == EXPECTED
@@ -53,7 +53,7 @@ def test_rows_of_a_corpus_know_what_was_said_before(data_dir):
     assert text_of(rows[1]) == {"text": "so sad", "context": [{"speaker": "A", "text": "wait !"}], "speaker": "B"}
 
 
-def test_without_context_nothing_is_kept(data_dir):
+def test_rows_have_no_context_by_default(data_dir):
     rows = read_corpus("meld", data_dir)
 
     assert set(rows["context"]) == set(rows["dialogue"]) == set(rows["said_by"]) == {None}
@@ -62,7 +62,7 @@ def test_without_context_nothing_is_kept(data_dir):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_rows_of_a_table_know_it_as_well(tmp_path, suffix, streaming):
+def test_rows_of_a_table_have_context(tmp_path, suffix, streaming):
     names = ("conversation", *NAMES[1:])
     path = write_table(tmp_path / f"calls{suffix}", [dict(zip(names, line)) for line in LINES])
 
@@ -72,7 +72,7 @@ def test_rows_of_a_table_know_it_as_well(tmp_path, suffix, streaming):
         assert contexts({"context": [row["context"] for row in rows]}) == EXPECTED
 
 
-def test_a_table_may_have_the_context_itself(tmp_path):
+def test_table_with_a_context_column(tmp_path):
     turns = [{"speaker": "B", "text": "no"}, {"text": "wait !"}]
     path = write_table(tmp_path / "calls.csv", [{"text": "so sad", "label": "sad", "context": json.dumps(turns)}])
 
@@ -81,17 +81,17 @@ def test_a_table_may_have_the_context_itself(tmp_path):
     assert contexts(rows) == [[(None, "wait !")]]
 
 
-def test_a_blank_row_says_nothing():
+def test_row_without_text_is_no_turn():
     history = DialogueHistory(2)
 
     for text in ("so sad", None):
-        history.place({"dialogue": "1", "split": None, "text": text}, "A")
-    placed = history.place({"dialogue": "1", "split": None, "text": "no"}, "A")
+        history.add({"dialogue": "1", "split": None, "text": text}, "A")
+    placed = history.add({"dialogue": "1", "split": None, "text": "no"}, "A")
 
     assert placed["context"] == [{"speaker": "A", "text": "so sad"}]
 
 
-def test_batches_of_training_have_the_context(data_dir, tokenizer):
+def test_training_batches_have_context(data_dir, tokenizer):
     processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=2)
     rows = read_corpus("meld", data_dir, context_turns=2)
     drawn = EmotionRows(rows, range(3), ("angry", "happy", "sad"), {}, processor)
@@ -108,7 +108,7 @@ def test_batches_of_training_have_the_context(data_dir, tokenizer):
         assert batch[name].tolist() == values.tolist()
 
 
-def test_a_text_may_come_without_its_dialogue_in_training(data_dir, tokenizer):
+def test_context_dropout(data_dir, tokenizer):
     processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=2)
     rows = read_corpus("meld", data_dir, context_turns=2)
     drawn = EmotionRows(rows, range(3), ("angry", "happy", "sad"), {}, processor, context_dropout=0.5)
@@ -126,20 +126,20 @@ def test_a_text_may_come_without_its_dialogue_in_training(data_dir, tokenizer):
     assert seen == {0: {(), ("speaker",)}, 1: both, 2: both}
 
 
-def test_a_text_of_a_stream_may_come_without_its_dialogue(data_dir, tokenizer):
+def test_context_dropout_of_a_stream(data_dir, tokenizer):
     processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=2)
     rows = read_corpus("meld", data_dir, context_turns=2).to_iterable_dataset()
-    stream = EmotionStream(rows, ("angry", "happy", "sad"), processor, None, seed=0, context_dropout=1.0)
+    stream = StreamedRows(rows, ("angry", "happy", "sad"), processor, None, seed=0, context_dropout=1.0)
 
     assert [set(row) for row in stream] == [{"labels", "label_mask", "text"}] * 5
 
 
-def test_kept_states_are_those_of_the_text_alone(data_dir, model, processor, tmp_path):
+def test_cached_states_do_not_include_the_context(data_dir, model, processor, tmp_path):
     reader = MMEmoProcessor(processor.feature_extractor, processor.tokenizer, context_turns=2)
     rows = read_corpus("meld", data_dir, context_turns=2)
 
-    kept = tower_states("text", model.mmemo.text_tower, reader, rows, tmp_path / "kept")
+    cached = tower_states("text", model.mmemo.text_tower, reader, rows, tmp_path / "cached")
 
     inputs = reader(**{**text_of(rows[2]), "context": contexts(rows)[2]}, return_tensors="pt")
-    assert kept.length(2) == int((inputs["attention_mask"] & ~inputs["context_mask"]).sum())
-    assert kept.length(2) < inputs["input_ids"].shape[1]
+    assert cached.length(2) == int((inputs["attention_mask"] & ~inputs["context_mask"]).sum())
+    assert cached.length(2) < inputs["input_ids"].shape[1]

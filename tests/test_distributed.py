@@ -1,4 +1,4 @@
-"""Two processes, started as a user starts them, learn what one process does."""
+"""Training with two processes, started by accelerate, gives the same model as one process."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from modeling_mmemo.training.rows import EmotionRows, LikeBatches
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
 LAUNCH += ["--config_file", "configs/accelerate/ddp_cpu.yaml"]
-# All runs in one launch: to import everything takes longer than to train.
+# All runs in one launch, because importing takes longer than training.
 SCRIPT = "import json, sys, train\nfor argv in json.loads(sys.argv[1]):\n    train.main(argv)\n"
 BATCH_SIZE = 2
-# A letter a row (voice, text, both) and a word a batch: the first goes to one process, the second to the other.
-STEPS = [("vv", "tt"), ("tt", "vv"), ("bb", "vv"), ("vt", "bt")]
-DEV = "vvvtttbb"
+# A letter per row (audio, text, both) and a string per batch: one for each of the two processes.
+STEPS = [("aa", "tt"), ("tt", "aa"), ("bb", "aa"), ("at", "bt")]
+DEV = "aaatttbb"
 WORDS = {"angry": "wait !", "happy": "i am happy", "sad": "i am sad"}
 
 RUNS = {
@@ -35,7 +35,7 @@ RUNS = {
     "adapted": {"audio_mode": "lora", "text_mode": "lora", "lora_dropout": 0, "activation_checkpointing": "true"},
     "streamed": {"audio_mode": "full", "text_mode": "full", "streaming": "true", "max_steps": 2 * len(STEPS)},
 }
-# Batches of like rows have an order that depends on their size; the processes take them in turn, as accumulation does.
+# The order of batches depends on the batch size; processes take batches in turn, as gradient accumulation does.
 SAME_ROWS = {
     "full": {"per_device_train_batch_size": 2 * BATCH_SIZE},
     "adapted": {"gradient_accumulation_steps": 2},
@@ -45,7 +45,7 @@ OPTIONS = {
     "per_device_train_batch_size": BATCH_SIZE,
     "fusion_hidden_size": 16,
     "fusion_dropout": 0,
-    # Adam would blow gradients that are nothing but rounding up to whole steps.
+    # Adam would amplify gradients that are rounding errors to full steps.
     "optim": "sgd",
     "learning_rate": 0.1,
     "head_learning_rate": 0.1,
@@ -56,14 +56,14 @@ OPTIONS = {
     "save_steps": 2 * len(STEPS),
     "report_to": "none",
     "use_cpu": "true",
-    # So many seconds may one process wait for the other.
+    # Seconds that a process waits for the other.
     "ddp_timeout": 60,
 }
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, session_tokenizer, make_clip):
-    """Options that name two tiny encoders and a table whose rows stand in the order of `STEPS`."""
+    """Options with two tiny encoders and a table whose rows are in the order of `STEPS`."""
     folder = tmp_path_factory.mktemp("sources")
     whisper = {**WHISPER, **TOKENS, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
     WhisperModel(WhisperConfig(**whisper, pad_token_id=0, decoder_start_token_id=3)).save_pretrained(folder / "audio")
@@ -79,7 +79,7 @@ def sources(tmp_path_factory, session_tokenizer, make_clip):
             label, text = list(WORDS.items())[index % len(WORDS)]
             row = {
                 "audio": None if kind == "t" else f"{index}.wav",
-                "text": None if kind == "v" else text,
+                "text": None if kind == "a" else text,
                 "label": label,
                 "speaker": f"{split} {index}",
                 "split": split,
@@ -95,7 +95,7 @@ def arguments(sources, folder, **options):
 
 @pytest.fixture(scope="module")
 def launched(sources, tmp_path_factory):
-    """The folder of all `RUNS`, each of two processes."""
+    """The output folder of all `RUNS`, each with two processes."""
     folder = tmp_path_factory.mktemp("together")
     script = folder / "script.py"
     script.write_text(SCRIPT)
@@ -124,7 +124,7 @@ def run_alone(name, sources, folder):
 
 @pytest.fixture(scope="module", params=["full", "adapted"])
 def runs(request, sources, launched, tmp_path_factory):
-    """The folders of a run of two processes, and of one process that sees the same rows at a step."""
+    """The output folders of a run with two processes, and of one process with the same rows in every step."""
     alone = run_alone(request.param, sources, tmp_path_factory.mktemp("alone"))
     return launched / request.param / "model", alone
 
@@ -134,7 +134,7 @@ def losses(folder):
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-def test_like_batches_leave_a_process_without_a_modality(sources):
+def test_a_process_may_have_a_batch_without_a_modality(sources):
     table = read_source(str(sources["corpora"]), ".")
     rows = EmotionRows(table, range(BATCH_SIZE * 2 * len(STEPS)), EMOTIONS, states={}, processor=None)
 
@@ -145,7 +145,8 @@ def test_like_batches_leave_a_process_without_a_modality(sources):
     assert any(first != second for first, second in zip(present[::2], present[1::2]))
 
 
-def test_two_processes_learn_as_one(runs):
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(runs):
     together, alone = map(losses, runs)
 
     assert len(together) == 2 * len(STEPS)
@@ -153,7 +154,8 @@ def test_two_processes_learn_as_one(runs):
     assert sum(together[len(STEPS) :]) < sum(together[: len(STEPS)])
 
 
-def test_two_processes_end_at_the_same_weights(runs):
+@pytest.mark.slow
+def test_two_processes_have_the_weights_of_one(runs):
     together, alone = (load_file(folder / "model.safetensors") for folder in runs)
 
     assert together.keys() == alone.keys()
@@ -161,20 +163,23 @@ def test_two_processes_end_at_the_same_weights(runs):
         torch.testing.assert_close(weight, alone[name], rtol=0, atol=1e-5, msg=name)
 
 
-def test_two_processes_write_one_model(runs):
+@pytest.mark.slow
+def test_two_processes_save_a_complete_model(runs):
     model = MMEmoForEmotionRecognition.from_pretrained(runs[0])
 
     assert model.missing_keys_on_load == ()
 
 
-def test_two_processes_find_the_same_scores(runs):
+@pytest.mark.slow
+def test_two_processes_have_the_scores_of_one(runs):
     together, alone = (json.loads((folder / "eval_results.json").read_text()) for folder in runs)
 
     scores = [name for name in alone if name.endswith(("_wa", "_uar"))]
-    assert len(scores) == 7  # those of voices, words and both, and the mean UAR
+    assert len(scores) == 7  # those of audio, text and both, and the mean UAR
     assert {name: together[name] for name in scores} == pytest.approx({name: alone[name] for name in scores})
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_stream(sources, launched, tmp_path):
     alone = losses(run_alone("streamed", sources, tmp_path))
 

@@ -1,4 +1,6 @@
 import copy
+import os
+import weakref
 
 import pytest
 import soundfile
@@ -6,7 +8,7 @@ import torch
 
 from modeling_mmemo.data.schema import as_dataset
 from modeling_mmemo.training.collator import EmotionCollator
-from modeling_mmemo.training.features import run_tower, standardize, tower_states
+from modeling_mmemo.training.features import RunningStatistics, run_tower, standardize, tower_states
 
 
 @pytest.fixture
@@ -14,20 +16,20 @@ def texts():
     return as_dataset([{"text": text} for text in ("i am happy", "you are not so sad !", "wait")])
 
 
-def test_kept_states_give_the_models_own_answer(model, processor, texts, tmp_path):
-    kept = tower_states("text", model.mmemo.text_tower, processor, texts, tmp_path)
+def test_cached_states_give_the_same_logits(model, processor, texts, tmp_path):
+    cached = tower_states("text", model.mmemo.text_tower, processor, texts, tmp_path)
     inputs = processor(text="you are not so sad !", return_tensors="pt")
 
     with torch.no_grad():
         expected = model(**inputs).logits
-        states = torch.from_numpy(kept[1].copy()).float().unsqueeze(1)
+        states = torch.from_numpy(cached[1].copy()).float().unsqueeze(1)
         logits = model(text_hidden_states=states.unbind()).logits
 
-    assert len(kept) == 3
-    torch.testing.assert_close(logits, expected, atol=5e-3, rtol=5e-3)  # they are kept in half precision
+    assert len(cached) == 3
+    torch.testing.assert_close(logits, expected, atol=5e-3, rtol=5e-3)  # cached in half precision
 
 
-def test_states_are_computed_once_and_anew_for_other_weights(model, processor, texts, tmp_path):
+def test_states_are_computed_once_and_again_for_other_weights(model, processor, texts, tmp_path):
     tower = model.mmemo.text_tower
     first = tower_states("text", tower, processor, texts, tmp_path)[0]
     (folder,) = tmp_path.iterdir()
@@ -45,13 +47,13 @@ def test_states_are_computed_once_and_anew_for_other_weights(model, processor, t
 
 @pytest.fixture
 def inputs():
-    """Training rows as the collator takes them."""
+    """Training rows for the collator."""
     target = {"labels": 0, "label_mask": torch.ones(4, dtype=torch.long)}
     return [{**target, "text": text} for text in ("i am happy", "you are not so sad !", "wait", "so sad .")]
 
 
 def pooled(model, texts, processor):
-    """What the text branch pools, and all positions of its layers, `(layers, positions, hidden)`."""
+    """Returns the pooled vectors of the text branch, and its layers, `(layers, positions of all texts, hidden)`."""
     branch = model.mmemo.text_branch
     states = [model(**processor(text=text, return_tensors="pt"), output_hidden_states=True) for text in texts]
     layers = [torch.stack(output.text_hidden_states) for output in states]
@@ -61,7 +63,7 @@ def pooled(model, texts, processor):
 
 
 @torch.no_grad()
-def test_standardized_features_have_mean_0_and_deviation_1(model, processor, inputs):
+def test_standardized_features_have_mean_0_and_std_1(model, processor, inputs):
     audio = copy.deepcopy(model.mmemo.audio_branch.state_dict())
 
     standardize(model, ["audio", "text"], inputs, EmotionCollator(processor))
@@ -74,11 +76,11 @@ def test_standardized_features_have_mean_0_and_deviation_1(model, processor, inp
     vectors = branch.standardization(vectors)
     torch.testing.assert_close(vectors.mean(dim=0), torch.zeros_like(vectors[0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(vectors.std(dim=0, correction=0), torch.ones_like(vectors[0]))
-    # There was no voice to learn from.
+    # No row has audio.
     assert all(torch.equal(value, audio[name]) for name, value in model.mmemo.audio_branch.state_dict().items())
 
 
-def test_only_the_branches_asked_for_are_standardized(model, processor, inputs):
+def test_only_the_given_branches_are_standardized(model, processor, inputs):
     before = copy.deepcopy(model.state_dict())
 
     standardize(model, ["audio"], inputs, EmotionCollator(processor))
@@ -86,7 +88,7 @@ def test_only_the_branches_asked_for_are_standardized(model, processor, inputs):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_one_input_alone_gives_no_nan(model, processor, inputs):
+def test_one_input_gives_no_nan(model, processor, inputs):
     standardize(model, ["text"], inputs[:1], EmotionCollator(processor))
 
     assert model(**processor(text="i am happy", return_tensors="pt")).logits.isfinite().all()
@@ -94,28 +96,81 @@ def test_one_input_alone_gives_no_nan(model, processor, inputs):
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
 @torch.no_grad()
-def test_kept_states_of_rows_stand_at_their_numbers(model, processor, make_clip, tmp_path, modality):
+def test_cached_states_have_the_index_of_their_row(model, processor, make_clip, tmp_path, modality):
     soundfile.write(tmp_path / "clip.wav", make_clip(0.5), 16_000)
     audio = [None, {"bytes": None, "path": str(tmp_path / "clip.wav")}, None]
     texts = ["i am", None, "wait ! so sad"]
     rows = as_dataset([{"audio": clip, "text": text} for clip, text in zip(audio, texts)])
     tower = model.mmemo.audio_tower if modality == "audio" else model.mmemo.text_tower
 
-    kept = tower_states(modality, tower, processor, rows, tmp_path / "kept")
+    cached = tower_states(modality, tower, processor, rows, tmp_path / "cache")
 
-    assert len(kept) == 3
+    assert len(cached) == 3
     for index, value in enumerate(rows[modality]):
-        assert (kept.length(index) == 0) == (value is None)
+        assert (cached.length(index) == 0) == (value is None)
         if value is not None:
             inputs = processor(**{modality: value}, return_tensors="pt")
             expected = torch.stack(run_tower(modality, tower.eval(), inputs)[0])[:, 0]
-            torch.testing.assert_close(torch.from_numpy(kept[index].copy()).float(), expected, atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(torch.from_numpy(cached[index].copy()).float(), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_states_are_computed_anew_for_another_tokenizer(model, processor, texts, tmp_path):
+def test_states_are_computed_again_for_another_tokenizer(model, processor, texts, tmp_path):
     tower_states("text", model.mmemo.text_tower, processor, texts, tmp_path)
     processor.tokenizer.model_max_length = 4
 
     cut = tower_states("text", model.mmemo.text_tower, processor, texts, tmp_path)
 
     assert [cut[index].shape[1] for index in range(3)] == [4, 4, 3]
+
+
+@pytest.mark.parametrize("change", ["samples", "modification time"])
+def test_states_are_computed_again_for_a_changed_clip(model, processor, make_clip, tmp_path, change):
+    path = tmp_path / "clip.wav"
+    rows = as_dataset([{"audio": {"bytes": None, "path": str(path)}}])
+    cached = []
+    for attempt in range(2):
+        # A clip of another length, or one of the same size written later.
+        soundfile.write(path, make_clip(0.5 + 0.1 * attempt * (change == "samples"), seed=attempt), 16_000)
+        os.utime(path, (attempt, attempt) if change == "modification time" else (0, 0))
+        cached.append(tower_states("audio", model.mmemo.audio_tower, processor, rows, tmp_path / "cache"))
+
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert cached[0].length(0) != cached[1].length(0) or (cached[0][0] != cached[1][0]).any()
+
+
+def test_states_are_computed_again_for_changed_bytes(model, processor, make_clip, tmp_path):
+    cached = []
+    for seed in range(2):
+        soundfile.write(tmp_path / "clip.wav", make_clip(0.5, seed), 16_000)
+        rows = as_dataset([{"audio": {"bytes": (tmp_path / "clip.wav").read_bytes(), "path": "clip.wav"}}])
+        cached.append(tower_states("audio", model.mmemo.audio_tower, processor, rows, tmp_path / "cache"))
+
+    assert (cached[0][0] != cached[1][0]).any()
+
+
+def test_running_statistics_equal_those_of_all_values():
+    values = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0)) * 5 + 1000
+
+    statistics = RunningStatistics()
+    for batch in values.split([1, 20, 2, 27]):
+        statistics.update(batch)
+
+    torch.testing.assert_close(statistics.mean, values.double().mean(dim=0), atol=1e-4, rtol=0)
+    torch.testing.assert_close(statistics.std, values.double().std(dim=0, correction=0), atol=1e-4, rtol=0)
+
+
+def test_standardize_holds_the_states_of_one_input_at_a_time(model, processor, inputs, monkeypatch):
+    states, alive = [], []
+
+    def run(*args):
+        layers, mask = run_tower(*args)
+        states.extend(weakref.ref(layer) for layer in layers)
+        alive.append(sum(layer() is not None for layer in states))
+        return layers, mask
+
+    monkeypatch.setattr("modeling_mmemo.training.features.run_tower", run)
+    standardize(model, ["text"], inputs * 5, EmotionCollator(processor))
+
+    num_layers = len(model.mmemo.text_branch.mix.weights)
+    assert len(states) == 2 * 20 * num_layers
+    assert max(alive) <= 2 * num_layers  # those of the last input and of this one

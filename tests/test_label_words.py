@@ -21,7 +21,7 @@ FAMILIES = ["llama", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt2"]
 
 @pytest.fixture(scope="module")
 def words():
-    """Byte-pair encoding learned from a few sentences, as in GPT-2: no padding token, no limit, no separator."""
+    """Byte-pair encoding trained on a few sentences, as in GPT-2: no padding token, maximum length or separator."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -38,7 +38,7 @@ def words():
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def language_model(request, words, tmp_path_factory):
-    """The folder of a tiny causal language model that says something."""
+    """The folder of a tiny causal language model with distinct likelihoods."""
     return save(request.param, words, tmp_path_factory.mktemp(request.param))
 
 
@@ -64,7 +64,7 @@ def arguments(folder, **options):
 
 
 def likelihoods(folder, texts, words):
-    """What the language model itself gives to the labels' words behind each text."""
+    """Returns the logits of the language model itself for the words of the labels after each text."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = [words(f" {label}")["input_ids"][0] for label in LABELS]
     rows = []
@@ -76,7 +76,7 @@ def likelihoods(folder, texts, words):
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_label_is_as_likely_as_its_word(language_model, words, side):
+def test_score_of_a_label_is_the_likelihood_of_its_word(language_model, words, side):
     model, processor, _ = build_model(arguments(language_model), LABELS)
     processor.tokenizer.padding_side = side
 
@@ -88,12 +88,12 @@ def test_a_label_is_as_likely_as_its_word(language_model, words, side):
     assert expected.std(dim=1).min() > 0.01
     torch.testing.assert_close(output.text_logits[:2], expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(output.logits[:2], expected, atol=1e-4, rtol=1e-4)
-    # Missing: nothing is more likely than the rest.
+    # A missing text: all labels are equally likely.
     assert torch.equal(output.logits[2], torch.zeros(3))
 
 
 @torch.no_grad()
-def test_the_words_are_asked_for_behind_a_text_that_is_cut(words, tmp_path):
+def test_prompt_follows_a_truncated_text(words, tmp_path):
     model, processor, _ = build_model(arguments(save("gpt2", words, tmp_path)), LABELS)
 
     inputs = processor(text="so sad " * 200, return_tensors="pt")
@@ -104,7 +104,7 @@ def test_the_words_are_asked_for_behind_a_text_that_is_cut(words, tmp_path):
 
 
 @torch.no_grad()
-def test_a_saved_model_says_the_same_words(language_model, tmp_path):
+def test_saved_model_predicts_the_same(language_model, tmp_path):
     model, processor, _ = build_model(arguments(language_model, context_turns=2), LABELS)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -120,7 +120,7 @@ def test_a_saved_model_says_the_same_words(language_model, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["early", "late", "cross_attention", "hybrid"])
-def test_a_voice_stands_beside_the_words(words, encoders, tmp_path, fusion):
+def test_label_words_with_audio(words, encoders, tmp_path, fusion):
     alone, processor, _ = build_model(arguments(save("llama", words, tmp_path / "lm")), LABELS)
     alone.save_pretrained(tmp_path / "half")
     processor.save_pretrained(tmp_path / "half")
@@ -134,14 +134,14 @@ def test_a_voice_stands_beside_the_words(words, encoders, tmp_path, fusion):
     torch.testing.assert_close(output.text_logits, expected)
     if fusion in ("late", "hybrid"):
         torch.testing.assert_close(output.logits.softmax(dim=1), expected.softmax(dim=1))
-    heard = joined(
+    both = joined(
         audio=[torch.randn(16000).numpy()] * 2, text=[None, TEXTS[0]], sampling_rate=16000, return_tensors="pt"
     )
-    assert model(**heard).logits.isfinite().all()
+    assert model(**both).logits.isfinite().all()
 
 
 @torch.no_grad()
-def test_lora_leaves_the_words_as_they_are(words, tmp_path):
+def test_lora_does_not_change_the_output_layer(words, tmp_path):
     args = arguments(save("llama", words, tmp_path))
     model, processor, new = build_model(args, LABELS)
     rows = model.text_classifier.weight.clone()
@@ -157,7 +157,8 @@ def test_lora_leaves_the_words_as_they_are(words, tmp_path):
     assert torch.equal(adapted.merge_and_unload().text_classifier.weight, rows)
 
 
-def test_a_graph_says_the_same_words(words, tmp_path):
+@pytest.mark.slow
+def test_exported_graph_predicts_the_same(words, tmp_path):
     model, processor, _ = build_model(arguments(save("llama", words, tmp_path / "lm")), LABELS)
     export_onnx(model.eval(), processor, tmp_path / "graph")
 
@@ -170,7 +171,7 @@ def test_a_graph_says_the_same_words(words, tmp_path):
     assert [entry["score"] for entry in found] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
 
 
-def test_other_words_may_stand_for_labels(words):
+def test_label_words_override_labels(words):
     plain, glad = (label_token_ids(words, PROMPT, LABELS, chosen) for chosen in ((), ["happy=glad"]))
 
     assert words.convert_ids_to_tokens(glad) == ["Ġangry", "Ġglad", "Ġsad"]
@@ -184,19 +185,17 @@ def test_other_words_may_stand_for_labels(words):
         (PROMPT, ["calm=quiet"], r"the unknown label 'calm'; the labels are \['angry', 'happy', 'sad'\]"),
     ],
 )
-def test_words_that_cannot_be_told_apart_are_refused(words, prompt, chosen, message):
+def test_invalid_label_words_raise(words, prompt, chosen, message):
     with pytest.raises(ValueError, match=message):
         label_token_ids(words, prompt, LABELS, chosen)
 
 
-def test_a_tokenizer_that_ends_every_text_is_refused(tokenizer):
-    with pytest.raises(
-        ValueError, match="has other tokens where 'angry' follows, so a language model could not go on"
-    ):
+def test_tokenizer_that_appends_a_token_raises(tokenizer):
+    with pytest.raises(ValueError, match="change when 'angry' follows, so a language model could not continue it"):
         label_token_ids(tokenizer, "you are", LABELS)
 
 
-def test_a_model_that_reads_ahead_is_refused(words, tmp_path):
+def test_bidirectional_model_raises(words, tmp_path):
     config = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     torch.manual_seed(0)
     model = BertLMHeadModel(config)
@@ -209,7 +208,7 @@ def test_a_model_that_reads_ahead_is_refused(words, tmp_path):
         build_model(arguments(tmp_path), LABELS)
 
 
-def test_a_model_without_its_output_layer_is_refused(words, tmp_path):
+def test_model_without_output_layer_raises(words, tmp_path):
     folder = save("llama", words, tmp_path / "whole")
     AutoModelForCausalLM.from_pretrained(folder).base_model.save_pretrained(tmp_path / "bare")
     words.save_pretrained(tmp_path / "bare")
@@ -218,7 +217,7 @@ def test_a_model_without_its_output_layer_is_refused(words, tmp_path):
         build_model(arguments(tmp_path / "bare"), LABELS)
 
 
-def test_an_encoder_of_another_kind_is_refused(tmp_path):
+def test_encoder_that_is_no_language_model_raises(tmp_path):
     text_config("distilbert").save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"Unrecognized configuration class .*DistilBertConfig.* AutoModelForCausalLM"
@@ -231,7 +230,7 @@ def test_an_encoder_of_another_kind_is_refused(tmp_path):
 
 
 @torch.no_grad()
-def test_a_word_is_said_for_every_stretch_that_holds_some_of_the_text(words, tmp_path):
+def test_segments_with_text_have_scores(words, tmp_path):
     model, processor, _ = build_model(arguments(save("llama", words, tmp_path)), LABELS)
 
     inputs = processor(

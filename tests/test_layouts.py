@@ -11,7 +11,7 @@ from modeling_mmemo.data.corpora import CORPORA, read_corpus
 
 @pytest.fixture
 def make_tree(tmp_path):
-    """Lays out files below a folder: clips get sound, others the text or the bytes given."""
+    """Creates files in a folder: clips of silence, other files with the given text or bytes."""
 
     def make(files, folder=tmp_path):
         for name, content in files.items() if isinstance(files, dict) else dict.fromkeys(files).items():
@@ -34,7 +34,7 @@ def as_csv(*rows):
     return "\n".join(",".join(f'"{cell}"' for cell in row) for row in rows)
 
 
-def test_ravdess_is_read_once_and_without_its_songs(make_tree):
+def test_ravdess_without_duplicates_and_songs(make_tree):
     folder = make_tree(
         [
             "Actor_12/03-01-06-01-02-01-12.wav",
@@ -54,7 +54,7 @@ def test_ravdess_is_read_once_and_without_its_songs(make_tree):
     assert soundfile.info(records[0]["audio"]).samplerate == 16_000
 
 
-def test_crema_d_is_read_with_its_sentences(make_tree):
+def test_crema_d_with_its_sentences(make_tree):
     folder = make_tree(
         ["AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1040_ITH_SAD_X.wav", "AudioWAV/._1001_DFA_ANG_XX.wav"]
     )
@@ -65,7 +65,7 @@ def test_crema_d_is_read_with_its_sentences(make_tree):
     ]
 
 
-def test_tess_is_read_once_from_its_nested_folders(make_tree):
+def test_tess_without_duplicates_in_nested_folders(make_tree):
     nested = "TESS Toronto emotional speech set data"
     folder = make_tree(
         [
@@ -86,7 +86,7 @@ def test_tess_is_read_once_from_its_nested_folders(make_tree):
 
 
 @pytest.mark.parametrize("separator", ["_", "/"])
-def test_savee_is_read_flat_and_in_folders(make_tree, separator):
+def test_savee_flat_and_in_folders(make_tree, separator):
     folder = make_tree([f"DC{separator}a01.wav", f"DC{separator}sa01.wav", f"KL{separator}su15.wav"])
 
     assert fields(layouts.read_savee(folder), "label", "speaker") == [
@@ -96,7 +96,7 @@ def test_savee_is_read_flat_and_in_folders(make_tree, separator):
     ]
 
 
-def test_emodb_is_read_with_its_sentences(make_tree):
+def test_emodb_with_its_sentences(make_tree):
     folder = make_tree(["wav/03a01Fa.wav", "wav/16b10Lb.wav"])
 
     assert fields(layouts.read_emodb(folder), "label", "speaker", "text") == [
@@ -105,7 +105,7 @@ def test_emodb_is_read_with_its_sentences(make_tree):
     ]
 
 
-def test_nemo_is_read_from_its_table(make_tree):
+def test_nemo_from_its_table(make_tree):
     table = "file_id\temotion\traw_text\tspeaker_id\nSM0_anger_1.wav\tanger\tLubię czytać.\tSM0\n"
     folder = make_tree({"data.tsv": table, "samples/SM0_anger_1.wav": None})
 
@@ -140,7 +140,7 @@ def iemocap(make_tree, tmp_path):
     )
 
 
-def test_iemocap_is_read_with_its_word_times(iemocap):
+def test_iemocap_with_word_times(iemocap):
     first, second, third = layouts.read_iemocap(iemocap / "iemocap")
 
     assert Path(first["audio"]).is_file()
@@ -156,13 +156,13 @@ def test_iemocap_is_read_with_its_word_times(iemocap):
     assert second["word_times"] is None
 
 
-def test_excited_counts_as_happy_where_the_user_says_so(iemocap):
+def test_label_map_makes_excited_happy(iemocap):
     assert read_corpus("iemocap", iemocap)["label"] == ["neutral"]
     assert read_corpus("iemocap", iemocap, label_map={"excited": "happy"})["label"] == ["neutral", "happy"]
     assert set(read_corpus("iemocap", iemocap, fold=1)["split"]) == {"test"}
 
 
-def test_word_times_leave_out_what_the_aligner_heard_otherwise():
+def test_words_that_the_aligner_did_not_find_have_no_times():
     alignment = "SFrm EFrm SegAScr Word\n 0 9 -1 WELL\n 10 19 -1 I'M\n 20 29 -1 UH\n 30 39 -1 FINE\n"
 
     assert [word["word"] for word in layouts._aligned_words(alignment, "I'm just fine.")] == ["I'm", "fine."]
@@ -198,7 +198,7 @@ def test_meld_finds_the_clips_of_each_split(make_tree):
     ]
 
 
-def test_mosei_takes_the_strongest_emotion(make_tree, tmp_path):
+def test_mosei_label_is_the_strongest_emotion(make_tree, tmp_path):
     header = ("file", "index", "start", "end", "text", "sentiment", "happy", "sad", "anger", "split")
     rows = [
         ("abc", 0, 0.0, 2.5, "Great.", 2.0, 0.67, 0.33, 0.0, "train"),
@@ -215,7 +215,7 @@ def test_mosei_takes_the_strongest_emotion(make_tree, tmp_path):
     assert read_corpus("mosei", tmp_path)["split"] == ["train", "dev"]  # without the segment of two emotions
 
 
-def test_mosei_takes_a_label_column_and_clip_names_as_they_are(make_tree):
+def test_mosei_with_label_column_and_clip_names(make_tree):
     table = as_csv(("video", "file", "text", "label"), ("abc", "clip7.wav", "Great.", "joy"))
     folder = make_tree({"labels.csv": table, "clips/clip7.wav": None})
 
@@ -224,7 +224,7 @@ def test_mosei_takes_a_label_column_and_clip_names_as_they_are(make_tree):
     assert (record["label"], record["speaker"], Path(record["audio"]).name) == ("joy", "abc", "clip7.wav")
 
 
-def test_mosei_without_a_name_for_its_segments_is_refused(make_tree):
+def test_mosei_without_segment_names_raises(make_tree):
     folder = make_tree({"labels.csv": as_csv(("text", "label"), ("Great.", "joy"))})
 
     with pytest.raises(ValueError, match=r"column `file` or `video` .* it has \['text', 'label'\]"):
@@ -248,7 +248,7 @@ def test_goemotions_official_splits(make_tree):
     ]
 
 
-def test_goemotions_raw_counts_what_two_raters_saw(make_tree, tmp_path):
+def test_goemotions_raw_needs_two_raters(make_tree, tmp_path):
     header = ("text", "id", "rater_id", "example_very_unclear", "admiration", "anger", "neutral")
     rows = [
         ("Nice", "a", 1, "False", 1, 0, 0),
@@ -277,7 +277,7 @@ def test_goemotions_raw_counts_what_two_raters_saw(make_tree, tmp_path):
 
 @pytest.mark.corpora
 @pytest.mark.parametrize("name", ["ravdess", "emodb"])
-def test_real_file_names_say_what_the_real_table_says(name, corpora_dir):
+def test_real_file_names_agree_with_the_real_table(name, corpora_dir):
     table, published = CORPORA[name].layouts
 
     described = {record["audio"]: record for record in table.read(corpora_dir / table.path)}
@@ -287,7 +287,7 @@ def test_real_file_names_say_what_the_real_table_says(name, corpora_dir):
 
 
 @pytest.mark.corpora
-def test_real_file_names_of_tess_say_what_the_real_table_says(corpora_dir, make_tree):
+def test_real_file_names_of_tess_agree_with_the_real_table(corpora_dir, make_tree):
     with (corpora_dir / "tess" / "metadata.csv").open(newline="", encoding="utf-8") as file:
         rows = {row["original_name"]: row for row in csv.DictReader(file)}
     folder = make_tree(list(rows))

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.utils.data import DataLoader
 
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, as_dataset
-from modeling_mmemo.training.rows import EmotionRows, EmotionStream, LikeBatches
+from modeling_mmemo.training.rows import EmotionRows, LikeBatches, StreamedRows
 
 
 LABELS = ("angry", "happy", "sad")
@@ -14,7 +15,7 @@ RATE = 16_000
 
 @pytest.fixture
 def make_row(tmp_path, make_clip):
-    """Makes a row with a clip of so many `seconds`, a `text`, or both."""
+    """Makes a row with a clip of `seconds`, a `text`, or both."""
     made = iter(range(1000))
 
     def make(label, seconds=None, text=None, **columns):
@@ -37,7 +38,7 @@ def select(processor):
     return make
 
 
-def test_a_row_has_what_the_collator_takes(make_row, select):
+def test_row_has_the_keys_of_its_modalities(make_row, select):
     rows = select([make_row("sad", 0.25), make_row("angry", text="wait !"), make_row("angry", 0.5, " ")])
 
     assert rows[0].keys() == {"labels", "label_mask", "audio"}
@@ -48,14 +49,14 @@ def test_a_row_has_what_the_collator_takes(make_row, select):
     assert "text" not in rows[2]
 
 
-def test_a_corpus_masks_the_labels_that_it_lacks(make_row, select):
+def test_labels_that_a_corpus_lacks_are_masked(make_row, select):
     rows = select([make_row("sad", text="a"), make_row("angry", text="b"), make_row("happy", text="c", corpus="two")])
 
     assert rows[0]["label_mask"].tolist() == [1, 0, 1]
     assert rows[2]["label_mask"].tolist() == [0, 1, 0]
 
 
-def test_a_voice_is_paired_with_texts_of_its_label(make_row, select):
+def test_clip_is_paired_with_texts_of_its_label(make_row, select):
     rows = [make_row("sad", 0.25), make_row("angry", 0.25), make_row("sad", 0.25, "mine")]
     rows += [make_row("sad", text="one"), make_row("sad", text="two"), make_row("happy", text="three")]
 
@@ -71,7 +72,7 @@ def test_a_voice_is_paired_with_texts_of_its_label(make_row, select):
     assert "text" not in select(rows, pair_texts=range(len(rows)))[0]
 
 
-def test_rows_of_kept_states_are_paired_by_the_number_of_the_row(make_row, processor):
+def test_cached_states_are_paired_by_the_index_of_the_row(make_row, processor):
     class States:
         def __getitem__(self, index):
             return np.full((2, index + 1, 3), index, np.float16)
@@ -80,17 +81,17 @@ def test_rows_of_kept_states_are_paired_by_the_number_of_the_row(make_row, proce
             return index + 1
 
     rows = as_dataset([make_row("sad", 0.25), make_row("happy", text="no"), make_row("sad", text="yes")])
-    kept = EmotionRows(
+    cached = EmotionRows(
         rows, range(3), LABELS, {"audio": States(), "text": States()}, processor, None, 1.0, pair_texts=range(3)
     )
 
-    assert kept[0]["audio"][0, 0, 0] == 0
-    assert kept[0]["text"].shape == (2, 3, 3)
-    assert kept.lengths == {0: 1, 1: 2, 2: 3}
+    assert cached[0]["audio"][0, 0, 0] == 0
+    assert cached[0]["text"].shape == (2, 3, 3)
+    assert cached.lengths == {0: 1, 1: 2, 2: 3}
 
 
 @pytest.mark.parametrize(("weight", "epochs"), [(0.5, 2), (1.5, 2), (0.25, 4), (2.0, 1)])
-def test_a_weight_goes_through_all_rows_in_turn(make_row, select, weight, epochs):
+def test_weights_draw_all_rows_in_turn(make_row, select, weight, epochs):
     rows = select([make_row("sad", text=str(index)) for index in range(8)], weights=[weight] * 8)
 
     drawn = []
@@ -110,7 +111,35 @@ def test_each_corpus_has_its_own_weight(make_row, select):
     assert sorted(texts) == ["a"] * 4 + ["b"] * 2
 
 
-def test_what_is_drawn_depends_on_seed_epoch_and_row_alone(make_row, select):
+def test_running_workers_draw_the_rows_of_the_epoch(make_row, select):
+    rows = select([make_row("sad", text=str(index)) for index in range(8)], weights=[0.5] * 8)
+    loader = DataLoader(rows, batch_size=None, num_workers=1, persistent_workers=True)
+
+    texts = []
+    for epoch in range(4):
+        rows.set_epoch(epoch)
+        texts += [row["text"] for row in loader]
+
+    assert sorted(texts[:8]) == sorted(texts[8:]) == [str(index) for index in range(8)]
+    assert texts[:8] != texts[8:]
+
+
+def test_running_workers_stream_the_order_of_the_epoch(stream):
+    loader = DataLoader(stream, batch_size=None, num_workers=1, persistent_workers=True)
+
+    drawn = []
+    for epoch in (0, 1, 1):
+        stream.set_epoch(epoch)
+        drawn.append([(row["text"], float(torch.as_tensor(row.get("audio", 0.0)).abs().sum())) for row in loader])
+
+    first, second, again = drawn
+    assert second == again
+    assert [text for text, _ in first] != [text for text, _ in second]
+    # The same clips, with other gains.
+    assert sorted(first) != sorted(second)
+
+
+def test_augmentation_depends_only_on_seed_epoch_and_position(make_row, select):
     table = [make_row("sad", 0.25) for _ in range(4)]
     augmentation = Augmentation(noise_probability=0.7, gain_probability=0.7)
 
@@ -126,7 +155,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_row_alone(make_row, select):
     assert not np.array_equal(clips(range(4), 1, 1), first)
 
 
-def test_word_times_move_with_the_speed_of_the_clip(make_row, select):
+def test_word_times_scale_with_the_speed_of_the_clip(make_row, select):
     row = make_row("sad", 0.5, "wait", word_times=[{"word": "wait", "start": 0.1, "end": 0.4}])
 
     ((word, start, end),) = select([row], augmentation=Augmentation(speed_probability=1.0, speed=[2.0, 2.0]))[0][
@@ -137,7 +166,7 @@ def test_word_times_move_with_the_speed_of_the_clip(make_row, select):
     assert (start, end) == pytest.approx((0.05, 0.2))
 
 
-def test_the_voice_beside_a_text_may_be_noise_that_every_label_could_have(make_row, select):
+def test_audio_of_a_pair_is_replaced_by_noise_without_label(make_row, select):
     rows = select([make_row("sad", 0.25, "wait"), make_row("sad", 0.25)], blank_probability=1.0)
     plain = select([make_row("sad", 0.25, "wait")])[0]
 
@@ -147,7 +176,7 @@ def test_the_voice_beside_a_text_may_be_noise_that_every_label_could_have(make_r
     assert rows[1]["label_mask"].tolist() == [0, 0, 1]
 
 
-def test_rows_stay_sorted_by_length_in_every_epoch(make_row, select):
+def test_rows_are_sorted_by_length_in_every_epoch(make_row, select):
     rows = select([make_row("sad", seconds) for seconds in (0.1, 0.3, 0.2)], by_length=True)
 
     for epoch in range(2):
@@ -157,20 +186,20 @@ def test_rows_stay_sorted_by_length_in_every_epoch(make_row, select):
 
 @pytest.fixture
 def mixed(make_row, select):
-    """10 voices of rising length, 7 texts, 5 rows of both."""
+    """10 clips of increasing length, 7 texts, 5 rows with both."""
     table = [make_row("sad", 0.1 + 0.01 * index) for index in range(10)]
     table += [make_row("sad", text="a" * index) for index in range(1, 8)]
     return select(table + [make_row("sad", 0.1, "wait")] * 5)
 
 
 @pytest.mark.parametrize("by_length", [True, False])
-def test_batches_are_of_one_kind_and_hold_every_row_once(mixed, by_length):
+def test_batches_have_rows_of_one_kind_and_every_row_once(mixed, by_length):
     sampler = LikeBatches(mixed, batch_size=3, seed=0, by_length=by_length)
 
     order = list(sampler)
 
     assert sorted(order) == list(range(22)) == list(range(len(sampler)))
-    # 3 whole batches of voices, 2 of texts, 1 of both; then what is left.
+    # 3 full batches of clips, 2 of texts, 1 of both; then the rest.
     batches = [order[start : start + 3] for start in range(0, 18, 3)]
     assert all(len({mixed.kind_of(index) for index in batch}) == 1 for batch in batches)
     assert list(sampler) == order
@@ -179,7 +208,7 @@ def test_batches_are_of_one_kind_and_hold_every_row_once(mixed, by_length):
     assert mixed.epoch == 1
 
 
-def test_batches_by_length_pad_less(mixed):
+def test_batches_by_length_have_less_padding(mixed):
     def padding(by_length):
         order = list(LikeBatches(mixed, batch_size=3, seed=0, by_length=by_length))
         batches = [[mixed.lengths[index] for index in order[start : start + 3]] for start in range(0, 18, 3)]
@@ -192,10 +221,10 @@ def test_batches_by_length_pad_less(mixed):
 def stream(make_row, processor):
     table = [make_row("sad", 0.1, text="b"), make_row("happy", text="a"), make_row("sad", text="c", corpus="two")]
     rows = as_dataset(table * 4).cast(STORED_FEATURES).to_iterable_dataset()
-    return EmotionStream(rows, LABELS, processor, Augmentation(gain_probability=0.5), seed=0)
+    return StreamedRows(rows, LABELS, processor, Augmentation(gain_probability=0.5), seed=0)
 
 
-def test_a_stream_gives_every_row_in_an_order_of_its_epoch(stream):
+def test_stream_has_every_row_in_another_order_every_epoch(stream):
     first = list(stream)
     again = list(stream)
     stream.set_epoch(1)
@@ -210,10 +239,10 @@ def test_a_stream_gives_every_row_in_an_order_of_its_epoch(stream):
         assert ("audio" in row) == (row["text"] == "b")
 
 
-def test_a_stream_learns_of_labels_beyond_the_rows_that_it_looked_at(make_row, processor, monkeypatch):
-    monkeypatch.setattr(EmotionStream, "BUFFER", 1)
+def test_stream_adds_labels_to_the_mask_of_a_corpus(make_row, processor, monkeypatch):
+    monkeypatch.setattr(StreamedRows, "BUFFER", 1)
     rows = as_dataset([make_row("sad", text="a"), make_row("happy", text="b")]).cast(STORED_FEATURES)
 
-    items = list(EmotionStream(rows.to_iterable_dataset(), LABELS, processor, None, seed=0))
+    items = list(StreamedRows(rows.to_iterable_dataset(), LABELS, processor, None, seed=0))
 
     assert torch.stack([item["label_mask"] for item in items]).tolist() == [[0, 0, 1], [0, 1, 1]]

@@ -23,7 +23,7 @@ COLUMNS = {"audio": "clip", "text": "words", "label": "emotion", "speaker": "act
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """`datasets` keeps what it reads here."""
+    """Moves the cache of `datasets` to a temporary folder."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -35,7 +35,7 @@ def write_clips(folder, *names):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_a_table_comes_out_in_the_schema(tmp_path, suffix, streaming):
+def test_table_has_the_columns_of_the_schema(tmp_path, suffix, streaming):
     table = write_table(tmp_path / f"calls{suffix}", ROWS)
 
     rows = read_source(str(table), "data", columns=COLUMNS, label_map={"gloom": "sad"}, streaming=streaming)
@@ -76,7 +76,7 @@ def test_usual_column_names_need_no_mapping(tmp_path):
     assert list(rows["word_times"]) == [times, None]
 
 
-def test_a_stream_reads_no_more_than_is_asked_for(tmp_path, monkeypatch):
+def test_streaming_is_lazy(tmp_path, monkeypatch):
     def endless(path):
         while True:
             yield {"text": "Hi", "label": "joy"}
@@ -89,7 +89,7 @@ def test_a_stream_reads_no_more_than_is_asked_for(tmp_path, monkeypatch):
     assert [row["label"] for row in rows.take(3)] == ["happy"] * 3
 
 
-def test_text_that_looks_like_nothing_stays_text(tmp_path):
+def test_the_text_na_is_not_missing(tmp_path):
     table = write_table(tmp_path / "calls.csv", ROWS)
 
     rows = read_source(str(table), "data", columns=COLUMNS, labels=("boredom",))
@@ -99,7 +99,7 @@ def test_text_that_looks_like_nothing_stays_text(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_an_audiofolder_is_read_by_its_tables(tmp_path, suffix):
+def test_audiofolder_with_tables(tmp_path, suffix):
     for split in ("train", "test"):
         write_table(tmp_path / "calls" / split / f"metadata{suffix}", [{"file_name": "a.wav", "label": "joy"}])
 
@@ -112,7 +112,7 @@ def test_an_audiofolder_is_read_by_its_tables(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_audiofolder_without_tables_has_a_folder_for_each_label(tmp_path, streaming):
+def test_audiofolder_with_a_folder_per_label(tmp_path, streaming):
     write_clips(tmp_path / "calls", "test/angry/a.wav", "train/happy/b.wav", "sad/c.wav")
 
     rows = read_source(str(tmp_path / "calls"), "data", streaming=streaming)
@@ -138,7 +138,7 @@ def hub_split(**features):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_dataset_as_the_hub_has_it(tmp_path, streaming):
+def test_dataset_in_the_layout_of_the_hub(tmp_path, streaming):
     part = hub_split(emotion=ClassLabel(names=["boredom", "joy"]))
     for split in ("train", "validation"):
         (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
@@ -150,11 +150,11 @@ def test_a_dataset_as_the_hub_has_it(tmp_path, streaming):
     assert rows[0]["audio"] == {"bytes": clip_bytes(), "path": "a.wav"}
 
 
-def test_a_configuration_of_the_hub_and_rows_of_several_labels(monkeypatch):
-    asked = []
+def test_hub_configuration_and_rows_with_several_labels(monkeypatch):
+    requested = []
 
     def load_dataset(name, config, streaming):
-        asked.append((name, config, streaming))
+        requested.append((name, config, streaming))
         features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["joy", "anger", "happiness"]))})
         rows = [{"text": "a", "labels": [0, 2]}, {"text": "b", "labels": [0, 1]}, {"text": "c", "labels": []}]
         return DatasetDict({"test": Dataset.from_list(rows, features=features)})
@@ -163,14 +163,14 @@ def test_a_configuration_of_the_hub_and_rows_of_several_labels(monkeypatch):
 
     rows = read_source("someone/comments:raw", "data", columns={"label": "labels"})
 
-    assert asked == [("someone/comments", "raw", False)]
+    assert requested == [("someone/comments", "raw", False)]
     assert [(row["text"], row["label"], row["split"], row["corpus"]) for row in rows] == [
         ("a", "happy", "test", "someone/comments:raw")
     ]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_known_corpus_is_read_by_its_name(tmp_path, streaming):
+def test_known_corpus_by_name(tmp_path, streaming):
     write_clips(tmp_path / "savee", "DC_a01.wav", "KL_n01.wav")
 
     rows = read_source("savee", tmp_path, labels=("angry", "neutral"), fold=4, streaming=streaming)
@@ -192,26 +192,28 @@ def test_a_known_corpus_is_read_by_its_name(tmp_path, streaming):
         ),
         (
             {"columns": COLUMNS, "labels": ("proud",)},
-            r"stands for one of \['proud'\]; .* \['anger', 'boredom', 'gloom'",
+            r"has one of the labels \['proud'\]; .* \['anger', 'boredom', 'gloom'",
         ),
         ({"columns": {"label": "emotion", "split": "words"}}, r"Unknown split 'Yes!'"),
         ({"columns": COLUMNS, "fold": 1}, r"fold=1 needs a corpus with folds"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_table_that_does_not_fit_is_refused(tmp_path, options, message, streaming):
+def test_table_with_wrong_columns_raises(tmp_path, options, message, streaming):
     table = write_table(tmp_path / "calls.csv", ROWS)
 
     with pytest.raises(ValueError, match=message):
         read_source(str(table), "data", streaming=streaming, **options)
 
 
-def test_a_source_that_is_not_there_is_refused(tmp_path):
+def test_missing_source_raises(tmp_path):
     with pytest.raises(ValueError, match=r"calls\.csv does not exist"):
         read_source(str(tmp_path / "calls.csv"), "data")
-    with pytest.raises(ValueError, match=r"'ravdes' is neither a corpus of .*'ravdess'.* nor a dataset of the Hub"):
+    with pytest.raises(
+        ValueError, match=r"'ravdes' is neither one of the corpora .*'ravdess'.* nor an accessible dataset of the Hub"
+    ):
         read_source("ravdes", "data")
-    with pytest.raises(ValueError, match=r"columns=.* cannot be given for 'savee'"):
+    with pytest.raises(ValueError, match=r"columns=.* contradicts 'savee'"):
         read_source("savee", "data", columns={"label": "emotion"})
     for streaming in (False, True):
         with pytest.raises(ValueError, match=r"data has no savee/metadata\.csv nor savee"):

@@ -6,7 +6,7 @@ from modeling_mmemo.data.splits import leak_check, split_by_speaker
 
 
 def make_rows(*rows):
-    """Rows of `(speaker, split, text, has_audio)`."""
+    """Makes rows from `(speaker, split, text, has_audio)`."""
     return as_dataset(
         [
             {
@@ -33,13 +33,13 @@ def test_a_speaker_in_two_splits_is_named():
     rows = make_rows(("a", "train", "", True), ("b", "train", "", True), ("A ", "test", "", True))
 
     with pytest.raises(
-        ValueError, match=r"1 speaker value\(s\) stand in both train and test, such as \['a'\]: .*leaks"
+        ValueError, match=r"1 speaker value\(s\) occur in both train and test, such as \['a'\]: .*leaks"
     ):
         leak_check(rows)
     leak_check(rows, between=[("train", "dev")])
 
 
-def test_speakers_of_written_words_and_unknown_speakers_do_not_leak():
+def test_speakers_without_audio_and_missing_speakers_do_not_leak():
     rows = make_rows(
         ("Ross", "train", "Hi.", False),
         ("Ross", "test", "Ho.", True),
@@ -50,14 +50,14 @@ def test_speakers_of_written_words_and_unknown_speakers_do_not_leak():
     leak_check(rows)
 
 
-def test_texts_are_compared_whatever_their_case_and_blanks():
+def test_texts_are_compared_without_case_and_whitespace():
     rows = make_rows((None, "train", "Oh  my\nGod", False), (None, "dev", "oh my god ", False))
 
-    with pytest.raises(ValueError, match=r"1 text value\(s\) stand in both train and dev, such as \['oh my god'\]"):
+    with pytest.raises(ValueError, match=r"1 text value\(s\) occur in both train and dev, such as \['oh my god'\]"):
         leak_check(rows, by=["text"])
 
 
-def test_only_speakers_and_texts_can_leak():
+def test_unknown_leak_column_raises():
     with pytest.raises(ValueError, match=r"not by \['label'\]"):
         leak_check(make_rows(("a", "train", "", True)), by=["label"])
 
@@ -85,25 +85,25 @@ def test_a_seed_fixes_the_split_and_another_changes_it():
     assert len(set(splits)) > 1
 
 
-def test_a_small_share_takes_one_speaker_and_a_large_one_leaves_one():
+def test_at_least_one_speaker_in_each_split():
     rows = make_rows(("a", "train", "", True), ("b", "train", "", True), ("c", "train", "", True))
 
     assert list(split_by_speaker(rows, 0.01, seed=0)["split"]).count("dev") == 1
     assert list(split_by_speaker(rows, 0.99, seed=0)["split"]).count("train") == 1
 
 
-def test_rows_without_speaker_are_set_aside_one_by_one():
+def test_rows_without_speaker_are_split_individually():
     rows = make_rows(*((None, "train", str(index), False) for index in range(10)))
 
     assert list(split_by_speaker(rows, 0.2, seed=0)["split"]).count("dev") == 2
 
 
-def test_a_split_that_cannot_be_made_is_refused():
+def test_impossible_splits_raise():
     rows = make_rows(("a", "train", "", True))
 
     with pytest.raises(ValueError, match=r"dev_share=1\.5 must be in \(0, 1\)"):
         split_by_speaker(rows, 1.5, seed=0)
-    with pytest.raises(ValueError, match=r"of 'a', who cannot be set aside"):
+    with pytest.raises(ValueError, match=r"'a' is the only speaker of the training rows"):
         split_by_speaker(rows, 0.5, seed=0)
     with pytest.raises(ValueError, match=r"Unknown split 'holdout'; .*'validation'"):
         split_of("holdout")

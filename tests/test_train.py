@@ -1,11 +1,15 @@
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
+from elsewhere import WITHOUT_PACKAGE
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import audio_config, write_table
@@ -40,7 +44,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory, make_clip):
-    """8 clips in the layout of RAVDESS, said by a speaker of each of its parts, and sentences in that of MELD."""
+    """8 clips in the layout of RAVDESS, each for a speaker of every split, and sentences in the layout of MELD."""
     folder = tmp_path_factory.mktemp("data")
     shutil.copytree(CLIPS, folder / "ravdess")
     with (CLIPS / "metadata.csv").open(newline="", encoding="utf-8") as file:
@@ -62,19 +66,19 @@ def data_dir(tmp_path_factory, make_clip):
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory, make_clip):
-    """Tables of 8 voices, of 16 texts, and of 8 voices with their words and the times of these; as many for `dev`."""
+    """Tables of 8 clips, of 16 texts, and of 8 clips with text and word times; as many rows for `dev`."""
     folder = tmp_path_factory.mktemp("tables")
-    voices, words, both = [], [], []
+    clips, texts, both = [], [], []
     for index in range(16):
         label = LABELS[index % 4]
         row = {"label": label, "speaker": index, "split": "train" if index < 8 else "dev"}
         soundfile.write(folder / f"{index}.wav", make_clip(0.25 + 0.01 * index, seed=index % 4), 16_000)
         spoken = enumerate(WORDS[label].split())
         times = [{"word": word, "start": 0.05 * place, "end": 0.05 * place + 0.04} for place, word in spoken]
-        voices.append({**row, "file_name": f"{index}.wav"})
-        words += [{**row, "text": WORDS[label]}, {**row, "text": WORDS[label] + " ."}]
+        clips.append({**row, "file_name": f"{index}.wav"})
+        texts += [{**row, "text": WORDS[label]}, {**row, "text": WORDS[label] + " ."}]
         both.append({**row, "file_name": f"{index}.wav", "text": WORDS[label], "word_times": json.dumps(times)})
-    rows = {"voices": voices, "words": words, "both": both}
+    rows = {"clips": clips, "texts": texts, "both": both}
     return {name: write_table(folder / f"{name}.csv", table) for name, table in rows.items()}
 
 
@@ -85,10 +89,10 @@ def as_flags(options):
 
 @pytest.fixture(scope="module")
 def run(encoders, tables, tmp_path_factory):
-    """Trains on `corpora`, of `tables` or paths, over tiny encoders or what `options` name; gives the run's folder."""
+    """Trains on `corpora`, names of `tables` or paths, with tiny encoders by default; returns the output folder."""
     paths = {"cache_dir": tmp_path_factory.mktemp("features"), "labels": LABELS}
 
-    def make(folder, corpora=("voices", "words"), **options):
+    def make(folder, corpora=("clips", "texts"), **options):
         if not {"audio_encoder", "text_encoder", "model_name_or_path"} & options.keys():
             options |= dict(zip(("audio_encoder", "text_encoder"), encoders))
         if "audio_encoder" not in options:
@@ -118,28 +122,30 @@ def scores(folder):
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory, encoders, data_dir):
-    """The folder that one run of `train.py` wrote: a file of options, and heads over frozen encoders."""
+    """The output folder of one complete run of `train.py`: a configuration file with a base, frozen encoders."""
     folder = tmp_path_factory.mktemp("frozen")
     config = folder / "config.yaml"
-    config.write_text(
-        "corpora: [ravdess, meld]\naudio_mode: frozen\ntext_mode: frozen\npair_probability: 0.5\n"
-        "num_train_epochs: 1\nclass_weights: balanced\n"
+    (folder / "base.yaml").write_text(
+        "corpora: [meld]\naudio_mode: frozen\ntext_mode: frozen\npair_probability: 0.5\n"
     )
+    config.write_text("base: base.yaml\ncorpora: [ravdess, meld]\nnum_train_epochs: 1\nclass_weights: balanced\n")
     paths = {"audio_encoder": encoders[0], "text_encoder": encoders[1], "data_dir": data_dir}
     paths |= {"cache_dir": folder / "features", "output_dir": folder / "model"}
-    train.main([str(config), *as_flags({**OPTIONS, **paths, "num_train_epochs": 40})])
+    # With the checkpoint of its last step.
+    paths |= {"num_train_epochs": 20, "save_strategy": "steps", "save_steps": 1000}
+    train.main([str(config), *as_flags({**OPTIONS, **paths})])
     return folder / "model"
 
 
-def test_a_run_learns_its_sentences(frozen):
+def test_run_learns_its_sentences(frozen):
     emotion = pipeline("multimodal-emotion", model=str(frozen))
 
-    answers = emotion([{"text": "i am happy"}, {"text": "i am sad"}, {"text": "wait !"}], top_k=1)
+    predictions = emotion([{"text": "i am happy"}, {"text": "i am sad"}, {"text": "wait !"}], top_k=1)
 
-    assert [answer[0]["label"] for answer in answers] == ["happy", "sad", "angry"]
+    assert [prediction[0]["label"] for prediction in predictions] == ["happy", "sad", "angry"]
 
 
-def test_a_run_leaves_frozen_encoders_as_they_were(frozen, encoders):
+def test_frozen_encoders_do_not_change(frozen, encoders):
     tower = MMEmoForEmotionRecognition.from_pretrained(frozen).mmemo.audio_tower
     whisper = WhisperModel.from_pretrained(encoders[0]).encoder.state_dict()
 
@@ -148,7 +154,7 @@ def test_a_run_leaves_frozen_encoders_as_they_were(frozen, encoders):
         assert torch.equal(weight, whisper[name]), name
 
 
-def test_a_run_standardizes_the_features_it_trained_on(frozen):
+def test_new_branches_are_standardized(frozen):
     branch = MMEmoForEmotionRecognition.from_pretrained(frozen).mmemo.audio_branch
 
     for statistics in (branch.standardization, branch.mix.standardization):
@@ -156,7 +162,7 @@ def test_a_run_standardizes_the_features_it_trained_on(frozen):
         assert (statistics.std != 1).any()
 
 
-def test_a_run_records_its_development_scores_and_temperatures(frozen):
+def test_run_saves_development_scores_and_temperatures(frozen):
     found = {f"eval_{name}_{measure}" for name in ("audio", "text", "pairs") for measure in ("wa", "uar")}
 
     assert found <= scores(frozen).keys()
@@ -165,7 +171,7 @@ def test_a_run_records_its_development_scores_and_temperatures(frozen):
     assert 1.0 not in temperature.values()
 
 
-def test_a_rare_label_weighs_more(frozen):
+def test_balanced_class_weights(frozen):
     config = MMEmoForEmotionRecognition.from_pretrained(frozen).config
 
     weights = dict(zip(config.label2id, config.class_weights))
@@ -173,7 +179,42 @@ def test_a_rare_label_weighs_more(frozen):
     assert weights == {label: pytest.approx(22 / 7 / (4 if label == "surprise" else 3)) for label in WORDS}
 
 
-def test_a_model_learns_eight_clips_by_heart(encoders, data_dir, tmp_path):
+def test_other_labels_than_those_of_a_resumed_checkpoint_raise(run, frozen, tmp_path):
+    (checkpoint,) = frozen.glob("checkpoint-*")
+
+    with pytest.raises(
+        ValueError, match=r"labels=\['angry', .* contradicts resume_from_checkpoint=.* are \['angry', 'dis"
+    ):
+        run(tmp_path, resume_from_checkpoint=checkpoint)
+
+
+def test_saved_folders_load_without_the_packages(frozen, tmp_path):
+    (checkpoint,) = frozen.glob("checkpoint-*")
+    program = (
+        WITHOUT_PACKAGE
+        + f"""
+import json
+from transformers import pipeline
+found = []
+for folder in {[str(frozen), str(checkpoint)]!r}:
+    emotion = pipeline("multimodal-emotion", model=folder, trust_remote_code=True, device="cpu")
+    found.append([emotion({{"text": "i am sad"}})[0]["label"], type(emotion.model).__module__.partition(".")[0]])
+print(json.dumps(found))
+"""
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path)},
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == [["sad", "transformers_modules"]] * 2
+
+
+@pytest.mark.slow
+def test_model_overfits_eight_clips(encoders, data_dir, tmp_path):
     options = {"audio_encoder": encoders[0], "text_encoder": encoders[1], "data_dir": data_dir, "text_mode": "full"}
     options |= {"corpora": ["ravdess", "meld"], "num_train_epochs": 40, "output_dir": tmp_path / "model"}
 
@@ -204,9 +245,9 @@ DRAWN = {
     "save_steps": 8,
     "max_grad_norm": 1.0,
 }
-# What learns the sentences with certainty.
+# Options with which a model learns the sentences for certain.
 SENTENCES = {
-    "corpora": ("words",),
+    "corpora": ("texts",),
     "text_mode": "full",
     "head_learning_rate": 0.03,
     "lr_scheduler_type": "constant",
@@ -214,8 +255,9 @@ SENTENCES = {
 AUGMENTED = {"speed_probability": 0.5, "noise_probability": 0.5, "spec_augment_probability": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(run, tmp_path, name):
+def test_resumed_run_equals_an_uninterrupted_one(run, tmp_path, name):
     options = {**DRAWN, **RESUMED[name], **(AUGMENTED if name != "frozen" else {})}
     run(tmp_path / "whole", **options)
     middle, last = sorted((tmp_path / "whole").glob("checkpoint-*"), key=step_of)
@@ -232,22 +274,23 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(run, tmp_path, name):
         assert all(torch.equal(weight, resumed[weight_name]) for weight_name, weight in whole.items())
 
 
-def test_kept_states_teach_what_the_towers_themselves_do(run, tmp_path):
+@pytest.mark.slow
+def test_cached_states_train_like_the_encoders(run, tmp_path):
     options = {"audio_mode": "frozen", "text_mode": "frozen", "max_steps": 6, "save_strategy": "steps"}
-    # Their lengths are told by other measures, which would make other batches.
+    # Lengths of states and of inputs differ, and would make other batches.
     options["train_sampling_strategy"] = "random"
 
     folders = [run(tmp_path / cached, cache_states=cached, save_steps=6, **options) for cached in ("true", "false")]
 
-    kept, computed = (losses(folder / "checkpoint-6") for folder in folders)
+    cached, computed = (losses(folder / "checkpoint-6") for folder in folders)
 
-    # They are kept in half precision.
-    for one, other in zip(kept, computed):
+    # States are cached in half precision.
+    for one, other in zip(cached, computed):
         assert one == pytest.approx(other, abs=2e-2)
-    assert kept[-1][1] < kept[0][1]
+    assert cached[-1][1] < cached[0][1]
 
 
-def test_an_adapter_over_new_encoders_is_the_model_before_it_was_merged(run, encoders, tables, tmp_path):
+def test_saved_adapter_equals_the_merged_model(run, encoders, tables, tmp_path):
     options = {"corpora": ("both",), "max_steps": 4, "fusion": "late"}
     folder = run(tmp_path / "model", **options)
     model = MMEmoForEmotionRecognition.from_pretrained(folder)
@@ -267,7 +310,8 @@ def test_an_adapter_over_new_encoders_is_the_model_before_it_was_merged(run, enc
         assert torch.equal(merged(**inputs).logits, model(**inputs).logits)
 
 
-def test_a_model_stored_in_half_precision_is_the_one_that_was_evaluated(run, encoders, tmp_path):
+@pytest.mark.slow
+def test_model_is_evaluated_as_it_is_stored_in_half_precision(run, encoders, tmp_path):
     folder = run(tmp_path / "model", max_steps=4, stored_dtype="float16")
 
     weights = load_file(folder / "model.safetensors")
@@ -278,27 +322,33 @@ def test_a_model_stored_in_half_precision_is_the_one_that_was_evaluated(run, enc
     reloaded = load_file(again / "model.safetensors")
     assert all(torch.equal(weight, reloaded[name]) for name, weight in weights.items())
     for name in ("audio", "text"):
-        # The temperature is fitted anew, to the same answers.
+        # The temperature is fitted again, to the same predictions.
         assert scores(again)[f"eval_{name}_loss"] == scores(folder)[f"eval_{name}_loss"]
 
 
-def test_training_goes_on_from_a_model(run, tmp_path):
+def test_training_continues_with_the_labels_of_a_checkpoint(run, tmp_path):
+    order = LABELS[::-1]
     options = {"num_train_epochs": 15, **SENTENCES}
-    first = run(tmp_path / "first", **options, class_weights="balanced")
+    first = run(tmp_path / "first", **options, class_weights="balanced", labels=order)
     assert scores(first)["eval_text_wa"] == 1.0
 
-    little = {"num_train_epochs": 1, "learning_rate": 1e-4, "head_learning_rate": 1e-4}
-    more = run(tmp_path / "more", model_name_or_path=first, **{**options, **little})
+    small = {"num_train_epochs": 1, "learning_rate": 1e-4, "head_learning_rate": 1e-4}
+    more = run(tmp_path / "more", model_name_or_path=first, **{**options, **small}, labels=None)
     other = run(tmp_path / "other", model_name_or_path=first, **options, labels=("sad", "angry"))
 
+    # Labels of rows follow the order of the model.
     assert scores(more)["eval_text_wa"] == 1.0
+    config = MMEmoForEmotionRecognition.from_pretrained(more).config
+    assert config.label2id == {label: index for index, label in enumerate(order)}
     assert scores(other)["eval_text_wa"] == 1.0
     config = MMEmoForEmotionRecognition.from_pretrained(other).config
     assert config.label2id == {"sad": 0, "angry": 1}
     assert config.class_weights is None
+    with pytest.raises(ValueError, match="reorders the labels of model_name_or_path"):
+        run(tmp_path / "reordered", model_name_or_path=first, **options, labels=LABELS)
 
 
-def test_words_with_times_are_trained_on_beside_their_voice(run, tmp_path):
+def test_training_with_word_times(run, tmp_path):
     folder = run(
         tmp_path,
         corpora=("both",),
@@ -314,27 +364,28 @@ def test_words_with_times_are_trained_on_beside_their_voice(run, tmp_path):
     model = MMEmoForEmotionRecognition.from_pretrained(folder)
     assert (model.config.modality_dropout, model.config.focal_gamma, model.config.label_smoothing) == (0.5, 1.0, 0.1)
     assert "eval_both_wa" in scores(folder)
-    # They are only learned where times are known.
+    # Slopes are trained only with word times.
     assert model.mmemo.layers[0].slope.abs().min() > 0
 
 
-def test_streamed_rows_are_learned(run, tmp_path):
+@pytest.mark.slow
+def test_training_on_streamed_rows(run, tmp_path):
     folder = run(tmp_path, **SENTENCES, max_steps=60, streaming="true")
 
     emotion = pipeline("multimodal-emotion", model=str(folder))
-    answers = emotion([{"text": WORDS[label]} for label in LABELS], top_k=1)
-    assert [answer[0]["label"] for answer in answers] == list(LABELS)
+    predictions = emotion([{"text": WORDS[label]} for label in LABELS], top_k=1)
+    assert [prediction[0]["label"] for prediction in predictions] == list(LABELS)
     assert not (folder / "eval_results.json").exists()
 
 
-def test_streams_are_mixed(run, tmp_path):
+def test_several_streams(run, tmp_path):
     folder = run(tmp_path, max_steps=6, streaming="true", corpus_weights=[1, 2], noise_probability=0.5)
 
     assert MMEmoForEmotionRecognition.from_pretrained(folder).missing_keys_on_load == ()
 
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
-def test_one_modality_is_enough(run, encoders, tmp_path, modality):
+def test_training_one_modality(run, encoders, tmp_path, modality):
     encoder = {f"{modality}_encoder": encoders[modality == "text"]}
 
     folder = run(tmp_path, corpora=("both",), max_steps=2, **encoder)
@@ -343,11 +394,12 @@ def test_one_modality_is_enough(run, encoders, tmp_path, modality):
     assert MMEmoForEmotionRecognition.from_pretrained(folder).config.temperature.keys() == {modality}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mode"),
     [("wav2vec2", "lora"), ("wav2vec2_layer_norm", "full"), ("hubert", "lora"), ("wavlm", "lora"), ("ast", "lora")],
 )
-def test_other_audio_encoders_are_trained(run, tmp_path, name, mode):
+def test_other_audio_encoders(run, tmp_path, name, mode):
     torch.manual_seed(0)
     config = audio_config(name)
     if name == "ast":
@@ -360,7 +412,7 @@ def test_other_audio_encoders_are_trained(run, tmp_path, name, mode):
 
     folder = run(
         tmp_path / "model",
-        corpora=("voices",),
+        corpora=("clips",),
         audio_encoder=tmp_path / "encoder",
         max_steps=2,
         audio_mode=mode,
@@ -380,30 +432,30 @@ def test_other_audio_encoders_are_trained(run, tmp_path, name, mode):
         (
             "train",
             {"eval_strategy": "epoch"},
-            "eval_strategy=epoch contradicts .* no development part. Set dev_share",
+            "eval_strategy=epoch contradicts .* no development rows. Set dev_share",
         ),
         ("dev", {}, r"have no training rows; their splits are \['dev'\]"),
         ("train", {"context_dropout": 0.5}, "context_dropout=0.5 contradicts context_turns=0"),
         ("test", {}, "has no row for a model of audio and text; leave it out"),
     ],
 )
-def test_rows_that_nothing_can_be_learned_from_are_refused(run, tmp_path, split, options, message):
+def test_rows_that_do_not_fit_raise(run, tmp_path, split, options, message):
     table = write_table(tmp_path / "table.csv", [{"text": "i am sad", "label": "sad", "split": split}])
 
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "model", corpora=(table,), **options)
 
 
-def test_voices_teach_nothing_to_a_model_of_text(run, encoders, tmp_path):
-    with pytest.raises(ValueError, match=r"voices\.csv has no row for a model of text; leave it out of corpora"):
-        run(tmp_path, corpora=("words", "voices"), text_encoder=encoders[1])
+def test_audio_rows_for_a_text_model_raise(run, encoders, tmp_path):
+    with pytest.raises(ValueError, match=r"clips\.csv has no row for a model of text; leave it out of corpora"):
+        run(tmp_path, corpora=("texts", "clips"), text_encoder=encoders[1])
 
 
-def test_a_speaker_on_two_sides_is_refused(run, make_clip, tmp_path):
+def test_speaker_in_two_splits_raises(run, make_clip, tmp_path):
     soundfile.write(tmp_path / "clip.wav", make_clip(0.3), 16_000)
     row = {"file_name": "clip.wav", "label": "sad", "speaker": "Ann"}
     table = write_table(tmp_path / "table.csv", [{**row, "split": split} for split in ("train", "dev")])
 
-    with pytest.raises(ValueError, match=r"1 speaker value\(s\) stand in both train and dev"):
+    with pytest.raises(ValueError, match=r"1 speaker value\(s\) occur in both train and dev"):
         run(tmp_path / "model", corpora=(table,))
     run(tmp_path / "model", corpora=(table,), allow_leaks="true", max_steps=1)

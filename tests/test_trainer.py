@@ -32,7 +32,7 @@ def adapt(model, **modes):
 
 
 def samples(size):
-    """The four samples again and again, each with a label, as rows that `stack` puts into one batch."""
+    """Repeats the four samples, each with a label, as rows that `stack` collates."""
     inputs = {**make_inputs(), "labels": torch.arange(4)}
     return [{name: values[index % 4] for name, values in inputs.items()} for index in range(size)]
 
@@ -42,7 +42,7 @@ def stack(rows):
 
 
 @pytest.mark.parametrize(("audio", "text"), [("lora", "full"), ("full", "frozen"), ("lora", "lora")])
-def test_every_parameter_is_optimized_once_at_the_rate_of_its_part(training, audio, text):
+def test_every_parameter_has_the_learning_rate_of_its_part(training, audio, text):
     model = adapt(make_model(), audio_mode=audio, text_mode=text)
     args = training(learning_rate=0.01, head_learning_rate=0.1, weight_decay=0.5)
 
@@ -56,7 +56,7 @@ def test_every_parameter_is_optimized_once_at_the_rate_of_its_part(training, aud
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert settings.keys() == set(trained.values())
     for name, parameter in trained.items():
-        # Neither biases nor norms decay.
+        # Biases and norms have no weight decay.
         decays = parameter.dim() > 1
         rate, decay = settings[parameter]
         assert rate == (0.01 if "_tower." in name else 0.1), name
@@ -71,7 +71,7 @@ def test_every_parameter_is_optimized_once_at_the_rate_of_its_part(training, aud
         ("cosine", 1 / 3, [0.05, 0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2, 0.0]),
     ],
 )
-def test_rates_rise_in_the_warm_up_and_fall_after_it(training, schedule, warmup, expected):
+def test_learning_rate_schedules(training, schedule, warmup, expected):
     args = training(
         learning_rate=0.1, head_learning_rate=0.2, warmup_steps=warmup, lr_scheduler_type=schedule, max_steps=6
     )
@@ -90,7 +90,7 @@ def test_rates_rise_in_the_warm_up_and_fall_after_it(training, schedule, warmup,
 
 
 @pytest.mark.parametrize("modes", [{"audio_mode": "full", "text_mode": "full"}, {"lora_dropout": 0.0}])
-def test_accumulated_batches_learn_what_one_batch_of_them_all_learns(training, modes):
+def test_gradient_accumulation_equals_one_large_batch(training, modes):
     trained = []
     for size, steps in ((8, 1), (2, 4)):
         model = make_model(fusion_dropout=0.0, label_smoothing=0.1, focal_gamma=1.0)
@@ -102,7 +102,7 @@ def test_accumulated_batches_learn_what_one_batch_of_them_all_learns(training, m
         args = training(
             per_device_train_batch_size=size,
             gradient_accumulation_steps=steps,
-            # A step is the gradient.
+            # A step is the gradient times the learning rate.
             optim="sgd",
             learning_rate=0.1,
             head_learning_rate=0.1,
@@ -123,7 +123,7 @@ def test_accumulated_batches_learn_what_one_batch_of_them_all_learns(training, m
         torch.testing.assert_close(accumulated[name], weight, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_a_frozen_tower_has_no_dropout_in_training(training):
+def test_frozen_tower_has_no_dropout_in_training(training):
     model = adapt(make_model(), audio_mode="frozen", text_mode="full")
     trainer = build_trainer(model, samples(4), {}, stack, training(max_steps=1))
 
@@ -141,7 +141,7 @@ def rows(processor):
 
 
 @pytest.mark.parametrize(("strategy", "by_length"), [("group_by_length", True), ("random", False)])
-def test_training_rows_are_drawn_in_like_batches(training, rows, strategy, by_length):
+def test_training_rows_are_batched_by_kind(training, rows, strategy, by_length):
     trainer = build_trainer(make_model(), rows, {}, stack, training(train_sampling_strategy=strategy))
 
     sampler = trainer._get_train_sampler()
@@ -150,13 +150,13 @@ def test_training_rows_are_drawn_in_like_batches(training, rows, strategy, by_le
     assert sampler.by_length == by_length
 
 
-def test_rows_in_their_own_order(training, rows):
+def test_sequential_sampling_keeps_the_order(training, rows):
     trainer = build_trainer(make_model(), rows, {}, stack, training(train_sampling_strategy="sequential"))
 
     assert list(trainer._get_train_sampler()) == list(range(8))
 
 
-def test_the_mean_over_the_development_sets_is_logged(training):
+def test_mean_uar_over_the_development_sets_is_logged(training):
     dev = {"audio": samples(4), "text": samples(8)}
     trainer = build_trainer(make_model(), None, dev, stack, training())
 
@@ -167,7 +167,7 @@ def test_the_mean_over_the_development_sets_is_logged(training):
 
 
 @pytest.mark.parametrize("metric", ["eval_mean_uar", "eval_text_wa"])
-def test_training_stops_when_nothing_gets_better_and_keeps_the_best(training, caplog, metric):
+def test_early_stopping_keeps_the_best_checkpoint(training, caplog, metric):
     args = training(
         num_train_epochs=9,
         per_device_train_batch_size=4,
@@ -188,7 +188,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(training, ca
     assert "early stopping" not in caplog.text
 
 
-def test_metrics_are_those_of_the_evaluation():
+def test_metrics_equal_those_of_the_evaluation():
     logits = np.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
 
     scores = compute_metrics(EvalPrediction(predictions=logits, label_ids=np.array([0, 1, 1])))

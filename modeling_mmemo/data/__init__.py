@@ -1,1 +1,1 @@
-"""Corpora as `datasets`: one schema, one set of labels, splits without leaks."""
+"""Corpora as `datasets` with one schema, shared labels and splits without leaks; augmentation of audio."""

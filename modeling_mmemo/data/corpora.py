@@ -1,7 +1,8 @@
-"""The known corpora: where they lie, how they are read, which speakers are held out.
+"""
+The known corpora: their folders, readers and held-out speakers.
 
-Every corpus lies below `data_dir`, in the layout in which it is published (a folder of its name, see
-`modeling_mmemo.data.layouts`) or as one table. All rows come out with the columns of `FEATURES`.
+Every corpus is a folder or table in `data_dir`, in the layout in which it is published (a folder of its name, see
+`modeling_mmemo.data.layouts`) or as one table. All rows have the columns of `FEATURES`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from modeling_mmemo.data.schema import as_dataset, split_of
 
 logger = logging.get_logger(__name__)
 
-# How the GoEmotions paper groups its emotions after Ekman.
+# The GoEmotions paper's grouping of its emotions to those of Ekman.
 # Source: Demszky et al. 2020, https://github.com/google-research/google-research/tree/master/goemotions
 _EKMAN = {
     "angry": "annoyance disapproval",
@@ -33,13 +34,15 @@ _EKMAN = {
 
 @dataclass(frozen=True)
 class Layout:
-    """One form in which a corpus is held.
+    """
+    One form of a corpus on disk.
 
     Args:
-        path (`str`): Its table or folder, below `data_dir`.
-        read (`Callable[[Path], Iterator[dict]]`): Its reader, one of `modeling_mmemo.data.layouts`.
-        modality (`str`): `"audio"` where only the voice carries the emotion (the words are fixed sentences, said in
-            every emotion), `"text"` where there are only words, `"both"` where both speak.
+        path (`str`): The table or folder, relative to `data_dir`.
+        read (`Callable[[Path], Iterator[dict]]`): The reader, one of `modeling_mmemo.data.layouts`.
+        modality (`str`):
+            The modality that carries the emotion: `"audio"` if the texts are fixed sentences, acted in every emotion,
+            `"text"` if there is only text, or `"both"`.
     """
 
     path: str
@@ -49,15 +52,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A known corpus.
+    """
+    A known corpus.
 
     Args:
         licence (`str`): Licence of the data.
-        layouts (`tuple[Layout, ...]`): The forms in which it is read; the first that is there is taken.
-        folds (`tuple[tuple[str, ...], ...]`): The test speakers of each fold of its cross-validation.
-        test_speakers (`tuple[str, ...]`): Speakers that are the test part outside of cross-validation.
+        layouts (`tuple[Layout, ...]`): The supported layouts; the first one that exists is read.
+        folds (`tuple[tuple[str, ...], ...]`): The test speakers of each fold of the cross-validation.
+        test_speakers (`tuple[str, ...]`): Speakers of the test split outside of cross-validation.
         dev_speakers (`tuple[str, ...]`): Training speakers that are set aside for development.
-        label_map (`Mapping[str, str]`): Its own label names beyond the usual ones, and the shared label of each.
+        label_map (`Mapping[str, str]`): The shared labels of label names that only this corpus has.
     """
 
     licence: str
@@ -69,12 +73,12 @@ class Corpus:
 
     @property
     def modality(self) -> str:
-        """The modality of its first layout; [`find_layout`] tells that of the one at hand."""
+        """The modality of the first layout; [`find_layout`] returns the layout that exists."""
         return self.layouts[0].modality
 
 
 def _acted(name: str, read: Callable[[Path], Iterator[dict]]) -> tuple[Layout, ...]:
-    """The layouts of a corpus of fixed sentences: an audiofolder, or as it is published."""
+    """Returns the layouts of a corpus of fixed sentences: an audiofolder, or as it is published."""
     return Layout(f"{name}/metadata.csv", layouts.read_metadata, "audio"), Layout(name, read, "audio")
 
 
@@ -137,10 +141,11 @@ CORPORA = {
 
 
 def find_layout(name: str, data_dir: str | Path) -> Layout:
-    """The layout of corpus `name` that is found below `data_dir`.
+    """
+    Returns the first layout of a corpus that exists in `data_dir`.
 
     Raises:
-        ValueError: If the corpus is unknown, or in none of its layouts below `data_dir`.
+        ValueError: If the corpus is unknown, or none of its layouts is in `data_dir`.
     """
     if name not in CORPORA:
         raise ValueError(f"Unknown corpus {name!r}; the known ones are {sorted(CORPORA)}.")
@@ -148,7 +153,7 @@ def find_layout(name: str, data_dir: str | Path) -> Layout:
         if (Path(data_dir) / layout.path).exists():
             return layout
     paths = " nor ".join(layout.path for layout in CORPORA[name].layouts)
-    raise ValueError(f"{data_dir} has no {paths}; put {name} there, or name its parent folder with --data_dir.")
+    raise ValueError(f"{data_dir} has no {paths}; put {name} there, or set --data_dir to its parent folder.")
 
 
 def corpus_rows(
@@ -159,12 +164,12 @@ def corpus_rows(
     label_map: Mapping[str, str] | None = None,
     context_turns: int = 0,
 ) -> Iterator[dict]:
-    """Yields a corpus' rows one by one, those without a label too; see [`read_corpus`]."""
+    """Yields the rows of a corpus, including those without a known label; see [`read_corpus`]."""
     layout, corpus = find_layout(name, data_dir), CORPORA[name]
     if fold is not None and not 1 <= fold <= len(corpus.folds):
         with_folds = {known: len(other.folds) for known, other in CORPORA.items() if other.folds}
-        raise ValueError(f"{name} has no fold {fold}; folds are counted from 1, and there are so many: {with_folds}.")
-    # A finer label that was asked for is not grouped.
+        raise ValueError(f"{name} has no fold {fold}; folds are counted from 1, and their numbers are {with_folds}.")
+    # A finer label is not grouped if it is one of `labels`.
     wanted = {label.lower() for label in labels}
     grouped = {theirs: ours for theirs, ours in corpus.label_map.items() if theirs not in wanted}
     history = DialogueHistory(context_turns)
@@ -177,7 +182,7 @@ def corpus_rows(
             "speaker": None if speaker is None else f"{name}-{speaker}",
             "corpus": name,
             "split": _split(corpus, record, fold),
-            **history.place(record, speaker),
+            **history.add(record, speaker),
         }
 
 
@@ -189,31 +194,39 @@ def read_corpus(
     label_map: Mapping[str, str] | None = None,
     context_turns: int = 0,
 ) -> Dataset:
-    """Reads a corpus of `CORPORA`; rows that stand for none of `labels`, or for several, are left out and counted.
+    """
+    Reads a corpus of `CORPORA`; rows with none or several of `labels` are left out, and their number is logged.
 
     Args:
         name (`str`): One of `CORPORA`.
         data_dir (`str` or `Path`): The folder that holds the corpora.
-        labels (`Sequence[str]`): The labels to choose from.
-        fold (`int`, *optional*): Counted from 1: the fold's speakers are the test part, all others train. Without it,
-            rows stand where the corpus officially has them, or else where its `test_speakers` and `dev_speakers` say.
-        label_map (`Mapping[str, str]`, *optional*): The corpus' own names to ours, where they are to count for
-            something unusual: `{"excited": "happy"}`.
-        context_turns (`int`): How many turns before a row are read, in corpora of dialogues.
+        labels (`Sequence[str]`, *optional*): The labels to keep.
+        fold (`int`, *optional*):
+            Fold of the cross-validation, counted from 1: its speakers are the test split, all others are for training.
+            By default rows are in their official splits, or else split by `test_speakers` and `dev_speakers`.
+        label_map (`Mapping[str, str]`, *optional*):
+            Labels for label names of the corpus, in addition to the usual ones: `{"excited": "happy"}`.
+        context_turns (`int`, *optional*, defaults to 0): Number of turns of context, in corpora of dialogues.
+
+    Returns:
+        `datasets.Dataset` with the columns of `FEATURES`.
 
     Raises:
-        ValueError: If the corpus or the fold is unknown, it is not below `data_dir`, or has no row of these labels.
+        ValueError: If the corpus or the fold is unknown, the corpus is not in `data_dir`, or has no row of these
+        labels.
     """
     rows = list(corpus_rows(name, data_dir, labels, fold, label_map, context_turns))
     kept = [row for row in rows if row["label"] is not None]
     if not kept:
         layout = find_layout(name, data_dir)
         raise ValueError(
-            f"None of the {len(rows)} rows found in {Path(data_dir) / layout.path} stands for one of {list(labels)}; "
-            f"its layout is described at modeling_mmemo.data.layouts.{layout.read.__name__}."
+            f"None of the {len(rows)} rows in {Path(data_dir) / layout.path} has one of the labels {list(labels)}; "
+            f"modeling_mmemo.data.layouts.{layout.read.__name__} describes the layout."
         )
     if len(kept) < len(rows):
-        logger.warning(f"{name}: left out {len(rows) - len(kept)} of {len(rows)} rows without a single known label.")
+        logger.warning(
+            f"{name}: left out {len(rows) - len(kept)} of {len(rows)} rows, which have no known label or several."
+        )
     return as_dataset(kept)
 
 

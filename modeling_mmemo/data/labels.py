@@ -1,11 +1,11 @@
-"""The seven shared labels, and what corpora call them."""
+"""Maps the label names of corpora to the seven shared labels."""
 
 from collections.abc import Mapping, Sequence
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 
 
-# IEMOCAP's "excited" is not here: counting it as happy is common practice, but the user's choice (label_map).
+# IEMOCAP's "excited" is not here: mapping it to happy is common practice, but the user's choice (label_map).
 _ALIASES = {
     "anger": "angry",
     "calm": "neutral",
@@ -24,10 +24,11 @@ _ALIASES = {
 
 
 def label_of(raw: str, labels: Sequence[str] = EMOTIONS) -> str | None:
-    """The one of `labels` that a corpus' own name stands for, `None` where there is none (boredom, say).
+    """
+    Returns the label for a label name of a corpus, or `None` if there is none, as for boredom.
 
-    A name that is in `labels` stands for itself, so that a model of finer labels gets them; any other stands for its
-    shared counterpart. Case and surrounding blanks do not count.
+    A name in `labels` is its own label, so that a model can have finer labels; any other name is mapped to a shared
+    label. Case and surrounding whitespace are ignored.
     """
     name = raw.strip().lower()
     known = {label.lower(): label for label in labels}
@@ -35,12 +36,13 @@ def label_of(raw: str, labels: Sequence[str] = EMOTIONS) -> str | None:
 
 
 def single_label(raw: str, labels: Sequence[str] = EMOTIONS, label_map: Mapping[str, str] | None = None) -> str | None:
-    """[`label_of`] for a cell that may hold several names joined by `|`: `None` unless all stand for one label.
+    """
+    Returns [`label_of`] for a cell with one or several names, joined by `|`; `None` unless all have the same label.
 
     Args:
         raw (`str`): `"joy"`, or `"anger|annoyance"`.
-        labels (`Sequence[str]`): The labels to choose from.
-        label_map (`Mapping[str, str]`, *optional*): Other names for a corpus' own; looked up first.
+        labels (`Sequence[str]`, *optional*): The valid labels.
+        label_map (`Mapping[str, str]`, *optional*): Replacements for names of the corpus, applied first.
     """
     renamed = {theirs.strip().lower(): ours for theirs, ours in (label_map or {}).items()}
     names = [name.strip().lower() for name in raw.split("|")]

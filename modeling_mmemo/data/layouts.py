@@ -1,9 +1,10 @@
-"""Readers of the folder layouts in which people hold the corpora.
+"""
+Readers of the folder layouts of corpora.
 
-A reader takes the path that `CORPORA` names and yields raw records: `audio` (path of the clip, or `None`), `text`,
-`word_times`, `label` (the corpus' own name, several joined by `|`), `speaker`, `split` where the corpus has official
-splits, and `dialogue`, which the rows of one dialogue share, where it has dialogues; else `None`. Clips may lie deeper
-than shown, and be WAV, FLAC or Ogg.
+A reader takes the path in `CORPORA` and yields raw records: `audio` (path of the clip, or `None`), `text`,
+`word_times`, `label` (the name in the corpus, several joined by `|`), `speaker`, `split` (official splits) and
+`dialogue` (the same for all rows of a dialogue); `None` if the corpus has none. Clips may be in deeper folders than
+shown, and be WAV, FLAC or Ogg.
 """
 
 import csv
@@ -89,7 +90,7 @@ IEMOCAP_LABELS = {
     "xxx": "no agreement",
 }
 
-# The MELD tables hold Windows' punctuation as control characters, or as raw bytes where a spreadsheet saved them:
+# The MELD tables have cp1252 punctuation as control characters, or as raw bytes if a spreadsheet saved them:
 # "surrogateescape" turns byte 0x92 into 0xDC92.
 _CP1252 = {
     code: bytes([byte]).decode("cp1252", errors="ignore")
@@ -99,16 +100,17 @@ _CP1252 = {
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
-    """Yields the rows of a CSV or (by its name) TSV table with a header, in UTF-8 or cp1252; every cell stays text."""
+    """Yields the rows of a CSV table, or a `.tsv` table, with a header, in UTF-8 or cp1252; every cell is a string."""
     delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         yield from csv.DictReader((line.translate(_CP1252) for line in file), delimiter=delimiter)
 
 
 def read_metadata(table: Path) -> Iterator[dict]:
-    """A table of texts or clips (`file_name,label,text,speaker,split`), as the `metadata.csv` of an audiofolder.
+    """
+    Reads a table of texts or clips (`file_name,label,text,speaker,split`), such as `metadata.csv` of an audiofolder.
 
-    Rows with the same `dialogue` are the turns of one, in the order in which they stand.
+    Rows with the same `dialogue` are the turns of a dialogue, in order.
     """
     for row in read_csv(table):
         clip = row.get("file_name")
@@ -123,47 +125,49 @@ def read_metadata(table: Path) -> Iterator[dict]:
 
 
 def read_ravdess(folder: Path) -> Iterator[dict]:
-    """RAVDESS: `Actor_01/03-01-06-01-02-01-12.wav`; songs and videos are passed over."""
+    """Reads RAVDESS: `Actor_01/03-01-06-01-02-01-12.wav`; songs and videos are skipped."""
     for clip, (emotion, statement, actor) in _clips(folder, r"03-01-(\d\d)-\d\d-(\d\d)-\d\d-(\d\d)"):
         yield _record(RAVDESS_LABELS[emotion], audio=clip, text=RAVDESS_TEXTS[statement], speaker=actor)
 
 
 def read_crema_d(folder: Path) -> Iterator[dict]:
-    """CREMA-D: `AudioWAV/1001_DFA_ANG_XX.wav`; the label is the acted one."""
+    """Reads CREMA-D: `AudioWAV/1001_DFA_ANG_XX.wav`; the label is the acted one."""
     for clip, (actor, sentence, emotion) in _clips(folder, r"(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{1,2}"):
         yield _record(CREMA_D_LABELS[emotion], audio=clip, text=CREMA_D_TEXTS[sentence], speaker=actor)
 
 
 def read_tess(folder: Path) -> Iterator[dict]:
-    """TESS: `OAF_angry/OAF_back_angry.wav`."""
+    """Reads TESS: `OAF_angry/OAF_back_angry.wav`."""
     # One clip is called OA_bite_neutral.
     for clip, (actress, word, emotion) in _clips(folder, r"([OY]A)F?_([a-z]+)_([a-z]+(?:_[a-z]+)?)"):
         yield _record(emotion, audio=clip, text=f"Say the word {word}.", speaker=f"{actress}F")
 
 
 def read_savee(folder: Path) -> Iterator[dict]:
-    """SAVEE: `DC_a01.wav` or `DC/a01.wav`."""
+    """Reads SAVEE: `DC_a01.wav` or `DC/a01.wav`."""
     for clip, (speaker, emotion) in _clips(folder, r"(DC|JE|JK|KL)[_/](a|d|f|h|n|sa|su)\d\d"):
         yield _record(SAVEE_LABELS[emotion], audio=clip, speaker=speaker)
 
 
 def read_emodb(folder: Path) -> Iterator[dict]:
-    """EmoDB: `wav/03a01Fa.wav`."""
+    """Reads EmoDB: `wav/03a01Fa.wav`."""
     for clip, (speaker, sentence, emotion) in _clips(folder, r"(\d\d)([ab]\d\d)([WLEAFTN])[a-z]"):
         yield _record(EMODB_LABELS[emotion], audio=clip, text=EMODB_TEXTS[sentence], speaker=speaker)
 
 
 def read_nemo(folder: Path) -> Iterator[dict]:
-    """nEMO as its repository has it: `data.tsv` beside `samples/EB0_anger_1.wav`."""
+    """Reads nEMO in the layout of its repository: `data.tsv` beside `samples/EB0_anger_1.wav`."""
     for row in read_csv(folder / "data.tsv"):
         clip = folder / "samples" / f"{row['file_id'].removesuffix('.wav')}.wav"
         yield _record(row["emotion"], audio=clip, text=row["raw_text"], speaker=row["speaker_id"])
 
 
 def read_iemocap(folder: Path) -> Iterator[dict]:
-    """IEMOCAP: `Session1/dialog/{EmoEvaluation,transcriptions}/DIALOG.txt`, `Session1/sentences/wav/DIALOG/TURN.wav`.
+    """
+    Reads IEMOCAP: `Session1/dialog/{EmoEvaluation,transcriptions}/DIALOG.txt`,
+    `Session1/sentences/wav/DIALOG/TURN.wav`.
 
-    The word times come from `Session1/sentences/ForcedAlignment/DIALOG/TURN.wdseg`. A speaker is named after the
+    Timestamps of words come from `Session1/sentences/ForcedAlignment/DIALOG/TURN.wdseg`. A speaker is named after the
     session and the sex: `Ses01F`.
     """
     evaluated = re.compile(r"^\[[\d.]+ - [\d.]+\]\t(\w+)\t(\w+)\t", re.MULTILINE)
@@ -185,10 +189,10 @@ def read_iemocap(folder: Path) -> Iterator[dict]:
 
 
 def _aligned_words(alignment: str, text: str) -> list[dict]:
-    """The words of `text` that the aligner (Sphinx, frames of 10 ms) found, with their start and end in seconds."""
+    """Returns the words of `text` that the aligner found (Sphinx, 10 ms frames), with start and end in seconds."""
     segments = re.findall(r"^\s*(\d+)\s+(\d+)\s+-?\d+\s+([^\s<+(]+)", alignment, re.MULTILINE)
     words = text.split()
-    # The two do not agree on fillers, and the text alone has case and punctuation.
+    # They differ in fillers, and only the text has case and punctuation.
     matcher = SequenceMatcher(
         a=[word.lower() for _, _, word in segments],
         b=[re.sub(r"[^\w']", "", word).lower() for word in words],
@@ -206,12 +210,13 @@ def _aligned_words(alignment: str, text: str) -> list[dict]:
 
 
 def read_meld(folder: Path) -> Iterator[dict]:
-    """MELD: `train_sent_emo.csv`, `dev_...`, `test_...`, and `dia0_utt0.mp4` in folders that name the split.
+    """
+    Reads MELD: `train_sent_emo.csv`, `dev_...`, `test_...`, and `dia0_utt0.mp4` in folders that name the split.
 
-    The folders are `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`, or any that have `train`,
-    `dev` or `test` in their name. libsndfile cannot read the videos: a `.wav` of the same name goes before them, to be
-    made by `for clip in */*.mp4; do ffmpeg -i "$clip" -vn -ac 1 -ar 16000 "${clip%.mp4}.wav"; done`. Rows whose clip
-    is not there have no audio.
+    The folders are `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`, or any with `train`, `dev`
+    or `test` in their name. libsndfile cannot decode the videos: a `.wav` of the same name has priority; make it with
+    `for clip in */*.mp4; do ffmpeg -i "$clip" -vn -ac 1 -ar 16000 "${clip%.mp4}.wav"; done`. Rows without a clip have
+    no audio.
     """
     name = re.compile(r"dia(\d+)_utt(\d+)\.(?:wav|flac|ogg|mp4)")
     clips: dict[tuple[str, str, str], Path] = {}
@@ -234,11 +239,15 @@ def read_meld(folder: Path) -> Iterator[dict]:
 
 
 def read_mosei(folder: Path) -> Iterator[dict]:
-    """CMU-MOSEI as one CSV, a segment a row: `file` (or `video`), `index`, `text`, `split`, and what was felt.
+    """
+    Reads CMU-MOSEI as a CSV with a segment per row: `file` (or `video`), `index`, `text`, `split`, and the emotion.
 
-    That is `label`, or one column of intensities for each emotion: the largest positive one is the label, neutral if
-    none is positive. The clip of segment 3 of video `abc` is `abc_3.wav`, in any folder below, or what `file` names
-    with its ending; rows whose clip is not there have no audio. A video is one speaker.
+    The emotion is `label`, or a column of intensities for each emotion: the largest positive one is the label, neutral
+    if none is positive. The clip of segment 3 of video `abc` is `abc_3.wav`, in any subfolder, or the file that `file`
+    names with its suffix; rows without a clip have no audio. Every video counts as one speaker.
+
+    Raises:
+        ValueError: If neither `file` nor `video` names a segment.
     """
     clips = {clip.stem: clip for clip, _ in _clips(folder, r"[^/]+")}
     for table in sorted(folder.glob("*.csv")):
@@ -266,9 +275,10 @@ def _strongest_emotions(row: dict[str, str]) -> str:
 
 
 def read_goemotions(folder: Path) -> Iterator[dict]:
-    """GoEmotions: `train.tsv`, `dev.tsv`, `test.tsv` with `emotions.txt`; else the raw `goemotions_1.csv` and so on.
+    """
+    Reads GoEmotions: `train.tsv`, `dev.tsv`, `test.tsv` with `emotions.txt`, or the raw `goemotions_1.csv` and so on.
 
-    In the raw tables a row is one rater's opinion, and an emotion counts if two raters saw it, as in the paper.
+    In the raw tables a row is the rating of one rater; an emotion needs two raters, as in the paper.
     """
     if (folder / "emotions.txt").is_file():
         names = (folder / "emotions.txt").read_text(encoding="utf-8").split()
@@ -282,7 +292,7 @@ def read_goemotions(folder: Path) -> Iterator[dict]:
     for table in sorted(folder.glob("goemotions*.csv")):
         for row in read_csv(table):
             texts[row["id"]] = row["text"]
-            # The emotions stand behind the last column of the ratings' description.
+            # The columns of the emotions follow those that describe the rating.
             emotions = list(row)[list(row).index("example_very_unclear") + 1 :]
             votes.setdefault(row["id"], Counter()).update(name for name in emotions if row[name] == "1")
     for comment, counts in votes.items():
@@ -311,7 +321,7 @@ def _record(
 
 
 def _clips(folder: Path, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Clips whose name matches, with the groups of the match; a clip that lies in two folders counts once."""
+    """Yields clips whose name matches, with the groups of the match; a clip in two folders is yielded once."""
     name = re.compile(rf"(?:^|/)({pattern})\.(?:wav|flac|ogg)$")
     seen = set()
     for path in sorted(folder.rglob("*.*")):

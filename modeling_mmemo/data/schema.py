@@ -1,4 +1,4 @@
-"""The one schema in which every source of rows comes out."""
+"""The schema of rows from every source."""
 
 from datasets import Audio, Dataset, Features, List, Value
 
@@ -20,11 +20,11 @@ FEATURES = Features(
 """
 Columns of every row: `audio` (`{"bytes", "path"}`, undecoded) or `None`, `text` or `None`, `word_times` (the words of
 `text` with their start and end in seconds) or `None`, `label`, `speaker` or `None`, `corpus`, and `split` (`"train"`,
-`"dev"` or `"test"`). Of dialogues, for a model that reads them: `dialogue`, its name within the split; `context`, the
-turns before the text, oldest first; `said_by`, who says the text, as the turns call their speakers; `None` otherwise.
+`"dev"` or `"test"`). With dialogue context: `dialogue`, its name within the split; `context`, the turns before the
+text, oldest first; `said_by`, the speaker of the text, by the name used in the turns; `None` otherwise.
 """
 
-# Encoding an Audio column needs torchcodec even with decode=False; casting its stored form to it does not.
+# Encoding an Audio column needs torchcodec even with decode=False; casting a plain struct to it does not.
 STORED_FEATURES = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Value("string")}})
 
 _SPLITS = {
@@ -40,23 +40,24 @@ _SPLITS = {
 
 
 def split_of(name: str) -> str:
-    """`"train"`, `"dev"` or `"test"` for the name that a source gives to a split.
+    """
+    Returns `"train"`, `"dev"` or `"test"` for a source's name of a split.
 
     Raises:
-        ValueError: If it is none of the usual names.
+        ValueError: If the name is unknown.
     """
     if name.strip().lower() not in _SPLITS:
-        raise ValueError(f"Unknown split {name!r}; name the splits as one of {sorted(_SPLITS)}.")
+        raise ValueError(f"Unknown split {name!r}; a split must be one of {sorted(_SPLITS)}.")
     return _SPLITS[name.strip().lower()]
 
 
 def text_of(row: dict) -> dict:
-    """The text of a row, with its `context` and `speaker` in a dialogue where they are known."""
+    """Returns the text of a row, with its `context` and `speaker` if it has them."""
     known = {"text": row["text"], "context": row.get("context"), "speaker": row.get("said_by")}
     return {name: value for name, value in known.items() if value is not None}
 
 
 def as_dataset(rows: list[dict]) -> Dataset:
-    """Puts rows into a `datasets.Dataset` with the columns of `FEATURES`; what a row lacks is `None`."""
+    """Returns rows as a `datasets.Dataset` with the columns of `FEATURES`; missing columns are `None`."""
     rows = [{**dict.fromkeys(FEATURES), **row} for row in rows]
     return Dataset.from_list(rows, features=STORED_FEATURES).cast_column("audio", FEATURES["audio"])

@@ -1,4 +1,4 @@
-"""The one entry to rows of every source: a known corpus, a table, a folder of clips, a dataset of the Hub."""
+"""Reads rows of any source: a known corpus, a table, a folder of clips, a dataset of the Hub."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 CLIPS = (".wav", ".flac", ".ogg", ".mp3")
-# What their columns are called where `columns` does not say.
+# Names of the audio column, unless `columns` has one.
 _AUDIO_COLUMNS = ("audio", "file_name", "path", "file")
 
 Rows = Dataset | IterableDataset
@@ -37,60 +37,74 @@ def read_source(
     fold: int | None = None,
     context_turns: int = 0,
 ) -> Rows:
-    """Reads labelled rows of any source into the columns of `FEATURES`.
+    """
+    Reads labelled rows of any source, with the columns of `FEATURES`.
 
-    Rows that stand for none of `labels`, or for several, are left out (and counted, unless streamed); rows without a
+    Rows with none or several of `labels` are left out, and their number is logged unless streaming; rows without a
     split are training rows.
 
     Args:
-        source (`str`): What comes first of: the name of one of `CORPORA`; the path of a CSV, TSV, JSON Lines or
-            Parquet table, or of a `datasets` audiofolder (with `metadata.csv` or a table of another of these kinds, or
-            one folder a label, inside one a split or not); a dataset of the Hub, as `owner/name` or
-            `owner/name:config`.
+        source (`str`):
+            The first that applies: the name of one of `CORPORA`; the path of a CSV, TSV, JSON Lines or Parquet table,
+            or of a `datasets` audiofolder (with `metadata.csv` or another of these tables, or one folder per label,
+            optionally in one folder per split); a dataset of the Hub, as `owner/name` or `owner/name:config`.
         data_dir (`str` or `Path`): The folder that holds the corpora.
-        columns (`Mapping[str, str]`, *optional*): The source's column for each of ours, where the names differ:
-            `{"label": "emotion"}`. Audio is found as `audio`, `file_name`, `path` or `file`, too; its paths are
-            relative to the table.
-        labels (`Sequence[str]`): The labels to choose from.
-        label_map (`Mapping[str, str]`, *optional*): The source's own label names to ours: `{"excited": "happy"}`.
-        streaming (`bool`): Whether to give an `IterableDataset` that never holds the whole source.
-        fold (`int`, *optional*): Of a corpus with folds, see [`read_corpus`].
-        context_turns (`int`): How many turns before a row are read: of its `context`, `[{"speaker", "text"}, ...]`
-            (JSON in a CSV), or of the rows before it that have the same `dialogue`.
+        columns (`Mapping[str, str]`, *optional*):
+            The source's column for each of ours, if the names differ: `{"label": "emotion"}`. The audio column may
+            also be `file_name`, `path` or `file`; its paths are relative to the table.
+        labels (`Sequence[str]`, *optional*): The labels to keep.
+        label_map (`Mapping[str, str]`, *optional*): Labels for label names of the source: `{"excited": "happy"}`.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Whether to return an `IterableDataset`, which never holds the whole source.
+        fold (`int`, *optional*): Fold of a corpus, see [`read_corpus`].
+        context_turns (`int`, *optional*, defaults to 0):
+            Number of turns of context, from the column `context`, `[{"speaker", "text"}, ...]` (JSON in a CSV), or
+            from the rows before with the same `dialogue`.
+
+    Returns:
+        `datasets.Dataset` or `datasets.IterableDataset`.
 
     Raises:
-        ValueError: If there is no such source, column, split or fold, or if no row stands for one of `labels`.
+        ValueError: If there is no such source, column, split or fold, or if no row has one of `labels`.
     """
     if source in CORPORA:
         if columns:
-            raise ValueError(f"columns={dict(columns)} cannot be given for {source!r}, whose columns are known.")
+            raise ValueError(
+                f"columns={dict(columns)} contradicts {source!r}, whose columns are known; leave columns out."
+            )
         if not streaming:
             return read_corpus(source, data_dir, labels, fold, label_map, context_turns)
-        # A list among the arguments would be taken for shards.
+        # As a tuple, because `from_generator` takes a list for shards.
         arguments = {"name": source, "data_dir": str(data_dir), "labels": tuple(labels), "fold": fold}
         arguments |= {"label_map": label_map, "context_turns": context_turns}
         stream = IterableDataset.from_generator(corpus_rows, features=STORED_FEATURES, gen_kwargs=arguments)
-        return _labelled(stream, source, labels)
+        return _keep_labelled(stream, source, labels)
     if fold is not None:
-        raise ValueError(f"fold={fold} needs a corpus with folds; {source!r} is none of {sorted(CORPORA)}.")
-    tables = [_described(*table, source, columns or {}) for table in _open(source, streaming)]
+        raise ValueError(f"fold={fold} needs a corpus with folds; {source!r} is not in {sorted(CORPORA)}.")
+    tables = [_describe(*table, source, columns or {}) for table in _open(source, streaming)]
     rows = concatenate_datasets([_in_schema(*table, labels, label_map or {}, context_turns) for table in tables])
-    kept = _labelled(rows, source, labels, tables)
+    kept = _keep_labelled(rows, source, labels, tables)
     if streaming:
         return kept
     if len(kept) < len(rows):
-        logger.warning(f"{source}: left out {len(rows) - len(kept)} of {len(rows)} rows without a single known label.")
+        logger.warning(
+            f"{source}: left out {len(rows) - len(kept)} of {len(rows)} rows, which have no known label or several."
+        )
     return kept.cast_column("audio", FEATURES["audio"])
 
 
-def _labelled(rows: Rows, source: str, labels: Sequence[str], tables: Sequence[tuple[Rows, "_Form"]] = ()) -> Rows:
-    """The rows that have a label, of which there must be one; the source's own labels are in `tables`."""
+def _keep_labelled(
+    rows: Rows, source: str, labels: Sequence[str], tables: Sequence[tuple[Rows, "_TableFormat"]] = ()
+) -> Rows:
+    """Returns the rows that have a label, at least one; `tables` have the label names of the source, for the error."""
     kept = rows.filter(_has_label)
     if next(iter(kept), None) is None:
-        found = sorted({_raw_label(record, form) for part, form in tables for record in part.take(1000)})
+        found = sorted(
+            {_raw_label(record, table_format) for part, table_format in tables for record in part.take(1000)}
+        )
         raise ValueError(
-            f"No row of {source} has a label that stands for one of {list(labels)}; among its first are {found[:30]}. "
-            "Map them with label_map, as in excited=happy."
+            f"No row of {source} has one of the labels {list(labels)}; its first labels are {found[:30]}. Map them "
+            "with label_map, as in excited=happy."
         )
     return kept
 
@@ -100,14 +114,14 @@ def _has_label(row: dict) -> bool:
 
 
 def _open(source: str, streaming: bool) -> Iterator[tuple[Rows, Path | None, str]]:
-    """Yields the tables of a source, each with the folder that its audio paths start from, and the split it is."""
+    """Yields the tables of a source, each with the folder of its relative audio paths, and its split."""
     path = Path(source)
     if path.suffix in TABLES:
         if not path.is_file():
             raise ValueError(f"{source} does not exist; paths are relative to {Path.cwd()}.")
         yield _load(path, streaming), path.parent, "train"
         return
-    # An audiofolder may have a table in each split's folder.
+    # An audiofolder may have a table in the folder of each split.
     tables = [table for table in sorted(path.rglob("metadata.*")) if table.suffix in TABLES] if path.is_dir() else []
     for table in tables:
         split = "train" if table.parent == path else split_of(table.parent.name)
@@ -122,8 +136,8 @@ def _open(source: str, streaming: bool) -> Iterator[tuple[Rows, Path | None, str
         splits = load_dataset(repository, config or None, streaming=streaming)
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(
-            f"{source!r} is neither a corpus of {sorted(CORPORA)}, nor a folder or a table ({', '.join(TABLES)}) that "
-            f"is there, nor a dataset of the Hub that can be had: {error}"
+            f"{source!r} is neither one of the corpora {sorted(CORPORA)}, nor an existing folder or table "
+            f"({', '.join(TABLES)}), nor an accessible dataset of the Hub: {error}"
         ) from error
     for split, rows in splits.items():
         yield rows, None, split_of(split)
@@ -143,7 +157,7 @@ def _rows_of(read: Callable[[Path], Iterator[dict]], path: Path, streaming: bool
 
 
 def _labelled_clips(path: Path) -> Iterator[dict[str, str]]:
-    """The clips of `LABEL/clip.wav` or `SPLIT/LABEL/clip.wav`."""
+    """Yields the clips of `LABEL/clip.wav` or `SPLIT/LABEL/clip.wav`."""
     for clip in sorted(path.rglob("*.*")):
         *split, label, name = ("", *clip.relative_to(path).parts)
         if label and clip.suffix.lower() in CLIPS:
@@ -151,14 +165,15 @@ def _labelled_clips(path: Path) -> Iterator[dict[str, str]]:
 
 
 @dataclass(frozen=True)
-class _Form:
-    """What the rows of one table mean.
+class _TableFormat:
+    """
+    The format of a table.
 
     Args:
-        columns (`dict[str, str]`): Its column for each of ours that it has.
-        label_names (`tuple[str, ...]`, *optional*): What its labels mean where they are numbers.
-        folder (`Path`, *optional*): What its audio paths are relative to.
-        corpus, split (`str`): Those of rows that do not name one.
+        columns (`dict[str, str]`): The table's column for each of ours that it has.
+        label_names (`tuple[str, ...]`, *optional*): The names of labels that are numbers.
+        folder (`Path`, *optional*): The folder of relative audio paths.
+        corpus, split (`str`): Defaults for rows without a corpus or a split.
     """
 
     columns: dict[str, str]
@@ -168,10 +183,10 @@ class _Form:
     split: str
 
 
-def _described(
+def _describe(
     rows: Rows, folder: Path | None, split: str, source: str, columns: Mapping[str, str]
-) -> tuple[Rows, _Form]:
-    """The columns of a table that are needed, audio undecoded, and what they mean."""
+) -> tuple[Rows, _TableFormat]:
+    """Returns the needed columns of a table, audio undecoded, and its format."""
     features = rows.features or {}
     theirs = _columns(list(features) or list(next(iter(rows), {})), source, columns)
     rows = rows.select_columns(sorted(set(theirs.values())))
@@ -180,11 +195,11 @@ def _described(
     label = features.get(theirs["label"])
     label = label.feature if isinstance(label, List) else label
     names = tuple(label.names) if isinstance(label, ClassLabel) else None
-    return rows, _Form(theirs, names, folder, source if folder is None else Path(source).stem, split)
+    return rows, _TableFormat(theirs, names, folder, source if folder is None else Path(source).stem, split)
 
 
 def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """The source's column for each of ours that it has."""
+    """Returns the source's column for each of ours that it has."""
     unknown = sorted(set(columns) - set(FEATURES))
     if unknown:
         raise ValueError(f"columns names {unknown}, but the columns of a row are {list(FEATURES)}.")
@@ -193,31 +208,31 @@ def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dic
         if name in present:
             theirs.setdefault("audio", name)
     theirs |= columns
-    absent = [column for column in theirs.values() if column not in present]
-    if absent or "label" not in theirs:
+    missing = [column for column in theirs.values() if column not in present]
+    if missing or "label" not in theirs:
         raise ValueError(
-            f"{source} has no column {absent or ['label']}; it has {present}. Name its own with columns, as in "
+            f"{source} has no column {missing or ['label']}; it has {present}. Map its own with columns, as in "
             "label=emotion."
         )
     return theirs
 
 
 def _in_schema(
-    rows: Rows, form: _Form, labels: Sequence[str], label_map: Mapping[str, str], context_turns: int
+    rows: Rows, table_format: _TableFormat, labels: Sequence[str], label_map: Mapping[str, str], context_turns: int
 ) -> Rows:
-    """The rows with the columns of `FEATURES`; `label` is `None` where it stands for none of `labels`."""
-    # The cache of `datasets` would not notice a newer version of this package.
+    """Returns the rows with the columns of `FEATURES`; `label` is `None` unless it is one of `labels`."""
+    # The cache of `datasets` does not notice a newer version of this package.
     options = {} if isinstance(rows, IterableDataset) else {"load_from_cache_file": False}
     return rows.map(
         _row,
         with_indices=True,
         fn_kwargs={
-            "form": form,
+            "table_format": table_format,
             "labels": labels,
             "label_map": label_map,
             "history": DialogueHistory(context_turns),
         },
-        remove_columns=sorted(set(form.columns.values())),
+        remove_columns=sorted(set(table_format.columns.values())),
         features=STORED_FEATURES,
         **options,
     )
@@ -226,27 +241,27 @@ def _in_schema(
 def _row(
     record: dict,
     index: int,
-    form: _Form,
+    table_format: _TableFormat,
     labels: Sequence[str],
     label_map: Mapping[str, str],
     history: DialogueHistory,
 ) -> dict:
     if index == 0:
-        # A stream is read more than once.
-        history.forget()
+        # A stream may be read several times.
+        history.reset()
     row: dict = dict.fromkeys(FEATURES)
-    row |= {ours: None if record[theirs] == "" else record[theirs] for ours, theirs in form.columns.items()}
+    row |= {ours: None if record[theirs] == "" else record[theirs] for ours, theirs in table_format.columns.items()}
     for name in ("word_times", "context"):
-        # A cell of a CSV holds them as JSON.
+        # JSON in a CSV.
         row[name] = json.loads(row[name]) if isinstance(row[name], str) else row[name]
-    corpus = row["corpus"] or form.corpus
+    corpus = row["corpus"] or table_format.corpus
     return row | {
-        **history.place(row, row["said_by"] or row["speaker"]),
-        "audio": _audio(row["audio"], form.folder),
-        "label": single_label(_raw_label(record, form), labels, label_map),
+        **history.add(row, row["said_by"] or row["speaker"]),
+        "audio": _audio(row["audio"], table_format.folder),
+        "label": single_label(_raw_label(record, table_format), labels, label_map),
         "speaker": None if row["speaker"] is None else f"{corpus}-{row['speaker']}",
         "corpus": corpus,
-        "split": split_of(row["split"] or form.split),
+        "split": split_of(row["split"] or table_format.split),
     }
 
 
@@ -259,11 +274,11 @@ def _audio(audio: str | dict | None, folder: Path | None) -> dict | None:
     return stored
 
 
-def _raw_label(record: dict, form: _Form) -> str:
-    """The source's own name of a row's label, several joined by `|`."""
-    value = record[form.columns["label"]]
+def _raw_label(record: dict, table_format: _TableFormat) -> str:
+    """Returns the name of a row's label in the source; several names are joined by `|`."""
+    value = record[table_format.columns["label"]]
     values = value if isinstance(value, list) else [value]
-    if form.label_names is not None:
-        # The Hub's rows without a label have -1.
-        values = [form.label_names[value] for value in values if value is not None and value >= 0]
+    if table_format.label_names is not None:
+        # On the Hub -1 is a missing label.
+        values = [table_format.label_names[value] for value in values if value is not None and value >= 0]
     return "|".join(map(str, values))

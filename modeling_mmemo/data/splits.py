@@ -1,4 +1,4 @@
-"""Splits without leaks: nothing that a model is judged by may stand in what it was trained on."""
+"""Splits without leaks: no speaker or text of the development or test rows occurs in the training rows."""
 
 from collections.abc import Sequence
 
@@ -14,23 +14,24 @@ SPLIT_PAIRS = (("train", "dev"), ("train", "test"), ("dev", "test"))
 def leak_check(
     rows: Dataset, by: Sequence[str] = ("speaker",), between: Sequence[tuple[str, str]] = SPLIT_PAIRS
 ) -> None:
-    """Checks that no value of a column stands in two splits.
+    """
+    Checks that no value of a column occurs in two splits.
 
-    Rows without a value are not compared. Speakers are compared among rows with audio only: those of written dialogue
-    lend no voice. Case and runs of blanks in a value do not count.
+    Missing values are not compared. Speakers are compared only in rows with audio: a speaker of written dialogue has
+    no voice. Case and runs of whitespace in a value are ignored.
 
     Args:
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
-        by (`Sequence[str]`): Some of `"speaker"` and `"text"`.
+        by (`Sequence[str]`): Columns to compare, of `"speaker"` and `"text"`.
         between (`Sequence[tuple[str, str]]`): The pairs of splits to compare.
 
     Raises:
-        ValueError: If a value stands on both sides; the first few are named.
+        ValueError: If a value occurs in both splits of a pair; the message names the first few.
     """
     unknown = [column for column in by if column not in ("speaker", "text")]
     if unknown:
-        raise ValueError(f"Leaks can be looked for by 'speaker' and 'text', not by {unknown}.")
-    # The clips' bytes stay where they are.
+        raise ValueError(f"Leaks are checked by 'speaker' and 'text', not by {unknown}.")
+    # Without loading the bytes of the clips.
     has_audio = rows.select_columns("audio").with_format("arrow")[:]["audio"].is_valid().to_pylist()
     for column in by:
         found: dict[str, set[str]] = {}
@@ -41,21 +42,22 @@ def leak_check(
             shared = sorted(found.get(one, set()) & found.get(other, set()))
             if shared:
                 raise ValueError(
-                    f"{len(shared)} {column} value(s) stand in both {one} and {other}, such as {shared[:3]}: scores "
+                    f"{len(shared)} {column} value(s) occur in both {one} and {other}, such as {shared[:3]}: scores "
                     f"on {other} would be too good. Split by {column}, or pass --allow_leaks."
                 )
 
 
 def split_by_speaker(rows: Dataset, dev_share: float, seed: int) -> Dataset:
-    """Sets training rows aside for development: whole speakers, at least one; single rows of those without a speaker.
+    """
+    Moves training rows to the development split: whole speakers, at least one, and single rows without a speaker.
 
     Args:
-        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`; only those of split `"train"` are moved.
-        dev_share (`float`): About how much of the training rows, in (0, 1). Speakers are added until it is reached.
-        seed (`int`): The same seed sets the same speakers aside.
+        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`; only rows of the split `"train"` are moved.
+        dev_share (`float`): Approximate share of the training rows, in (0, 1); speakers are added until it is reached.
+        seed (`int`): Seed of the choice of speakers.
 
     Raises:
-        ValueError: If `dev_share` is not in (0, 1), or a single speaker would be all that there is.
+        ValueError: If `dev_share` is not in (0, 1), or there is only one speaker.
     """
     if not 0 < dev_share < 1:
         raise ValueError(f"dev_share={dev_share} must be in (0, 1).")
@@ -67,13 +69,13 @@ def split_by_speaker(rows: Dataset, dev_share: float, seed: int) -> Dataset:
     without_speaker = indices_of.pop(None, [])
     if len(indices_of) == 1:
         raise ValueError(
-            f"All training rows with a speaker are of {next(iter(indices_of))!r}, who cannot be set aside. Add "
-            "another speaker, or give the rows a split column."
+            f"{next(iter(indices_of))!r} is the only speaker of the training rows, and cannot be set aside. Add "
+            "another speaker, or a split column."
         )
     speakers = sorted(indices_of)
     wanted = dev_share * sum(map(len, indices_of.values()))
     dev: list[int] = []
-    # One speaker is always left to train on.
+    # At least one speaker is left for training.
     for position in rng.permutation(len(speakers))[:-1]:
         if len(dev) < wanted:
             dev += indices_of[speakers[position]]

@@ -1,1 +1,1 @@
-"""Training with the `transformers` Trainer."""
+"""Training with the `transformers` Trainer: options, rows, LoRA, calibration, cross-validation."""

@@ -1,4 +1,4 @@
-"""What of a model is trained: towers frozen, whole or from some layer on, or adapted with LoRA through peft."""
+"""Selects the trained parameters: encoders frozen, trained fully or from some layer on, or adapted with LoRA."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -20,16 +20,25 @@ logger = logging.get_logger(__name__)
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _DECODER_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-# All of the attention, and instead of what peft knows, which is often two of its four.
+# The feed-forward layers of these encoders have a layer called `dense`, too.
+_BERT_ATTENTION = ("query", "key", "value", "attention.output.dense")
+# All attention projections, where peft's own defaults are often query and value only.
 LORA_TARGET_MODULES = {
     "mmemo_audio": _ATTENTION,
     "whisper": _ATTENTION,
     "wav2vec2": _ATTENTION,
     "hubert": _ATTENTION,
-    # Its attention reads the weights of its projections past peft, which could not adapt them.
+    # Feed-forward layers: WavLM's attention reads the weights of its projections directly, so LoRA would have no
+    # effect.
     "wavlm": ("intermediate_dense", "output_dense"),
-    "audio-spectrogram-transformer": ("q_proj", "v_proj"),
-    "distilbert": ("q_lin", "k_lin", "v_lin"),
+    "audio-spectrogram-transformer": _DECODER_ATTENTION,
+    "bert": _BERT_ATTENTION,
+    "roberta": _BERT_ATTENTION,
+    "xlm-roberta": _BERT_ATTENTION,
+    "camembert": _BERT_ATTENTION,
+    "electra": _BERT_ATTENTION,
+    "deberta-v2": ("query_proj", "key_proj", "value_proj", "attention.output.dense"),
+    "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin"),
     "mpnet": ("q", "k", "v", "o"),
     "llama": _DECODER_ATTENTION,
     "mistral": _DECODER_ATTENTION,
@@ -38,7 +47,8 @@ LORA_TARGET_MODULES = {
     "gemma": _DECODER_ATTENTION,
     "gemma2": _DECODER_ATTENTION,
     "gemma3_text": _DECODER_ATTENTION,
-    "gpt2": ("c_attn",),
+    # `c_attn` computes query, key and value; the feed-forward layers have a `c_proj`, too.
+    "gpt2": ("attn.c_attn", "attn.c_proj"),
 }
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|block)\.(\d+)\.")
 
@@ -46,44 +56,33 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|block)\.(\d+)\.")
 def set_trainable(
     model: MMEmoForEmotionRecognition, args: ModelArguments, new_branches: Collection[str]
 ) -> MMEmoForEmotionRecognition | PeftModel:
-    """Freezes what is not trained and adds LoRA where it is asked for; all behind the towers is trained.
+    """
+    Freezes parameters and adds LoRA as the arguments say; everything on top of the encoders is trained.
 
-    A frozen half of another mmemo model keeps its branch and its head, too, and with them its own answers.
+    Exception: the branch and the head of a frozen half of an mmemo model stay frozen, so that its own predictions
+    stay the same.
 
     Args:
-        model (`MMEmoForEmotionRecognition`): As built.
-        args (`ModelArguments`): How the towers are trained.
-        new_branches (`Collection[str]`): The modalities whose branches are new.
+        model (`MMEmoForEmotionRecognition`): The model, as built.
+        args (`ModelArguments`): How to train the encoders.
+        new_branches (`Collection[str]`): The modalities whose branches are newly initialised.
+
+    Returns:
+        The model itself, or a `PeftModel` around it if an encoder gets LoRA.
 
     Raises:
-        ValueError: If the modules for LoRA are not known for a tower, or it has none of those named.
+        ValueError: If the layers for LoRA are unknown for an architecture, or an encoder has none of the given names.
     """
     towers = {
         modality: tower
         for modality, tower in (("audio", model.mmemo.audio_tower), ("text", model.mmemo.text_tower))
         if tower is not None
     }
-    adapted = [modality for modality in towers if args.is_adapted(modality)]
     if model.config.label_token_ids is not None:
-        # The language model's own output layer, which answers as it always did.
+        # The output layer of the pretrained language model stays as it is.
         model.text_classifier.requires_grad_(False)
-    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    if adapted:
-        whole = [f"mmemo.{modality}_tower" for modality in towers if args.mode_of(modality) == "full"]
-        config = LoraConfig(
-            r=args.lora_r,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            target_modules=[
-                f"mmemo.{modality}_tower.{name}"
-                for modality in adapted
-                for name in lora_modules(towers[modality], args.lora_target_modules)
-            ],
-            modules_to_save=[*whole, *heads(model)],
-            base_model_name_or_path=args.model_name_or_path,
-        )
-        model = get_peft_model(model, config)
-        _fix_again(model, fixed)
+    if any(args.is_adapted(modality) for modality in towers):
+        model = _add_lora(model, args, towers)
     for modality in towers:
         if not args.is_adapted(modality):
             frozen = args.freeze_layers_of(modality) if args.mode_of(modality) == "full" else float("inf")
@@ -95,17 +94,43 @@ def set_trainable(
     return model
 
 
-def _fix_again(model: PeftModel, fixed: set[str]) -> None:
-    """Freezes the parameters that were `fixed` (Whisper's positions): peft trains all of a module that it saves."""
-    for name, parameter in model.named_parameters():
+def _add_lora(
+    model: MMEmoForEmotionRecognition, args: ModelArguments, towers: dict[str, PreTrainedModel]
+) -> PeftModel:
+    """Adds LoRA to the encoders that get it; everything else that is trained is saved with the adapter."""
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    adapted = {
+        modality: lora_modules(tower, args.lora_target_modules)
+        for modality, tower in towers.items()
+        if args.is_adapted(modality)
+    }
+    full = [f"mmemo.{modality}_tower" for modality in towers if args.mode_of(modality) == "full"]
+    config = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=[f"mmemo.{modality}_tower.{name}" for modality, names in adapted.items() for name in names],
+        modules_to_save=[*full, *heads(model)],
+        base_model_name_or_path=args.model_name_or_path,
+    )
+    adapter = get_peft_model(model, config)
+    for name, parameter in adapter.named_parameters():
+        # peft unfreezes all parameters of a module in `modules_to_save`, such as Whisper's fixed positions.
         if name.removeprefix("base_model.model.").replace("modules_to_save.default.", "") in fixed:
             parameter.requires_grad_(False)
+    return adapter
 
 
 def unquantized(trained: PeftModel, args: ModelArguments, labels: Sequence[str]) -> PeftModel:
-    """What was `trained` over weights of 4 bits, over the weights that those were rounded from.
+    """
+    Moves LoRA that was trained over 4-bit weights to the full-precision weights of the same encoder.
 
-    LoRA that is merged into 4 bits would be rounded with them; over the whole weights nothing of it is lost.
+    Merged into 4-bit weights LoRA would be rounded with them; merged into full precision it is exact.
+
+    Args:
+        trained (`PeftModel`): The model trained with `text_mode="qlora"`.
+        args (`ModelArguments`): The arguments that it was built from.
+        labels (`Sequence[str]`): Its labels.
     """
     whole_args = replace(args, text_mode="lora")
     model, _, new_branches = build_model(whole_args, labels)
@@ -116,25 +141,39 @@ def unquantized(trained: PeftModel, args: ModelArguments, labels: Sequence[str])
 
 
 def frozen_towers(model: nn.Module) -> list[nn.Module]:
-    """The towers of which nothing is trained."""
+    """Returns the encoders that have no trained parameter."""
     towers = [module for name, module in model.named_modules() if name.endswith("_tower")]
     return [tower for tower in towers if not any(parameter.requires_grad for parameter in tower.parameters())]
 
 
-def lora_modules(tower: PreTrainedModel, names: list[str]) -> list[str]:
-    """The full names of the linear layers of a tower that get LoRA: those of `names`, or those usual for it."""
+def lora_modules(tower: PreTrainedModel, names: Sequence[str] = ()) -> list[str]:
+    """
+    Returns the full names of the layers of an encoder that get LoRA.
+
+    Args:
+        tower (`PreTrainedModel`): The encoder.
+        names (`Sequence[str]`, *optional*):
+            Last parts of the names of layers, such as `"q_proj"` or `"attention.output.dense"`. By default all
+            attention projections of the architectures in `LORA_TARGET_MODULES`, and peft's defaults for others.
+
+    Raises:
+        ValueError: If there are no defaults for the architecture, or no layer has one of the names.
+    """
     model_type = tower.config.model_type
-    usual = LORA_TARGET_MODULES.get(model_type) or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
-    wanted = names or usual
+    defaults = LORA_TARGET_MODULES.get(model_type) or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(
+        model_type
+    )
+    wanted = names or defaults
     if wanted is None:
         raise ValueError(
-            f"It is not known which layers of a {model_type} get LoRA; name some with lora_target_modules, such as "
-            "q_proj v_proj."
+            f"There are no default LoRA layers for a {model_type}; name some with lora_target_modules, such as q_proj "
+            "v_proj."
         )
     if isinstance(wanted, str):
         found = [name for name, _ in tower.named_modules() if re.fullmatch(wanted, name)]
     else:
-        found = [name for name, _ in tower.named_modules() if name.rpartition(".")[2] in wanted]
+        endings = tuple(f".{name}" for name in wanted)
+        found = [name for name, _ in tower.named_modules() if f".{name}".endswith(endings)]
     if not found:
         linear = sorted({name.rpartition(".")[2] for name, m in tower.named_modules() if isinstance(m, nn.Linear)})
         raise ValueError(f"A {model_type} has no layers called {list(wanted)} for LoRA; it has {linear}.")
@@ -142,7 +181,7 @@ def lora_modules(tower: PreTrainedModel, names: list[str]) -> list[str]:
 
 
 def heads(model: MMEmoForEmotionRecognition) -> list[str]:
-    """The names of all modules behind the towers; peft can neither wrap a list of modules nor leave one out."""
+    """Returns the names of all modules on top of the encoders, for peft, which cannot wrap a `ModuleList`."""
     names = []
     for prefix, parent in (("", model), ("mmemo.", model.mmemo)):
         for name, module in parent.named_children():
@@ -156,7 +195,7 @@ def heads(model: MMEmoForEmotionRecognition) -> list[str]:
 
 
 def _freeze(model: nn.Module, tower: str, layers: float | None) -> None:
-    """Freezes the first `layers` of a tower and what stands before them; nothing if `None`."""
+    """Freezes the embeddings and the first `layers` of an encoder; nothing if `None`."""
     if layers is None:
         return
     for name, parameter in model.named_parameters():
@@ -167,20 +206,18 @@ def _freeze(model: nn.Module, tower: str, layers: float | None) -> None:
 
 
 def log_trainable(model: nn.Module) -> None:
-    """Logs how many parameters are trained, and how many of each tower."""
-    for part in ("audio_tower.", "text_tower.", ""):
-        # Of a module that peft saves whole it keeps the original, which nothing reads.
-        parameters = [p for name, p in model.named_parameters() if part in name and "original_module." not in name]
+    """Logs the number of trained parameters of each encoder and of the whole model."""
+    for part, name in (("audio_tower.", "audio encoder"), ("text_tower.", "text encoder"), ("", "model")):
+        # peft keeps the original of a module that it saves, and does not use it.
+        parameters = [p for full, p in model.named_parameters() if part in full and "original_module." not in full]
         total = sum(_size(p) for p in parameters)
         trained = sum(_size(p) for p in parameters if p.requires_grad)
-        if total:
-            logger.warning(
-                f"{part.rstrip('.') or 'model'}: {trained:,} of {total:,} parameters trained "
-                f"({100 * trained / total:.2f} %)."
-            )
+        if not total:
+            continue
+        logger.warning(f"Training {trained:,} of {total:,} parameters of the {name} ({100 * trained / total:.2f} %).")
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
-    # bitsandbytes packs two weights of 4 bits into one number.
+    # bitsandbytes packs two 4-bit weights into one number.
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()

@@ -1,4 +1,4 @@
-"""The model that a run starts from: on an mmemo model, over two encoders, or joined from two halves."""
+"""Builds the model that a run starts from: a checkpoint, new encoders, or two halves of mmemo models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import is_bitsandbytes_available
+from transformers.utils import is_bitsandbytes_available, logging
 
 from mmemo.items import TEXT_SETTINGS
 from modeling_mmemo import (
@@ -24,43 +24,104 @@ from modeling_mmemo import (
     MMEmoForEmotionRecognition,
     MMEmoProcessor,
 )
+from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.towers_mmemo import max_tokens
 from modeling_mmemo.training.label_words import label_token_ids
 from modeling_mmemo.training.training_arguments import PROMPT, ModelArguments
 
 
+logger = logging.get_logger(__name__)
+
 WHISPER_LIKE = ("whisper", "mmemo_audio")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Half:
-    """What a model has for one modality.
+    """
+    The parts of a model for one modality.
 
     Args:
-        tower (`PreTrainedModel` or `str`): The encoder, or where it is loaded from.
-        preprocessor: Feature extractor or tokenizer.
+        tower (`PreTrainedModel` or `str`, *optional*): The encoder, or its Hub name or folder.
+        preprocessor (*optional*): The feature extractor or tokenizer.
         branch, classifier (`nn.Module`, *optional*): Trained ones, of an mmemo model.
-        layer_mix, pooling (`str`, *optional*): Those of the branch; the configuration's defaults where `None`.
-        label_token_ids (`list[int]`, *optional*): Of a language model that says the labels.
-        settings (`dict`): What its processor reads beside a text.
+        config (`dict`): Fields of [`MMEmoConfig`] for this modality; the defaults of [`MMEmoConfig`] for all others.
+        settings (`dict`): Arguments of [`MMEmoProcessor`] for this modality.
     """
 
     tower: PreTrainedModel | str | None = None
     preprocessor: Any = None
     branch: nn.Module | None = None
     classifier: nn.Module | None = None
-    layer_mix: str | None = None
-    pooling: str | None = None
-    label_token_ids: list[int] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def choose_labels(args: ModelArguments, labels: Sequence[str] = ()) -> list[str]:
+    """
+    Returns the labels of the model that [`build_model`] would build, in the order of its scores.
+
+    Args:
+        args (`ModelArguments`): The checkpoint or the encoders.
+        labels (`Sequence[str]`, *optional*): The requested labels; by default those of the mmemo model, or of its
+            halves, that the run starts from, or else [`EMOTIONS`].
+
+    Raises:
+        ValueError: If `labels` reorders the labels of a checkpoint, or the labels of two halves, or of a half and
+            `labels`, differ: a trained head would then predict under the wrong names.
+    """
+    found = _checkpoint_labels(args)
+    for option, known in found.items():
+        source = f"{option}={getattr(args, option)}"
+        if labels and list(labels) != known and sorted(labels) == sorted(known):
+            raise ValueError(
+                f"labels={list(labels)} reorders the labels of {source}, which are {known}: its trained heads would "
+                "predict under the wrong names. Leave labels out to keep the order of the model."
+            )
+        if labels and list(labels) != known and option != "model_name_or_path":
+            raise ValueError(
+                f"labels={list(labels)} contradicts {source}, whose trained head has the labels {known}. Leave labels "
+                "out, or choose another encoder."
+            )
+    if len(found) == 2 and found["audio_encoder"] != found["text_encoder"]:
+        raise ValueError(
+            f"audio_encoder={args.audio_encoder} has the labels {found['audio_encoder']}, but text_encoder="
+            f"{args.text_encoder} has {found['text_encoder']}. Train both with the same labels in the same order."
+        )
+    return list(labels) or next(iter(found.values()), list(EMOTIONS))
+
+
+def _checkpoint_labels(args: ModelArguments) -> dict[str, list[str]]:
+    """Returns the labels of each mmemo model that the run starts from, by the option that names it."""
+    found = {}
+    for option in ("model_name_or_path", "audio_encoder", "text_encoder"):
+        name = getattr(args, option)
+        if name is None:
+            continue
+        config = AutoConfig.from_pretrained(name)
+        if isinstance(config, MMEmoConfig):
+            found[option] = model_labels(config)
+    return found
+
+
 def build_model(
-    args: ModelArguments, labels: Sequence[str]
+    args: ModelArguments, labels: Sequence[str] = ()
 ) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor, list[str]]:
-    """The model, its processor, and the modalities whose branches are new."""
-    settings: dict[str, Any] = {
+    """
+    Builds the model that a run trains.
+
+    Args:
+        args (`ModelArguments`): The checkpoint or the encoders.
+        labels (`Sequence[str]`, *optional*): See [`choose_labels`].
+
+    Returns:
+        The model, its processor, and the modalities whose branches are newly initialised.
+
+    Raises:
+        ValueError: If the labels, or other options, contradict a checkpoint.
+    """
+    labels = choose_labels(args, labels)
+    config: dict[str, Any] = {
         "id2label": dict(enumerate(labels)),
         "label2id": {label: index for index, label in enumerate(labels)},
         "fusion_dropout": args.fusion_dropout,
@@ -68,63 +129,92 @@ def build_model(
         "modality_loss_weight": args.modality_loss_weight,
         "label_smoothing": args.label_smoothing,
         "focal_gamma": args.focal_gamma,
-        # Those of a model that is trained on were for other rows.
+        # Those of a checkpoint were computed from other rows.
         "class_weights": None,
     }
     if args.model_name_or_path is not None:
-        model = MMEmoForEmotionRecognition.from_pretrained(
-            args.model_name_or_path,
-            ignore_mismatched_sizes=True,
-            temperature=1.0,
-            conformal_quantiles=None,
-            **settings,
-        )
-        return model, MMEmoProcessor.from_pretrained(args.model_name_or_path), []
+        return _load_checkpoint(args.model_name_or_path, labels, config)
 
     layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
-    halves = {"audio": _audio_half(args, labels, layers), "text": _text_half(args, labels)}
-    chosen = {
-        "fusion": args.fusion,
-        "fusion_hidden_size": args.fusion_hidden_size,
-        "audio_layer_mix": halves["audio"].layer_mix,
-        "text_layer_mix": halves["text"].layer_mix,
-        "audio_pooling": halves["audio"].pooling,
-        "text_pooling": halves["text"].pooling,
-        "label_token_ids": halves["text"].label_token_ids,
-    }
+    halves = {"audio": _audio_half(args, layers), "text": _text_half(args, labels)}
+    chosen = {"fusion": args.fusion, "fusion_hidden_size": args.fusion_hidden_size}
+    for half in halves.values():
+        chosen |= half.config
     model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
         halves["audio"].tower,
         halves["text"].tower,
         audio_kwargs=layers,
-        text_kwargs={"quantization_config": four_bits()} if args.text_mode == "qlora" else {},
+        text_kwargs={"quantization_config": four_bit_config()} if args.text_mode == "qlora" else {},
         **{name: value for name, value in chosen.items() if value is not None},
-        **settings,
+        **config,
     )
+    _copy_trained_parts(halves, model)
+    new_branches = [name for name, half in halves.items() if half.tower is not None and half.branch is None]
+    if halves["text"].tower is not None:
+        _limit_tokens(halves["text"].preprocessor, model.mmemo.text_tower)
+    preprocessors = [half.preprocessor for half in halves.values()]
+    return model, MMEmoProcessor(*preprocessors, **halves["text"].settings), new_branches
+
+
+def _load_checkpoint(
+    name: str, labels: list[str], config: dict[str, Any]
+) -> tuple[MMEmoForEmotionRecognition, MMEmoProcessor, list[str]]:
+    """Loads an mmemo model to continue from; with other labels its classifiers are newly initialised."""
+    checkpoint = MMEmoConfig.from_pretrained(name)
+    has_new_head = labels != model_labels(checkpoint)
+    if has_new_head and checkpoint.label_token_ids is not None:
+        raise ValueError(
+            f"labels={labels} contradicts model_name_or_path={name}, whose text head is the likelihood of the words "
+            f"of its labels {model_labels(checkpoint)}. Leave labels out, or train again with text_head=label_words."
+        )
+    model = MMEmoForEmotionRecognition.from_pretrained(
+        name,
+        ignore_mismatched_sizes=has_new_head,
+        temperature=1.0,
+        conformal_quantiles=None,
+        **config,
+    )
+    if has_new_head:
+        _reset_classifiers(model)
+        logger.warning(
+            f"The labels {labels} are not those of {name}, {model_labels(checkpoint)}: the classifiers are newly "
+            "initialised and must be trained."
+        )
+    return model, MMEmoProcessor.from_pretrained(name), []
+
+
+@torch.no_grad()
+def _reset_classifiers(model: MMEmoForEmotionRecognition) -> None:
+    """Initialises the classifiers again: one of the same size would otherwise keep the weights of other labels."""
+    for classifier in (model.audio_classifier, model.text_classifier, model.fused_classifier):
+        if classifier is not None:
+            nn.init.normal_(classifier.weight, std=model.config.initializer_range)
+            nn.init.zeros_(classifier.bias)
+
+
+def _copy_trained_parts(halves: dict[str, Half], model: MMEmoForEmotionRecognition) -> None:
+    """Copies the branches and classifiers of trained halves to the model."""
     parts = {
         "audio": (model.mmemo.audio_branch, model.audio_classifier),
         "text": (model.mmemo.text_branch, model.text_classifier),
     }
     for modality, half in halves.items():
-        if half.branch is not None:
+        if half.branch is not None and half.classifier is not None:
             branch, classifier = parts[modality]
-            # Only a model of both modalities has a projection to attend with.
+            # Only a model of both modalities has a projection for the cross-modal attention.
             branch.load_state_dict({**branch.state_dict(), **half.branch.state_dict()})
             classifier.load_state_dict(half.classifier.state_dict())
-    new = [modality for modality, half in halves.items() if half.tower is not None and half.branch is None]
-    preprocessors = [half.preprocessor for half in halves.values()]
-    if halves["text"].tower is not None:
-        _bound(preprocessors[1], model.mmemo.text_tower)
-    return model, MMEmoProcessor(*preprocessors, **halves["text"].settings), new
 
 
-def four_bits() -> BitsAndBytesConfig:
-    """How a tower's weights are read for QLoRA: as 4-bit normal floats, their scales quantised, too.
-
-    Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
+def four_bit_config() -> BitsAndBytesConfig:
+    """
+    Returns the quantisation for QLoRA: 4-bit normal floats (NF4) with double quantisation.
 
     Raises:
         ValueError: If there is no CUDA GPU.
         ImportError: If bitsandbytes is not installed.
+
+    Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
     """
     if not torch.cuda.is_available():
         raise ValueError("text_mode=qlora needs a CUDA GPU, and there is none; choose text_mode=lora.")
@@ -138,27 +228,28 @@ def four_bits() -> BitsAndBytesConfig:
     )
 
 
-def _bound(tokenizer: PreTrainedTokenizerBase, tower: PreTrainedModel) -> None:
-    """Has a tokenizer cut what its tower has no positions for, where it does not know of them itself."""
+def _limit_tokens(tokenizer: PreTrainedTokenizerBase, tower: PreTrainedModel) -> None:
+    """Caps `model_max_length` at the maximum length of the encoder."""
     limit = max_tokens(tower)
     if limit is not None and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
 
 
-def _audio_half(args: ModelArguments, labels: Sequence[str], layers: dict[str, int]) -> Half:
+def _audio_half(args: ModelArguments, layers: dict[str, int]) -> Half:
     name = args.audio_encoder
     if name is None:
         return Half()
     model_type = AutoConfig.from_pretrained(name).model_type
     if model_type == MMEmoConfig.model_type:
-        return _load_half(args, "audio", labels, ("audio_layers", "audio_layer_mix", "trim_db"))
+        return _load_half(args, "audio", ("audio_layers", "audio_layer_mix", "trim_db"))
+    config = {"audio_layer_mix": args.audio_layer_mix}
     if model_type not in WHISPER_LIKE:
         if args.trim_db is not None:
             raise ValueError(
                 f"trim_db={args.trim_db} contradicts audio_encoder={name}: the feature extractor of a {model_type} "
-                "does not trim. Trim the clips themselves, or leave it out."
+                "does not trim. Trim the clips themselves, or leave trim_db out."
             )
-        return Half(name, AutoFeatureExtractor.from_pretrained(name), layer_mix=args.audio_layer_mix)
+        return Half(tower=name, preprocessor=AutoFeatureExtractor.from_pretrained(name), config=config)
     tower = MMEmoAudioEncoder.from_pretrained(name, **layers)
     extractor = MMEmoFeatureExtractor(
         preset="whisper",
@@ -166,7 +257,7 @@ def _audio_half(args: ModelArguments, labels: Sequence[str], layers: dict[str, i
         loudness_dbfs=args.loudness_dbfs,
         trim_db=args.trim_db,
     )
-    return Half(tower, extractor, layer_mix=args.audio_layer_mix)
+    return Half(tower=tower, preprocessor=extractor, config=config)
 
 
 def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
@@ -176,54 +267,45 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
     if AutoConfig.from_pretrained(name).model_type == MMEmoConfig.model_type:
         if args.text_mode == "qlora":
             raise ValueError(
-                f"text_mode=qlora contradicts text_encoder={name}: 4 bits are for an encoder that is read as it was "
-                "released. Give that, or choose text_mode=lora."
+                f"text_mode=qlora contradicts text_encoder={name}: only a pretrained encoder as it was released is "
+                "loaded in 4 bits, not an mmemo model. Give the encoder, or choose text_mode=lora."
             )
         if args.text_head == "label_words":
             raise ValueError(
-                f"text_head=label_words contradicts text_encoder={name}: an mmemo model has its own head already."
+                f"text_head=label_words contradicts text_encoder={name}: an mmemo model has a text head already."
             )
-        return _load_half(args, "text", labels, ("text_layer_mix", "text_pooling", *TEXT_SETTINGS))
+        return _load_half(args, "text", ("text_layer_mix", "text_pooling", *TEXT_SETTINGS))
     tokenizer = AutoTokenizer.from_pretrained(name)
+    config: dict[str, Any] = {"text_layer_mix": args.text_layer_mix, "text_pooling": args.text_pooling}
     settings = {name: getattr(args, name) for name in TEXT_SETTINGS if getattr(args, name) is not None}
-    token_ids = None
     if args.text_head == "label_words":
         settings = {"prompt": PROMPT} | settings
-        token_ids = label_token_ids(tokenizer, settings["prompt"], labels, args.label_words)
-    return Half(
-        name,
-        tokenizer,
-        layer_mix=args.text_layer_mix,
-        pooling=args.text_pooling,
-        label_token_ids=token_ids,
-        settings=settings,
-    )
+        config["label_token_ids"] = label_token_ids(tokenizer, settings["prompt"], labels, args.label_words)
+    return Half(tower=name, preprocessor=tokenizer, config=config, settings=settings)
 
 
-def _load_half(args: ModelArguments, modality: str, labels: Sequence[str], settled: Sequence[str]) -> Half:
-    """The half of an mmemo model for `modality`; arguments that it has `settled` are refused."""
+def _load_half(args: ModelArguments, modality: str, fixed: Sequence[str]) -> Half:
+    """Loads the parts of an mmemo model for `modality`; raises a `ValueError` for options in `fixed` that are set."""
     name = getattr(args, f"{modality}_encoder")
-    for argument in settled:
-        if getattr(args, argument) is not None:
+    for option in fixed:
+        if getattr(args, option) is not None:
             raise ValueError(
-                f"{argument}={getattr(args, argument)} contradicts {modality}_encoder={name}: an mmemo model has its "
-                "own already."
+                f"{option}={getattr(args, option)} contradicts {modality}_encoder={name}: an mmemo model determines "
+                f"{option}. Leave it out."
             )
     model = MMEmoForEmotionRecognition.from_pretrained(name)
-    has = [found for found in ("audio", "text") if getattr(model.config, f"{found}_config") is not None]
-    if modality not in has:
-        raise ValueError(f"{modality}_encoder={name} is an mmemo model of {' and '.join(has)} alone.")
-    known = model_labels(model.config)
-    if known != list(labels):
-        raise ValueError(f"{modality}_encoder={name} tells {known} apart, in this order, but labels={list(labels)}.")
+    tower = getattr(model.mmemo, f"{modality}_tower")
+    if tower is None:
+        raise ValueError(f"{modality}_encoder={name} is an mmemo model without {modality}; choose one that has it.")
     processor = MMEmoProcessor.from_pretrained(name)
+    config = {option: getattr(model.config, option) for option in (f"{modality}_layer_mix", f"{modality}_pooling")}
+    if modality == "text":
+        config["label_token_ids"] = model.config.label_token_ids
     return Half(
-        getattr(model.mmemo, f"{modality}_tower"),
-        processor.feature_extractor if modality == "audio" else processor.tokenizer,
-        getattr(model.mmemo, f"{modality}_branch"),
-        getattr(model, f"{modality}_classifier"),
-        getattr(model.config, f"{modality}_layer_mix"),
-        getattr(model.config, f"{modality}_pooling"),
-        model.config.label_token_ids if modality == "text" else None,
-        {name: getattr(processor, name) for name in TEXT_SETTINGS},
+        tower=tower,
+        preprocessor=processor.feature_extractor if modality == "audio" else processor.tokenizer,
+        branch=getattr(model.mmemo, f"{modality}_branch"),
+        classifier=getattr(model, f"{modality}_classifier"),
+        config=config,
+        settings={option: getattr(processor, option) for option in TEXT_SETTINGS} if modality == "text" else {},
     )

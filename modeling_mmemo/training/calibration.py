@@ -1,4 +1,4 @@
-"""What makes scores mean what they say, fitted on development data: temperatures, and quantiles for sets of labels."""
+"""Calibration on development data: temperatures for the scores, and quantiles for prediction sets."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -9,10 +9,11 @@ RANGE = (0.05, 20.0)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature under which the labels are likeliest.
+    """
+    Returns the temperature, in `RANGE`, that maximises the likelihood of the labels.
 
     Args:
-        logits (`np.ndarray` of shape `(rows, num_labels)`): Undivided.
+        logits (`np.ndarray` of shape `(rows, num_labels)`): The logits before division by a temperature.
         labels (`np.ndarray` of shape `(rows,)`): Indices of the true labels.
 
     Raises:
@@ -31,15 +32,16 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def fit_quantiles(logits: np.ndarray, labels: np.ndarray) -> list[float]:
-    """How far the true label's score is from 1: the quantiles that `coverage=` goes by.
+    """
+    Returns the quantiles of 1 minus the score of the true label, from which `coverage=` builds prediction sets.
 
     Args:
-        logits (`np.ndarray` of shape `(rows, num_labels)`): Divided by the temperature.
+        logits (`np.ndarray` of shape `(rows, num_labels)`): The logits, divided by the temperature.
         labels (`np.ndarray` of shape `(rows,)`): Indices of the true labels.
 
     Returns:
-        `list[float]`: the quantiles at 0, 1, ..., 100 %, each corrected for the number of rows and rounded up, so that
-        new rows of the same kind are covered at least so often.
+        `list[float]`: The quantiles at 0, 1, ..., 100 %, each corrected for the number of rows and rounded up, so that
+        prediction sets for new rows of the same kind have at least the requested coverage.
 
     Raises:
         ValueError: If there are no rows.
@@ -48,8 +50,8 @@ def fit_quantiles(logits: np.ndarray, labels: np.ndarray) -> list[float]:
     """
     if not len(labels):
         raise ValueError("There are no rows to fit quantiles on; give development data.")
-    lacking = np.sort(1 - softmax(logits, axis=1)[np.arange(len(labels)), labels])
-    # Quantiles beyond what so few rows can tell are 1: every label is in the set.
-    lacking = np.append(lacking, 1.0)
+    errors = np.sort(1 - softmax(logits, axis=1)[np.arange(len(labels)), labels])
+    # A quantile that needs more rows is 1: the prediction set then holds every label.
+    errors = np.append(errors, 1.0)
     ranks = np.ceil(np.arange(101) / 100 * (len(labels) + 1)).astype(int)
-    return (np.ceil(lacking[np.maximum(ranks, 1) - 1] * 1e4) / 1e4).tolist()
+    return (np.ceil(errors[np.maximum(ranks, 1) - 1] * 1e4) / 1e4).tolist()

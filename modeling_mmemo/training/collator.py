@@ -1,4 +1,4 @@
-"""From drawn rows to one batch of model inputs."""
+"""Collates rows to one batch of model inputs."""
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ MASKS = {"audio": "audio_attention_mask", "text": "attention_mask"}
 
 
 class EmotionCollator:
-    """Computes features and pads; a modality that no row of the batch has is left out.
+    """
+    Computes features and pads; a modality that is missing from all rows is left out of the batch.
 
     Args:
-        processor (`MMEmoProcessor`): Turns clips and texts into inputs.
-        augmentation (`Augmentation`, *optional*): What happens to the log-mel frames of clips.
+        processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
+        augmentation (`Augmentation`, *optional*): Augments the log-mel frames of clips that have a `seed`.
     """
 
     def __init__(self, processor: MMEmoProcessor, augmentation: Augmentation | None = None):
@@ -26,12 +27,16 @@ class EmotionCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...]]:
         """
         Args:
-            rows (`list[dict]`): With `labels` and `label_mask`, and those of `audio` (samples, or states of a frozen
-                tower of shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`,
-                `context` and `speaker` (of a text in a dialogue), and `seed` (of an augmented clip) that there are.
+            rows (`list[dict]`):
+                Rows with `labels` and `label_mask`, and optionally `audio` (samples, or states of a frozen tower of
+                shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`, `context` and
+                `speaker` (for a text in a dialogue), and `seed` (for an augmented clip).
 
         Returns:
-            `dict` of the inputs of [`MMEmoForEmotionRecognition.forward`].
+            `dict`: The inputs of [`MMEmoForEmotionRecognition.forward`].
+
+        Raises:
+            ValueError: If SpecAugment is on and the audio encoder does not take `input_features`.
         """
         batch = {
             "labels": torch.tensor([row["labels"] for row in rows]),
@@ -50,13 +55,14 @@ class EmotionCollator:
             else:
                 raw.append(modality)
         if raw:
-            # Both at once: where a clip's frames begin moves the times of its words.
+            # Audio and text in one call, because trimming a clip shifts the timestamps of its words.
             present = [index for index, row in enumerate(rows) if any(modality in row for modality in raw)]
-            inputs = self._process(raw, [rows[index] for index in present])
+            inputs = self._prepare(raw, [rows[index] for index in present])
             batch |= {name: _scatter(value, present, len(rows)) for name, value in inputs.items()}
         return batch
 
-    def _process(self, modalities: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
+    def _prepare(self, modalities: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Returns the model inputs of rows with clips or texts."""
         values: dict = {modality: [row.get(modality) for row in rows] for modality in modalities}
         for name in ("word_times", "context", "speaker"):
             if "text" in modalities and any(row.get(name) for row in rows):
@@ -69,7 +75,7 @@ class EmotionCollator:
             if "input_features" not in inputs:
                 raise ValueError(
                     f"spec_augment_probability={self.augmentation.spec_augment_probability} needs an audio encoder "
-                    f"that reads log-mel input_features; this one reads {sorted(inputs)}. Set it to 0."
+                    f"that takes log-mel input_features; this one takes {sorted(inputs)}. Set it to 0."
                 )
             inputs["input_features"] = self.augmentation.augment_features(
                 inputs["input_features"], inputs[MASKS["audio"]], np.random.default_rng(seeds[0])
@@ -78,7 +84,7 @@ class EmotionCollator:
 
 
 def _pad_states(values: list[np.ndarray]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Layers, each `(batch, positions, hidden)`, and the mask `(batch, positions)`."""
+    """Returns the padded layers, each `(batch, positions, hidden)`, and their mask `(batch, positions)`."""
     sequences = [torch.from_numpy(value.copy()).transpose(0, 1) for value in values]
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     padded = pad_sequence(sequences, batch_first=True)
@@ -86,7 +92,7 @@ def _pad_states(values: list[np.ndarray]) -> tuple[tuple[torch.Tensor, ...], tor
 
 
 def _scatter(values: torch.Tensor, present: list[int], size: int) -> torch.Tensor:
-    """Puts the rows of those `present` into a batch of `size`; the others are zero, which a mask calls missing."""
+    """Returns a batch of `size` with `values` in the rows `present`; the others are zero, masked as missing."""
     if len(present) == size:
         return values
     scattered = values.new_zeros(size, *values.shape[1:])

@@ -1,14 +1,19 @@
-"""States of frozen towers, computed once and kept on disk.
+"""
+Hidden states of encoders over training data: cached for frozen encoders, and their statistics for new branches.
 
-A frozen encoder gives the same states in every epoch, and computing them is nearly the whole cost of training what
-stands behind it. They are kept as half-precision arrays, keyed by the tower's weights, the processor's settings and
-the inputs.
+Deliberate choices:
+- A frozen encoder gives the same states in every epoch, and computing them is nearly the whole cost of training the
+  parts on top of it. They are cached on disk in half precision.
+- The key of the cache holds everything that the states depend on: the weights of the encoder, the settings of the
+  processor, the texts, and of each audio file its path, size and time of modification. Contents of files are not
+  hashed, which would read the whole corpus at every start.
+- Statistics are running sums over one input at a time, so memory does not grow with the number of inputs.
 """
 
 import hashlib
-import itertools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mmemo.items import TEXT_SETTINGS
+from modeling_mmemo.data.fingerprints import audio_fingerprint
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.fusion_mmemo import ModalityBranch
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
@@ -27,11 +33,15 @@ from modeling_mmemo.training.collator import EmotionCollator
 
 
 class TowerStates:
-    """The states of one tower over a list of inputs; `self[i]` is a `(layers, positions, hidden)` array.
+    """
+    The cached states of one encoder over a list of inputs; `self[i]` is an array of shape `(layers, positions,
+    hidden)`.
 
     Args:
-        folder (`Path`): Where `states.bin`, half-precision `(all positions, layers, hidden)`, and `offsets.npy` lie.
-        layers, hidden (`int`): The tower's number of hidden states and their width.
+        folder (`Path`):
+            Folder with `states.bin`, half-precision states of shape `(all positions, layers, hidden)`, and
+            `offsets.npy`, where the positions of each input begin.
+        layers, hidden (`int`): Number of hidden states of the encoder, and their size.
     """
 
     def __init__(self, folder: Path, layers: int, hidden: int):
@@ -43,7 +53,7 @@ class TowerStates:
         return len(self._offsets) - 1
 
     def length(self, index: int) -> int:
-        """Number of positions of one input; 0 where it was missing."""
+        """Returns the number of positions of one input; 0 if it was missing."""
         return int(self._offsets[index + 1] - self._offsets[index])
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -54,12 +64,19 @@ class TowerStates:
 def tower_states(
     modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset, cache_dir: str | Path
 ) -> TowerStates:
-    """The states of a frozen `tower` over the `"audio"` or `"text"` of all `rows`, from the cache if it has them.
-
-    A row that lacks the modality has none. Those of a text are its own, read with its context before it.
     """
-    key = _key(modality, tower, processor, rows)
-    folder = Path(cache_dir) / f"{modality}-{key}"
+    Returns the states of a frozen encoder over one modality of all rows, from the cache or computed now.
+
+    A row without the modality has no positions. The positions of a text do not include those of its context.
+
+    Args:
+        modality (`str`): `"audio"` or `"text"`.
+        tower (`PreTrainedModel`): The encoder; states are computed on its device.
+        processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
+        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
+        cache_dir (`str` or `Path`): Folder of the cache.
+    """
+    folder = Path(cache_dir) / f"{modality}-{_cache_key(modality, tower, processor, rows)}"
     if not (folder / "offsets.npy").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _compute(modality, tower.eval(), processor, rows, folder)
@@ -72,18 +89,18 @@ def _compute(
     present = [index for index, value in enumerate(rows[modality]) if value]
     lengths = np.zeros(len(rows), dtype=np.int64)
     with (folder / "states.bin").open("wb") as file:
-        for start in tqdm(range(0, len(present), batch_size), desc=f"{modality} states"):
+        for start in tqdm(range(0, len(present), batch_size), desc=f"Encoding {modality}"):
             indices = present[start : start + batch_size]
-            inputs = processor(**_given(modality, rows, indices), return_tensors="pt")
+            inputs = processor(**_processor_inputs(modality, rows, indices), return_tensors="pt")
             states, mask = run_tower(modality, tower, inputs)
-            file.write(torch.stack(states, dim=2)[mask].half().numpy().tobytes())
-            lengths[indices] = mask.sum(dim=1).numpy()
-    # Written last: a cache without it is computed anew.
+            file.write(torch.stack(states, dim=2)[mask].half().cpu().numpy().tobytes())
+            lengths[indices] = mask.sum(dim=1).cpu().numpy()
+    # Written last: a cache without it is incomplete, and computed again.
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _given(modality: str, rows: Dataset, indices: list[int]) -> dict[str, list]:
-    """What the processor takes for some rows."""
+def _processor_inputs(modality: str, rows: Dataset, indices: list[int]) -> dict[str, list]:
+    """Returns the arguments of the processor for some rows."""
     if modality == "audio":
         return {"audio": list(rows.select(indices)["audio"])}
     texts = [text_of(row) for row in rows.select(indices)]
@@ -93,7 +110,18 @@ def _given(modality: str, rows: Dataset, indices: list[int]) -> dict[str, list]:
 def run_tower(
     modality: str, tower: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """The tower's states, each `(batch, positions, hidden)`, over a batch, and their mask `(batch, positions)`."""
+    """
+    Encodes a batch on the device of the encoder.
+
+    Args:
+        modality (`str`): `"audio"` or `"text"`.
+        tower (`PreTrainedModel`): The encoder.
+        inputs (`Mapping[str, torch.Tensor]`): Inputs of the model, as the processor returns them.
+
+    Returns:
+        The states, one tensor of shape `(batch, positions, hidden)` per layer, and their mask `(batch, positions)`.
+    """
+    inputs = {name: value.to(tower.device) for name, value in inputs.items()}
     if modality == "audio":
         return encode_audio(tower, inputs[tower.main_input_name], inputs["audio_attention_mask"])
     mask = inputs["attention_mask"]
@@ -101,21 +129,53 @@ def run_tower(
     return states, mask.bool() & ~inputs.get("context_mask", torch.zeros_like(mask)).bool()
 
 
-def _key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset) -> str:
+def _cache_key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(tower.state_dict().items()):
         digest.update(name.encode())
-        digest.update(weight.contiguous().numpy().tobytes())
+        digest.update(weight.cpu().contiguous().numpy().tobytes())
     if modality == "audio":
         settings = processor.feature_extractor.to_dict()
+        values = map(audio_fingerprint, rows["audio"])
     else:
         settings = {"tokenizer": repr(processor.tokenizer), "vocabulary": processor.tokenizer.get_vocab()}
         settings |= {name: getattr(processor, name) for name in TEXT_SETTINGS}
+        values = map(repr, zip(rows["text"], rows["context"], rows["said_by"]))
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for column in (modality,) if modality == "audio" else ("text", "context", "said_by"):
-        for value in rows[column]:
-            digest.update(str(value).encode())
+    for value in values:
+        digest.update(value.encode())
     return digest.hexdigest()[:16]
+
+
+class RunningStatistics:
+    """
+    Mean and standard deviation of vectors that arrive in batches; the vectors are not kept.
+
+    Batches are summed on their own device, the batches' sums in double precision on the CPU.
+
+    Source: Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self._squares = torch.zeros((), dtype=torch.float64)
+
+    def update(self, values: torch.Tensor) -> None:
+        """Adds vectors, a tensor of shape `(count, ...)`."""
+        values = values.float()
+        batch_mean = values.mean(dim=0)
+        squares = (values - batch_mean).square().sum(dim=0).cpu().double()
+        count = self.count + len(values)
+        difference = batch_mean.cpu().double() - self.mean
+        self._squares = self._squares + squares + difference.square() * self.count * len(values) / count
+        self.mean = self.mean + difference * len(values) / count
+        self.count = count
+
+    @property
+    def std(self) -> torch.Tensor:
+        """The standard deviation, without Bessel's correction."""
+        return (self._squares / self.count).sqrt()
 
 
 @torch.inference_mode()
@@ -124,52 +184,77 @@ def standardize(
     modalities: Collection[str],
     rows: torch.utils.data.Dataset,
     collator: EmotionCollator,
-    most: int = 1000,
+    max_inputs: int = 1000,
 ) -> None:
-    """Sets the statistics of the branches of `modalities` to those of `most` training inputs, drawn at random.
-
-    First those of each layer over all positions, then those of the pooled mix over the inputs.
     """
-    drawn = _draw(rows, most) if modalities else []
+    Sets the statistics of new branches to those of a random sample of the training inputs.
+
+    The first pass over the sample computes the statistics of each layer over all positions, the second those of the
+    pooled layer mix, which depends on the first, over the inputs.
+
+    Args:
+        model (`MMEmoForEmotionRecognition`): The model; states are computed on its device.
+        modalities (`Collection[str]`): The modalities whose branches are new.
+        rows (`torch.utils.data.Dataset`): The training rows.
+        collator (`EmotionCollator`): Collates them.
+        max_inputs (`int`, *optional*, defaults to 1000): Size of the sample.
+    """
     model.eval()
-    for modality, tower, branch in (
-        ("audio", model.mmemo.audio_tower, model.mmemo.audio_branch),
-        ("text", model.mmemo.text_tower, model.mmemo.text_branch),
-    ):
-        present = [row for row in drawn if modality in row]
-        if modality not in modalities or not present:
-            continue
-        states = []
-        for row in tqdm(present, desc=f"{modality} statistics"):
-            inputs = collator([row])
-            kept = inputs.get(f"{modality}_hidden_states")
-            if kept is None:
-                layers, mask = run_tower(
-                    modality, tower, {name: value.to(tower.device) for name, value in inputs.items()}
-                )
-                kept = [layer[mask].unsqueeze(0) for layer in layers]
-            states.append(torch.stack(list(kept)).float().cpu())
-        _set_statistics(branch, states)
+    branches = {"audio": model.mmemo.audio_branch, "text": model.mmemo.text_branch}
+    layers = {modality: RunningStatistics() for modality in modalities}
+    for modality, states in _sample_states(model, modalities, rows, collator, max_inputs, "layer statistics"):
+        layers[modality].update(states.transpose(0, 1))
+    layers = {modality: statistics for modality, statistics in layers.items() if statistics.count}
+    for modality, statistics in layers.items():
+        mix = branches[modality].mix
+        num_layers = len(mix.weights)
+        mix.standardization.set(statistics.mean[-num_layers:], statistics.std[-num_layers:].clamp(min=1e-4))
+
+    pooled = {modality: RunningStatistics() for modality in layers}
+    for modality, states in _sample_states(model, layers, rows, collator, max_inputs, "pooled statistics"):
+        pooled[modality].update(_pool(branches[modality], states))
+    for modality, statistics in pooled.items():
+        branches[modality].standardization.set(statistics.mean, statistics.std.clamp(min=1e-4))
 
 
-def _draw(rows: torch.utils.data.Dataset, most: int) -> list[dict]:
+def _sample_states(
+    model: MMEmoForEmotionRecognition,
+    modalities: Collection[str],
+    rows: torch.utils.data.Dataset,
+    collator: EmotionCollator,
+    max_inputs: int,
+    purpose: str,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the states `(layers, positions, hidden)` of each sampled input with its modality, the same every time."""
+    if not modalities:
+        return
+    towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
+    for row in tqdm(_sample(rows, max_inputs), desc=f"Computing {purpose}"):
+        present = [modality for modality in modalities if modality in row]
+        inputs = collator([row]) if present else {}
+        for modality in present:
+            states = inputs.get(f"{modality}_hidden_states")
+            if states is None:
+                states, mask = run_tower(modality, towers[modality], _tensors(inputs))
+                yield modality, torch.stack([layer[mask] for layer in states])
+            else:
+                yield modality, torch.stack([layer[0] for layer in states])
+
+
+def _sample(rows: torch.utils.data.Dataset, max_inputs: int) -> Iterator[dict]:
     if isinstance(rows, torch.utils.data.IterableDataset):
-        return list(itertools.islice(rows, most))
-    return [rows[int(position)] for position in np.random.default_rng(0).permutation(len(rows))[:most]]
+        yield from islice(rows, max_inputs)
+        return
+    for position in np.random.default_rng(0).permutation(len(rows))[:max_inputs]:
+        yield rows[int(position)]
 
 
-def _set_statistics(branch: ModalityBranch, states: list[torch.Tensor]) -> None:
-    """`states` are the tower's over each input alone, `(layers, 1, positions, hidden)`."""
-    count = sum(layers.shape[2] for layers in states)
-    mean = sum(layers.double().sum(dim=(1, 2)) for layers in states) / count
-    squares = sum((layers.double() ** 2).sum(dim=(1, 2)) for layers in states) / count
-    std = (squares - mean**2).clamp(min=1e-8).sqrt()
-    num_layers = len(branch.mix.weights)
-    branch.mix.standardization.set(mean[-num_layers:], std[-num_layers:])
+def _tensors(inputs: Mapping) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
 
-    pooled = []
-    for layers in states:
-        mixed = branch.mix(layers.unbind())
-        pooled.append(branch.pool(layers.unbind(), mixed, torch.ones(mixed.shape[:2])))
-    pooled = torch.cat(pooled)
-    branch.standardization.set(pooled.mean(dim=0), pooled.std(dim=0, correction=0).clamp(min=1e-4))
+
+def _pool(branch: ModalityBranch, states: torch.Tensor) -> torch.Tensor:
+    """Returns the pooled layer mix `(1, pooled_size)` of the states `(layers, positions, hidden)` of one input."""
+    layers = states.to(branch.mix.weights).unsqueeze(1).unbind()
+    mixed = branch.mix(layers)
+    return branch.pool(layers, mixed, torch.ones(mixed.shape[:2], device=mixed.device))

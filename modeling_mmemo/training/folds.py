@@ -1,26 +1,39 @@
-"""Cross-validation over the speakers of a corpus: one model a fold, each scored on the speakers it has not heard.
+"""
+Cross-validation over the speakers of a corpus: one model per fold, evaluated on the speakers that it was not trained
+on.
 
-A fold that was scored before is not trained again, so an interrupted run goes on where it stopped.
+A fold that was evaluated with the same options and data is not trained again, so an interrupted run continues.
 """
 
+import hashlib
+import json
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
+from transformers.utils import logging
 
 from modeling_mmemo.data.corpora import CORPORA, find_layout, read_corpus
+from modeling_mmemo.data.fingerprints import file_fingerprint, rows_fingerprint
 from modeling_mmemo.evaluation.conditions import MODALITIES, score_condition
 from modeling_mmemo.evaluation.evaluation_run import corpus_table, results_head
 from modeling_mmemo.evaluation.metrics import emotion_metrics
 from modeling_mmemo.evaluation.report import summary, write_results
 from modeling_mmemo.evaluation.scoring import row_lengths
 from modeling_mmemo.pipelines import load_pipeline
-from modeling_mmemo.training.training_arguments import Arguments, parse_arguments
+from modeling_mmemo.training.build import choose_labels
+from modeling_mmemo.training.training_arguments import Arguments, ModelArguments, parse_arguments
 from modeling_mmemo.training.training_run import train
+
+
+logger = logging.get_logger(__name__)
+
+# Options that change no score.
+_IRRELEVANT = ("output_dir", "run_name", "cache_dir", "report_to", "disable_tqdm", "logging_steps", "logging_strategy")
 
 
 def main(argv: list[str]) -> None:
@@ -42,43 +55,43 @@ def main(argv: list[str]) -> None:
 
 
 def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
-    """Trains and scores every fold of the one corpus that `arguments` name.
+    """
+    Trains and evaluates every fold of a corpus.
 
     Args:
-        arguments (`Arguments`): Of a training run; `fold`, the output folder and what concerns development data are
-            set here, for all speakers of a fold that are not tested are trained on.
-        name (`str`): Of the run, in the results.
+        arguments (`Arguments`):
+            Options of a training run on one corpus. `fold`, `dev_share` and the output folder are set here: all
+            speakers of a fold that are not tested are trained on.
+        name (`str`): Name of the run in the results.
 
     Returns:
-        `dict` that is `results.json`, as [`~evaluation.run.evaluate`] gives it, with one table over the answers to all
-        folds. Its `folds` has the measures of each, and their `mean`, which is what EmoBox reports.
+        `dict`, the content of `results.json`, see [`evaluate`], with one table over the predictions of all folds. Its
+        `folds` has the metrics of each fold and their `mean`, which is what EmoBox reports.
 
     Raises:
-        ValueError: If there are several corpora, or one without folds.
+        ValueError: If there are several corpora, or the corpus has no folds.
     """
     model_args, data_args, augmentation, training_args = arguments
+    data_args = replace(data_args, labels=choose_labels(model_args, data_args.labels), dev_share=0.0)
     corpus = data_args.corpora[0]
     if len(data_args.corpora) > 1 or corpus not in CORPORA or not CORPORA[corpus].folds:
         with_folds = sorted(known for known in CORPORA if CORPORA[known].folds)
         raise ValueError(f"corpora={data_args.corpora} must name one corpus that has folds, of {with_folds}.")
     modality = find_layout(corpus, data_args.data_dir).modality
-    parts, scores, measures = [], [], []
+    parts, scores, metrics = [], [], []
     for fold in range(1, len(CORPORA[corpus].folds) + 1):
-        folder = Path(training_args.output_dir) / f"fold-{fold}"
+        fold_args = (
+            model_args,
+            replace(data_args, fold=fold),
+            augmentation,
+            replace(training_args, output_dir=str(Path(training_args.output_dir) / f"fold-{fold}")),
+        )
         rows = read_corpus(corpus, data_args.data_dir, data_args.labels, fold)
-        rows = rows.filter(lambda split: split == "test", input_columns="split")
-        if not (folder / "scores.npy").is_file():
-            set_seed(training_args.seed)
-            fold_args = replace(data_args, fold=fold, dev_share=0.0)
-            train((model_args, fold_args, augmentation, replace(training_args, output_dir=str(folder))))
-            emotion = load_pipeline(folder)
-            lengths = row_lengths(emotion, rows, "text" if modality == "text" else "audio")
-            given = set(MODALITIES) if modality == "both" else {modality}
-            np.save(folder / "scores.npy", score_condition(emotion, modality, rows, lengths, given))
-        fold_scores = np.load(folder / "scores.npy")
-        truth = [data_args.labels.index(label) for label in rows["label"]]
-        measures.append(emotion_metrics(truth, fold_scores.argmax(axis=1).tolist()))
-        parts.append(rows)
+        test_rows = rows.filter(lambda split: split == "test", input_columns="split")
+        fold_scores = _score_fold(fold_args, modality, rows, test_rows)
+        true_ids = [data_args.labels.index(label) for label in test_rows["label"]]
+        metrics.append(emotion_metrics(true_ids, fold_scores.argmax(axis=1).tolist()))
+        parts.append(test_rows)
         scores.append(fold_scores)
 
     table = corpus_table(
@@ -90,11 +103,49 @@ def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
         modality,
         training_args.seed,
     )
-    mean = {measure: round(statistics.mean(fold[measure] for fold in measures), 4) for measure in measures[0]}
-    rounded = [{measure: round(value, 4) for measure, value in fold.items()} for fold in measures]
+    mean = {metric: round(statistics.mean(fold[metric] for fold in metrics), 4) for metric in metrics[0]}
+    rounded = [{metric: round(value, 4) for metric, value in fold.items()} for fold in metrics]
     return {
         **results_head(name, data_args.labels, training_args.seed),
         "corpora": [{**table, "folds": {"each": rounded, "mean": mean}}],
         "pairs": [],
         "timelines": [],
     }
+
+
+def _score_fold(arguments: Arguments, modality: str, rows: Dataset, test_rows: Dataset) -> np.ndarray:
+    """Returns the scores `(test rows, labels)` of a fold; trains unless they are there for these options and data."""
+    folder = Path(arguments[-1].output_dir)
+    scores, record = folder / "scores.npy", folder / "scores_fingerprint.txt"
+    fingerprint = _fingerprint(arguments, rows)
+    if scores.is_file() and record.is_file() and record.read_text(encoding="utf-8") == fingerprint:
+        return np.load(scores)
+    if scores.is_file():
+        logger.warning(f"{folder}: the options or the data changed since this fold was evaluated; training it again.")
+    set_seed(arguments[-1].seed)
+    train(arguments)
+    emotion = load_pipeline(folder)
+    lengths = row_lengths(emotion, test_rows, "text" if modality == "text" else "audio")
+    available = set(MODALITIES) if modality == "both" else {modality}
+    fold_scores = score_condition(emotion, modality, test_rows, lengths, available)
+    np.save(scores, fold_scores)
+    record.write_text(fingerprint, encoding="utf-8")
+    return fold_scores
+
+
+def _fingerprint(arguments: Arguments, rows: Dataset) -> str:
+    """Returns a hash of the options of a run, of the files of its encoders, and of its rows."""
+    model_args, data_args, augmentation, training_args = arguments
+    options = asdict(model_args) | asdict(data_args) | asdict(augmentation) | training_args.to_dict()
+    content = {name: value for name, value in options.items() if name not in _IRRELEVANT}
+    content |= {"encoder files": _encoder_files(model_args), "rows": rows_fingerprint(rows)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _encoder_files(args: ModelArguments) -> list[str]:
+    """Returns a fingerprint of each file of the models that the run starts from, if they are folders."""
+    folders = (args.model_name_or_path, args.audio_encoder, args.text_encoder)
+    files = (
+        path for folder in folders if folder and Path(folder).is_dir() for path in sorted(Path(folder).rglob("*"))
+    )
+    return [file_fingerprint(path) for path in files if path.is_file()]

@@ -1,4 +1,4 @@
-"""The tokens by whose likelihood a language model says a label: the first of each label's word."""
+"""The tokens whose likelihood under a language model becomes the score of a label: the first of each label's word."""
 
 from collections.abc import Sequence
 
@@ -8,41 +8,43 @@ from transformers import PreTrainedTokenizerBase
 def label_token_ids(
     tokenizer: PreTrainedTokenizerBase, prompt: str, labels: Sequence[str], words: Sequence[str] = ()
 ) -> list[int]:
-    """For each label the first token of its word behind `prompt` and a blank.
+    """
+    Returns for each label the first token of its word after `prompt` and a space.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The language model's.
-        prompt (`str`): What stands behind every text.
-        labels (`Sequence[str]`): The labels, in their order.
-        words (`Sequence[str]`, *optional*): Words for some of them, `"label=word"`; a label is its own by default.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer of the language model.
+        prompt (`str`): The string appended to every text.
+        labels (`Sequence[str]`): The labels, in the order of the scores.
+        words (`Sequence[str]`, *optional*): Words for some labels, as `"label=word"`; the default is the label itself.
 
     Raises:
-        ValueError: If a word is for no label, if two words begin with the same token, or if the tokenizer writes the
-            prompt otherwise where a word follows, as one that puts a token at the end does.
+        ValueError: If a word is for an unknown label, if two words begin with the same token, or if the tokens of the
+            prompt change when a word follows, as with a tokenizer that appends a token to every text.
     """
-    chosen = {label: label for label in labels}
+    word_of = {label: label for label in labels}
     for pair in words:
         label, _, word = pair.partition("=")
-        if label not in chosen:
+        if label not in word_of:
             raise ValueError(
                 f"label_words={pair!r} is for the unknown label {label!r}; the labels are {list(labels)}."
             )
-        chosen[label] = word
-    before = tokenizer(prompt)["input_ids"]
-    found: dict[int, str] = {}
-    for word in chosen.values():
+        word_of[label] = word
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    word_by_token: dict[int, str] = {}
+    for word in word_of.values():
         ids = tokenizer(f"{prompt} {word}")["input_ids"]
-        if ids[: len(before)] != before or len(ids) == len(before):
+        if ids[: len(prompt_ids)] != prompt_ids or len(ids) == len(prompt_ids):
+            alone, followed = (tokenizer.convert_ids_to_tokens(found) for found in (prompt_ids, ids))
             raise ValueError(
-                f"prompt={prompt!r} has other tokens where {word!r} follows, so a language model could not go on from "
-                f"it: {tokenizer.convert_ids_to_tokens(before)} and {tokenizer.convert_ids_to_tokens(ids)}. Choose "
-                "another prompt, without a blank at its end, or text_head=linear."
+                f"The tokens of prompt={prompt!r} change when {word!r} follows, so a language model could not "
+                f"continue it: {alone} and {followed}. Choose another prompt, without a space at its end, or "
+                "text_head=linear."
             )
-        first = ids[len(before)]
-        if first in found:
+        token = ids[len(prompt_ids)]
+        if token in word_by_token:
             raise ValueError(
-                f"The words {found[first]!r} and {word!r} begin with the same token, "
-                f"{tokenizer.convert_ids_to_tokens(first)!r}; give one of them another with label_words."
+                f"The words {word_by_token[token]!r} and {word!r} begin with the same token, "
+                f"{tokenizer.convert_ids_to_tokens(token)!r}; choose another word for one of them with label_words."
             )
-        found[first] = word
-    return list(found)
+        word_by_token[token] = word
+    return list(word_by_token)

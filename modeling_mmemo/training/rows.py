@@ -1,7 +1,8 @@
-"""What the Trainer draws from: rows of voices, words or both, with simulated pairs, in batches of like rows.
+"""
+Training rows: clips, texts or both, with simulated pairs, drawn in batches of rows of the same kind.
 
-Acted corpora have a voice with emotion and words without, the others words alone. Where `pair_probability` says so, a
-voice is therefore given a random text of its own label, anew in every epoch: a simulated pair.
+Acted corpora have clips with emotion and texts without, other corpora have texts only. With `pair_probability` a clip
+therefore gets a random text of its own label, a new one in every epoch: a simulated pair.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,36 +12,51 @@ import soundfile
 import torch
 from datasets import Dataset, IterableDataset
 
-from modeling_mmemo.data.augmentation import NOISE_COLORS, Augmentation, add_noise
+from modeling_mmemo.data.augmentation import NOISE_COLORS, Augmentation, make_noise
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.training.features import TowerStates
 
 
-# So many batches are sorted by length at once: fewer would pad more, more would part the corpora from each other.
+# Number of batches that are sorted by length together: fewer would pad more, more would separate the corpora.
 BATCHES_SORTED = 8
 
 
-class EmotionRows(torch.utils.data.Dataset):
-    """Rows as the collator takes them; `self[i]` has `labels`, `label_mask` and those of `audio`, `text` it has.
+class SharedEpoch:
+    """The number of the epoch, in memory shared with the workers of a `DataLoader`, which may outlive an epoch."""
 
-    Beside a text stand its `context` and its `speaker`, where there are any.
+    def __init__(self) -> None:
+        self._value = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def get(self) -> int:
+        return int(self._value)
+
+    def set(self, epoch: int) -> None:
+        self._value.fill_(epoch)
+
+
+class EmotionRows(torch.utils.data.Dataset):
+    """
+    Rows for the collator; `self[i]` has `labels`, `label_mask` and, unless missing, `audio` and `text`.
+
+    A text in a dialogue also has `context` and `speaker`.
 
     Args:
-        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`; a modality that carries nothing is `None`.
-        indices (`Sequence[int]`): Which of the rows to draw.
+        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`; a modality without emotion is `None`.
+        indices (`Sequence[int]`): The rows to draw from.
         labels (`Sequence[str]`): The model's labels.
-        states (`dict[str, TowerStates]`): For modalities whose tower is frozen: its states over all `rows`.
+        states (`dict[str, TowerStates]`): For modalities with a frozen encoder: its cached states over all `rows`.
         processor (`MMEmoProcessor`): Loads clips.
-        augmentation (`Augmentation`, *optional*): What happens to clips.
-        pair_probability (`float`): How often a voice without words gets a text of its label.
-        pair_texts (`Sequence[int]`): The rows whose texts it may be; those without a voice are taken.
-        blank_probability (`float`): How often the voice beside a text is noise alone.
-        context_dropout (`float`): How often a text comes without its context and speaker.
-        weights (`Sequence[float]`, *optional*): For each of `indices`, how often an epoch goes through its like. Those
-            of one weight are gone through in turn: of 0.5, half are drawn in one epoch and half in the next.
-        seed (`int`): Of pairs and augmentation; a row's are drawn from it, the epoch and the row alone.
-        by_length (`bool`): Sort from long to short, so that batches in order pad little.
+        augmentation (`Augmentation`, *optional*): Augments clips.
+        pair_probability (`float`): Probability that a clip without text gets a text of its label.
+        pair_texts (`Sequence[int]`): The rows with these texts; rows with audio are ignored.
+        blank_probability (`float`): Probability that the audio of a row with text is replaced by noise.
+        context_dropout (`float`): Probability that a text loses its context and speaker.
+        weights (`Sequence[float]`, *optional*):
+            For each of `indices`, the number of passes over rows of this weight per epoch. They are drawn in turn:
+            with 0.5 one half in one epoch and the other half in the next.
+        seed (`int`): Seed of pairs and augmentation, which depend only on it, the epoch and the position.
+        by_length (`bool`): Sort from long to short, so that batches in order have little padding.
     """
 
     def __init__(
@@ -68,9 +84,8 @@ class EmotionRows(torch.utils.data.Dataset):
         self.context_dropout = context_dropout
         self.seed = seed
         self.by_length = by_length
-        self.epoch = 0
         self.label_ids = [labels.index(label) for label in rows["label"]]
-        self.label_masks = known_labels(zip(rows["corpus"], rows["label"]), labels)
+        self.label_masks = label_masks(zip(rows["corpus"], rows["label"]), labels)
         self.corpora = list(rows["corpus"])
         self.has = {
             "audio": [audio is not None for audio in rows["audio"]],
@@ -80,23 +95,39 @@ class EmotionRows(torch.utils.data.Dataset):
         self.groups: dict[float, list[int]] = {}
         for index, weight in zip(indices, [1.0] * len(indices) if weights is None else weights):
             self.groups.setdefault(weight, []).append(index)
-        self.indices = self._drawn()
         self.texts_of: list[list[int]] = [[] for _ in labels]
         for index in pair_texts:
             if self.kind_of(index) == (False, True):
                 self.texts_of[self.label_ids[index]].append(index)
+        self._epoch = SharedEpoch()
+        self._drawn_epoch, self._drawn = 0, self._draw(0)
 
-    def _drawn(self) -> list[int]:
-        """The rows of this epoch, as many in each."""
+    @property
+    def epoch(self) -> int:
+        """The epoch whose rows are drawn."""
+        return self._epoch.get()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws other rows, pairs and augmentations from now on, also in workers that are running already."""
+        self._epoch.set(epoch)
+
+    @property
+    def indices(self) -> list[int]:
+        """The rows of this epoch, the same number in every epoch."""
+        if self._drawn_epoch != self.epoch:
+            self._drawn_epoch, self._drawn = self.epoch, self._draw(self.epoch)
+        return self._drawn
+
+    def _draw(self, epoch: int) -> list[int]:
         drawn = []
         for weight, group in self.groups.items():
             size = max(round(weight * len(group)), 1 if weight > 0 else 0)
             if size == len(group):
                 drawn += group
                 continue
-            # A cut from the endless row of all shuffles.
-            shuffles = {}
-            for place in range(self.epoch * size, (self.epoch + 1) * size):
+            # Epochs are consecutive slices of an endless sequence of shuffles.
+            shuffles: dict[int, list[int]] = {}
+            for place in range(epoch * size, (epoch + 1) * size):
                 turn = place // len(group)
                 if turn not in shuffles:
                     shuffles[turn] = np.random.default_rng((self.seed, turn)).permutation(group).tolist()
@@ -104,7 +135,7 @@ class EmotionRows(torch.utils.data.Dataset):
         return sorted(drawn, key=lambda index: -self.lengths[index]) if self.by_length else drawn
 
     def _row_lengths(self, indices: Sequence[int]) -> dict[int, int]:
-        """Positions of states, or samples, bytes or characters: comparable within a corpus and modality, no more."""
+        """Returns positions of states, samples, bytes or characters: comparable within a corpus and modality only."""
         lengths = {}
         audio, texts, contexts = (self.rows[name] for name in ("audio", "text", "context"))
         for index in set(indices):
@@ -122,50 +153,53 @@ class EmotionRows(torch.utils.data.Dataset):
         return len(self.indices)
 
     def kind_of(self, index: int) -> tuple[bool, bool]:
-        """Whether the row of that number has a voice, and words of its own."""
+        """Whether the row of this index has audio, and a text of its own."""
         return self.has["audio"][index], self.has["text"][index]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draws other rows, pairs and augmentations from now on."""
-        self.epoch = epoch
-        self.indices = self._drawn()
 
     def __getitem__(self, position: int) -> dict:
         index = self.indices[position]
         rng = np.random.default_rng((self.seed, self.epoch, position))
-        label = self.label_ids[index]
-        row = {"labels": label, "label_mask": self.label_masks[self.corpora[index]]}
-        text = index if self.has["text"][index] else None
-        if text is None and self.texts_of[label] and rng.random() < self.pair_probability:
-            text = int(rng.choice(self.texts_of[label]))
-        if text is not None:
-            if "text" in self.states:
-                row["text"] = self.states["text"][text]
-            else:
-                row |= drop_context(text_of(self.rows[text]), self.context_dropout, rng)
-        if "audio" in self.states and self.has["audio"][index]:
-            row["audio"] = self.states["audio"][index]
-        elif self.has["audio"][index]:
-            words = self.rows[index]["word_times"] if text == index else None
-            row |= load_clip(self.rows[index]["audio"], words, self.processor, self.augmentation, rng)
-            if text is not None and rng.random() < self.blank_probability:
-                row |= {"audio": _noise_of_length(row["audio"], rng), "label_mask": torch.ones_like(row["label_mask"])}
+        text_index = self._draw_text(index, rng)
+        row = {"labels": self.label_ids[index], "label_mask": self.label_masks[self.corpora[index]]}
+        if text_index is not None:
+            row |= self._text(text_index, rng)
+        if self.has["audio"][index]:
+            row |= self._audio(index, text_index, rng)
         return row
+
+    def _draw_text(self, index: int, rng: np.random.Generator) -> int | None:
+        """Returns the row that has the text for a row: itself, one drawn for a simulated pair, or none."""
+        if self.has["text"][index]:
+            return index
+        texts = self.texts_of[self.label_ids[index]]
+        if texts and rng.random() < self.pair_probability:
+            return int(rng.choice(texts))
+        return None
+
+    def _text(self, index: int, rng: np.random.Generator) -> dict:
+        if "text" in self.states:
+            return {"text": self.states["text"][index]}
+        return drop_context(text_of(self.rows[index]), self.context_dropout, rng)
+
+    def _audio(self, index: int, text_index: int | None, rng: np.random.Generator) -> dict:
+        if "audio" in self.states:
+            return {"audio": self.states["audio"][index]}
+        row = self.rows[index]
+        word_times = row["word_times"] if text_index == index else None
+        audio = load_clip(row["audio"], word_times, self.processor, self.augmentation, rng)
+        if text_index is not None and rng.random() < self.blank_probability:
+            # Noise has no emotion, so the loss includes all labels.
+            noise = make_noise(len(audio["audio"]), rng, rng.choice(NOISE_COLORS))
+            audio |= {"audio": noise, "label_mask": torch.ones_like(self.label_masks[self.corpora[index]])}
+        return audio
 
 
 def drop_context(text: dict, probability: float, rng: np.random.Generator) -> dict:
-    """A text as `text_of` gives it; so often, where it is part of a dialogue, without its `context` and `speaker`."""
+    """Returns a text as [`text_of`] gives it, with this probability without its `context` and `speaker`."""
     is_in_dialogue = text.keys() != {"text"}
     if probability > 0 and is_in_dialogue and rng.random() < probability:
         return {"text": text["text"]}
     return text
-
-
-def _noise_of_length(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Noise of some colour, as long as a clip."""
-    impulse = np.zeros_like(audio)
-    impulse[0] = 1.0
-    return add_noise(impulse, -60.0, rng, rng.choice(NOISE_COLORS))
 
 
 def load_clip(
@@ -175,9 +209,19 @@ def load_clip(
     augmentation: Augmentation | None,
     rng: np.random.Generator,
 ) -> dict:
-    """The samples of a clip, `audio`, with the times of its words, `word_times`, moved as its speed was.
+    """
+    Loads and augments a clip.
 
-    What was augmented carries the `seed` of what is left to do to its features.
+    Args:
+        audio (`dict`): A cell of the column `audio`.
+        word_times (`list[dict]`, *optional*): The words of its text with their `start` and `end` in seconds.
+        processor (`MMEmoProcessor`): Loads the clip.
+        augmentation (`Augmentation`, *optional*): Augments the samples.
+        rng (`np.random.Generator`): Draws the augmentation.
+
+    Returns:
+        `dict` with the samples, `audio`; with `word_times`, scaled as the speed of the clip; and for an augmented clip
+        with the `seed` of the augmentation of its features.
     """
     samples = processor.load_audio(audio)
     speed, row = 1.0, {}
@@ -190,12 +234,16 @@ def load_clip(
     return row | {"audio": samples}
 
 
-def known_labels(pairs: Iterable[tuple[str, str]], labels: Sequence[str]) -> dict[str, torch.Tensor]:
-    """For each corpus, 1 for the labels that it has: what it lacks is masked in its loss, not taught never to be.
+def label_masks(pairs: Iterable[tuple[str, str]], labels: Sequence[str]) -> dict[str, torch.Tensor]:
+    """
+    Returns for each corpus a mask of the labels that it has; the loss of its rows ignores all others.
 
     Args:
         pairs (`Iterable[tuple[str, str]]`): Corpus and label of every row.
         labels (`Sequence[str]`): The model's labels.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Masks of shape `(num_labels,)` by corpus.
     """
     masks: dict[str, torch.Tensor] = {}
     for corpus, label in pairs:
@@ -203,19 +251,20 @@ def known_labels(pairs: Iterable[tuple[str, str]], labels: Sequence[str]) -> dic
     return masks
 
 
-class EmotionStream(torch.utils.data.IterableDataset):
-    """Rows as the collator takes them, as they come, from sets larger than memory; there are no simulated pairs.
+class StreamedRows(torch.utils.data.IterableDataset):
+    """
+    Rows for the collator from datasets larger than memory; without simulated pairs.
 
     Args:
         rows (`datasets.IterableDataset`): Rows with the columns of `FEATURES`.
         labels (`Sequence[str]`): The model's labels.
         processor (`MMEmoProcessor`): Loads clips.
-        augmentation (`Augmentation`, *optional*): What happens to clips.
-        seed (`int`): Of order and augmentation.
-        context_dropout (`float`): How often a text comes without its context and speaker.
+        augmentation (`Augmentation`, *optional*): Augments clips.
+        seed (`int`): Seed of order and augmentation.
+        context_dropout (`float`): Probability that a text loses its context and speaker.
     """
 
-    # So many rows are held and shuffled; and so many looked at for the labels that a corpus has.
+    # Number of rows that are held and shuffled, and that are read at first for the labels of each corpus.
     BUFFER = 1000
 
     def __init__(
@@ -230,20 +279,21 @@ class EmotionStream(torch.utils.data.IterableDataset):
         self.rows = rows.shuffle(seed=seed, buffer_size=self.BUFFER)
         self.labels, self.processor, self.augmentation, self.seed = labels, processor, augmentation, seed
         self.context_dropout = context_dropout
-        self.epoch = 0
+        self._epoch = SharedEpoch()
         first = rows.take(self.BUFFER)
-        self.label_masks = known_labels(((row["corpus"], row["label"]) for row in first), labels)
+        self.label_masks = label_masks(((row["corpus"], row["label"]) for row in first), labels)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffles otherwise from now on; called by the Trainer."""
-        self.epoch = epoch
+        """Changes the order and the augmentation; called by the Trainer."""
+        self._epoch.set(epoch)
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict]:
+        epoch = self._epoch.get()
         for position, row in enumerate(self.rows):
             label = self.labels.index(row["label"])
             item = {"labels": label, "label_mask": self._label_mask(row["corpus"], label)}
-            rng = np.random.default_rng((self.seed, self.epoch, position))
+            rng = np.random.default_rng((self.seed, epoch, position))
             if row["text"] is not None:
                 item |= drop_context(text_of(row), self.context_dropout, rng)
             if row["audio"] is not None:
@@ -251,22 +301,23 @@ class EmotionStream(torch.utils.data.IterableDataset):
             yield item
 
     def _label_mask(self, corpus: str, label: int) -> torch.Tensor:
-        """What the corpus was seen to have, which by now may be more."""
+        """Returns the mask of the labels that a corpus had so far, this one included."""
         mask = self.label_masks.setdefault(corpus, torch.zeros(len(self.labels), dtype=torch.long))
         mask[label] = 1
         return mask.clone()
 
 
 class LikeBatches(torch.utils.data.Sampler[int]):
-    """Shuffled rows in an order whose batches hold voices, words or both alone, and rows of like length.
+    """
+    Shuffles rows so that a batch holds only clips, only texts or only both, and rows of similar length.
 
-    A text beside a voice would be padded with a voice's length of nothing, and cost as much.
+    In a mixed batch a text would be padded with a missing clip, at the cost of a clip.
 
     Args:
-        rows (`EmotionRows`): What is drawn from.
-        batch_size (`int`): Rows of one batch of one process.
-        seed (`int`): Of the order; every epoch has its own.
-        by_length (`bool`): Whether the rows of a batch are of like length.
+        rows (`EmotionRows`): The rows.
+        batch_size (`int`): Number of rows in a batch of one process.
+        seed (`int`): Seed of the order, which is another one in every epoch.
+        by_length (`bool`): Whether to batch rows of similar length.
     """
 
     def __init__(self, rows: EmotionRows, batch_size: int, seed: int, by_length: bool):
@@ -277,7 +328,7 @@ class LikeBatches(torch.utils.data.Sampler[int]):
         return len(self.rows)
 
     def set_epoch(self, epoch: int) -> None:
-        """Shuffles otherwise from now on; called by the Trainer."""
+        """Changes the order and the rows; called by the Trainer."""
         self.epoch = epoch
         self.rows.set_epoch(epoch)
 

@@ -1,11 +1,16 @@
-"""The `transformers` Trainer with batches of like rows, a learning rate for the heads, and DDP without a modality.
+"""
+The `transformers` Trainer with batches of similar rows, a learning rate for the heads, and DDP with missing
+modalities.
 
 Deliberate choices:
-  - several processes: every trained parameter takes part in every step, with a zero gradient where its modality is
-    missing from the batch, or the other processes would wait for it for ever; under FSDP they wait in every layer, so
-    a missing modality is brought along, masked out;
-  - what is only evaluated is whole: FSDP and DeepSpeed shard what they train;
-  - a development set for each of voices, words and pairs; `eval_mean_uar` is what their UARs come to.
+- With several processes every trained parameter takes part in every step, with a zero gradient if its modality is
+  missing from the batch; otherwise the other processes would wait for it for ever. Under FSDP they wait in every
+  layer, so a masked blank input replaces a missing modality.
+- A model that is only evaluated is not sharded: FSDP and DeepSpeed shard the model that they train.
+- There is one development set each for audio, text, both and simulated pairs; `eval_mean_uar` is the mean of their
+  UAR.
+- Checkpoints hold the processor, so that a checkpoint of a whole model loads in a pipeline. It is not the Trainer's
+  `processing_class`, which would change special tokens in the configuration of the text encoder.
 """
 
 import copy
@@ -24,12 +29,12 @@ from modeling_mmemo.training.rows import EmotionRows, LikeBatches
 from modeling_mmemo.training.training_arguments import EmotionTrainingArguments
 
 
-# Long enough for every encoder: 0.1 s at 16 kHz.
+# 0.1 s at 16 kHz, long enough for every encoder.
 BLANKS = {"audio": np.ones(1600, dtype=np.float32), "text": "."}
 
 
 class EmotionTrainer(Trainer):
-    """Trains [`MMEmoForEmotionRecognition`]; see [`Trainer`]."""
+    """Trains [`MMEmoForEmotionRecognition`]; see [`~transformers.Trainer`]."""
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is not None:
@@ -38,13 +43,13 @@ class EmotionTrainer(Trainer):
         trained = self.model if model is None else model
         towers = {id(parameter) for name, parameter in trained.named_parameters() if "_tower." in name}
         for group in list(optimizer.param_groups):
-            behind = [parameter for parameter in group["params"] if id(parameter) not in towers]
+            heads = [parameter for parameter in group["params"] if id(parameter) not in towers]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) in towers]
-            optimizer.add_param_group(group | {"params": behind, "lr": self.args.head_learning_rate})
+            optimizer.add_param_group(group | {"params": heads, "lr": self.args.head_learning_rate})
         return optimizer
 
     def train(self, *args, **kwargs):
-        """Trains as [`Trainer.train`] does; afterwards `model` is whole on every process, whatever FSDP sharded."""
+        """Trains like [`~transformers.Trainer`]; afterwards `model` is whole on every process, also under FSDP."""
         whole = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
         result = super().train(*args, **kwargs)
         if self.is_fsdp_enabled:
@@ -54,7 +59,7 @@ class EmotionTrainer(Trainer):
         return result
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        # Without dropout a frozen tower gives in training what it gives later, and what is kept of it on disk.
+        # Without dropout a frozen encoder gives the same states as in evaluation, and as in the cache.
         for tower in frozen_towers(model):
             tower.eval()
         if self.accelerator.num_processes == 1 or not model.training:
@@ -66,7 +71,7 @@ class EmotionTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _with_blanks(self, inputs: dict) -> dict:
-        """Adds clips or texts that are masked out where the batch has none, for all processes to run all layers."""
+        """Adds masked blank inputs of a modality missing from the batch, so that every process runs all layers."""
         states = self.train_dataset.states if isinstance(self.train_dataset, EmotionRows) else {}
         for modality, mask in MASKS.items():
             tower = {"audio": self.model.config.audio_config, "text": self.model.config.text_config}[modality]
@@ -80,6 +85,11 @@ class EmotionTrainer(Trainer):
             blanks[mask] = torch.zeros_like(blanks[mask])
             inputs = {**self._prepare_inputs(blanks), **inputs}
         return inputs
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and isinstance(self.data_collator, EmotionCollator):
+            self.data_collator.processor.save_pretrained(output_dir or self.args.output_dir)
 
     def _get_train_sampler(self, train_dataset=None):
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -104,7 +114,7 @@ class EmotionTrainer(Trainer):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """Listens, of all development sets, to that whose measure is `metric_for_best_model`."""
+    """Checks only after the evaluation of the development set that has `metric_for_best_model`."""
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
@@ -112,7 +122,7 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """The measures of [`emotion_metrics`] for the Trainer."""
+    """Returns [`emotion_metrics`] for the Trainer."""
     return emotion_metrics(prediction.label_ids.tolist(), prediction.predictions.argmax(axis=-1).tolist())
 
 
@@ -123,10 +133,17 @@ def build_trainer(
     collator: EmotionCollator,
     args: EmotionTrainingArguments,
 ) -> EmotionTrainer:
-    """The Trainer, with early stopping where it is asked for."""
+    """
+    Builds the Trainer.
+
+    Args:
+        model (`torch.nn.Module`): The model to train or evaluate.
+        train (`torch.utils.data.Dataset`, *optional*): The training rows; without them the model is only evaluated.
+        dev (`dict[str, EmotionRows]`): Development rows by name.
+        collator (`EmotionCollator`): Collates rows; checkpoints hold its processor.
+        args (`EmotionTrainingArguments`): Options, early stopping among them.
+    """
     patience = args.early_stopping_patience
-    # Every process reads its own rows of a stream: one cannot deal out batches of different keys and lengths.
-    args.accelerator_config.dispatch_batches = False
     trainer = EmotionTrainer(
         model=model,
         args=args,

@@ -1,6 +1,7 @@
-"""One training run: encoders, rows, Trainer, and a folder that `from_pretrained` loads."""
+"""One training run, from the encoders to a folder that `from_pretrained` and `pipeline` load."""
 
 from collections.abc import Container
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,18 +10,19 @@ import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 from peft import PeftModel
 
-from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor
+from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.schema import STORED_FEATURES
 from modeling_mmemo.data.sources import read_source
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
+from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.training.adapters import log_trainable, set_trainable, unquantized
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.calibration import fit_quantiles, fit_temperature
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import standardize, tower_states
-from modeling_mmemo.training.rows import EmotionRows, EmotionStream
+from modeling_mmemo.training.rows import EmotionRows, StreamedRows
 from modeling_mmemo.training.trainer import EmotionTrainer, build_trainer
 from modeling_mmemo.training.training_arguments import (
     Arguments,
@@ -30,17 +32,35 @@ from modeling_mmemo.training.training_arguments import (
 )
 
 
-# Which development set tells the temperature of which presence.
+# The development set, the first that there is, that calibrates the scores for each presence of modalities.
 CALIBRATED_ON = {"audio": ("audio",), "text": ("text",), "both": ("both", "pairs")}
 
 
 def train(arguments: Arguments) -> EmotionTrainer:
-    """Trains, calibrates, evaluates and saves a model; returns the Trainer of the finished one."""
+    """
+    Trains, calibrates, evaluates and saves a model.
+
+    Args:
+        arguments (`Arguments`): The options of the run, see [`parse_arguments`].
+
+    Returns:
+        [`EmotionTrainer`]: The Trainer of the finished model.
+    """
     model_args, data_args, augmentation, training_args = arguments
     model, processor, new_branches = build_model(model_args, data_args.labels)
-    train_rows, dev = build_rows(data_args, model_args, augmentation, model, processor, training_args)
+    # Rows get the label ids of the model.
+    data_args = replace(data_args, labels=model_labels(model.config))
+    _check_resumed_labels(training_args.resume_from_checkpoint, data_args.labels)
     collator = EmotionCollator(processor, augmentation)
+    # 4-bit weights are on the GPU already, and cannot be moved.
+    is_movable = model_args.text_mode != "qlora"
+    if is_movable:
+        model.to(training_args.device)
+    train_rows, dev = build_rows(data_args, model_args, augmentation, model, processor, training_args)
     standardize(model, new_branches, train_rows, collator)
+    if is_movable:
+        # The Trainer places the model itself, in parts under FSDP.
+        model.cpu()
     if model_args.class_weights == "balanced":
         model.config.class_weights = balanced_weights(train_rows, len(data_args.labels))
     trained = set_trainable(model, model_args, new_branches)
@@ -68,6 +88,18 @@ def train(arguments: Arguments) -> EmotionTrainer:
     return finished
 
 
+def _check_resumed_labels(checkpoint: str | None, labels: list[str]) -> None:
+    """Raises a `ValueError` if a checkpoint has other labels; a checkpoint of an adapter does not record them."""
+    if checkpoint is None or not (Path(checkpoint) / "config.json").is_file():
+        return
+    known = model_labels(MMEmoConfig.from_pretrained(checkpoint))
+    if known != labels:
+        raise ValueError(
+            f"labels={labels} contradicts resume_from_checkpoint={checkpoint}, whose labels are {known}. Resume with "
+            "the options of the interrupted run."
+        )
+
+
 def build_rows(
     args: DataArguments,
     model_args: ModelArguments,
@@ -75,18 +107,34 @@ def build_rows(
     model: MMEmoForEmotionRecognition,
     processor: MMEmoProcessor,
     training_args: EmotionTrainingArguments,
-) -> tuple[EmotionRows | EmotionStream, dict[str, EmotionRows]]:
-    """The training rows, and development rows by what they have: `audio`, `text`, `both`, simulated `pairs`."""
+) -> tuple[EmotionRows | StreamedRows, dict[str, EmotionRows]]:
+    """
+    Returns the training rows, and the development rows by the modalities they have.
+
+    Args:
+        args (`DataArguments`): The sources of the rows, with the labels of the model.
+        model_args (`ModelArguments`): Which encoders are frozen.
+        augmentation (`Augmentation`): Augments training clips.
+        model (`MMEmoForEmotionRecognition`): Its frozen encoders compute the cached states.
+        processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
+        training_args (`EmotionTrainingArguments`): Seed and evaluation.
+
+    Returns:
+        The training rows, and a dict with those of `audio`, `text`, `both` and simulated `pairs` that are not empty.
+
+    Raises:
+        ValueError: If the sources have no training rows, or no development rows for an evaluation.
+    """
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
     towers = {modality: tower for modality, tower in towers.items() if tower is not None}
     if args.context_dropout > 0 and not processor.context_turns:
         raise ValueError(
-            f"context_dropout={args.context_dropout} contradicts context_turns=0: this model reads texts alone. Set "
-            "context_turns, or context_dropout to 0."
+            f"context_dropout={args.context_dropout} contradicts context_turns=0: this model takes no context. Set "
+            "context_turns, or set context_dropout to 0."
         )
     if args.streaming:
         stream = read_streams(args, towers, processor.context_turns)
-        return EmotionStream(
+        return StreamedRows(
             stream,
             labels=args.labels,
             processor=processor,
@@ -98,8 +146,8 @@ def build_rows(
     rows, weights = read_rows(args, towers, processor.context_turns)
     states = {}
     if args.cache_states:
-        # One process computes what all of them read.
-        with training_args.main_process_first(desc="states of frozen towers"):
+        # One process fills the cache, the others load it.
+        with training_args.main_process_first(desc="caching the states of frozen encoders"):
             states = {
                 modality: tower_states(modality, tower, processor, rows, args.cache_dir)
                 for modality, tower in towers.items()
@@ -113,7 +161,7 @@ def build_rows(
     if not dev_indices and training_args.eval_strategy != "no":
         raise ValueError(
             f"eval_strategy={training_args.eval_strategy.value} contradicts corpora={args.corpora} with dev_share="
-            f"{args.dev_share}: there is no development part. Set dev_share, or eval_strategy to no."
+            f"{args.dev_share}: there are no development rows. Set dev_share, or set eval_strategy to no."
         )
     select = partial(
         EmotionRows, rows, labels=args.labels, states=states, processor=processor, seed=training_args.seed
@@ -137,15 +185,16 @@ def build_rows(
 
 
 def read_rows(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> tuple[Dataset, list[float]]:
-    """All rows of `args.corpora` that are not test rows, and each one's weight; checked for leaks.
+    """
+    Returns all rows of `args.corpora` except test rows, and the weight of each row.
 
     Args:
-        args (`DataArguments`): Which they are.
-        modalities (`Container[str]`): Those that the model has.
-        context_turns (`int`): How many turns of a dialogue it reads before a text.
+        args (`DataArguments`): The sources of the rows, with the labels of the model.
+        modalities (`Container[str]`): The modalities of the model.
+        context_turns (`int`): Number of dialogue turns that the model takes before a text.
 
     Raises:
-        ValueError: If a corpus has nothing for the model's modalities, or a split leaks.
+        ValueError: If a corpus has no row for the model's modalities, or a speaker or text occurs in two splits.
     """
     parts, weights = [], []
     for source, weight in zip(args.corpora, args.corpus_weights):
@@ -167,7 +216,7 @@ def read_rows(args: DataArguments, modalities: Container[str], context_turns: in
 
 
 def read_streams(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> IterableDataset:
-    """The training rows of all `args.corpora`, mixed by their weights as they come; see [`read_rows`]."""
+    """Returns a stream of the training rows of all `args.corpora`, sampled by their weights; see [`read_rows`]."""
     streams = [
         _keep_modalities(_read(source, args, context_turns, streaming=True), source, args, modalities).filter(
             lambda row: row["split"] == "train" and (row["audio"] is not None or row["text"] is not None)
@@ -193,10 +242,10 @@ def _read(source: str, args: DataArguments, context_turns: int, streaming: bool)
 
 
 def _keep_modalities(rows, source: str, args: DataArguments, modalities: Container[str]):
-    """Takes away what the model has no tower for, and what carries no emotion in a known corpus."""
+    """Removes modalities that the model lacks, and those that carry no emotion in a known corpus."""
     carries = find_layout(source, args.data_dir).modality if source in CORPORA else "both"
     kept = [name for name in ("audio", "text") if name in modalities and carries in (name, "both")]
-    # A bare struct: encoding an Audio column anew would need torchcodec.
+    # As a plain struct, because encoding an Audio column again would need torchcodec.
     return rows.cast(STORED_FEATURES).map(
         lambda row: {
             "audio": row["audio"] if "audio" in kept else None,
@@ -207,7 +256,7 @@ def _keep_modalities(rows, source: str, args: DataArguments, modalities: Contain
 
 
 def balanced_weights(rows: EmotionRows, num_labels: int) -> list[float]:
-    """For each label, how much rarer it is in an epoch than if all were as frequent."""
+    """Returns for each label the mean number of rows per label in an epoch divided by its own number of rows."""
     counts = np.zeros(num_labels)
     for weight, group in rows.groups.items():
         counts += weight * np.bincount([rows.label_ids[i] for i in group], minlength=num_labels)
@@ -216,27 +265,27 @@ def balanced_weights(rows: EmotionRows, num_labels: int) -> list[float]:
 
 @torch.no_grad()
 def round_towers(model: MMEmoForEmotionRecognition) -> None:
-    """Rounds the towers to what half precision can hold, so that what is saved so is what is evaluated."""
+    """Rounds the encoders to half precision, so that the model is evaluated as it is stored."""
     for tower in (model.mmemo.audio_tower, model.mmemo.text_tower):
         for parameter in [] if tower is None else tower.parameters():
             parameter.copy_(parameter.half())
 
 
 def calibrate(trainer: EmotionTrainer) -> None:
-    """Sets the model's temperatures and quantiles by its answers on the development sets."""
+    """Fits the model's temperatures and quantiles to its predictions on the development sets."""
     temperatures, quantiles = {}, {}
     for presence, names in CALIBRATED_ON.items():
         for name in [name for name in names if name in trainer.eval_dataset][:1]:
-            answers = trainer.predict(trainer.eval_dataset[name])
-            temperatures[presence] = round(fit_temperature(answers.predictions, answers.label_ids), 4)
-            logits = answers.predictions / temperatures[presence]
-            quantiles[presence] = fit_quantiles(logits, answers.label_ids)
+            predicted = trainer.predict(trainer.eval_dataset[name])
+            temperatures[presence] = round(fit_temperature(predicted.predictions, predicted.label_ids), 4)
+            logits = predicted.predictions / temperatures[presence]
+            quantiles[presence] = fit_quantiles(logits, predicted.label_ids)
     trainer.model.config.temperature = temperatures
     trainer.model.config.conformal_quantiles = quantiles or None
 
 
 def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path, stored_dtype: str) -> None:
-    """Saves model and processor, the towers in `stored_dtype`; they load in single precision."""
+    """Saves model and processor, the encoders in `stored_dtype`; they load in single precision."""
     weights = model.state_dict()
     if stored_dtype == "float16":
         weights = {name: weight.half() if "_tower." in name else weight for name, weight in weights.items()}
