@@ -145,21 +145,23 @@ class MMEmoModel(MMEmoPreTrainedModel):
         if self.training and self.config.modality_dropout > 0:
             audio_mask, text_mask = self._drop_modalities(audio_mask, text_mask)
 
+        # The whole clip is one span to fuse, each segment another; one call shares their matrix products.
         states, masks = (audio_states, text_states), (audio_mask, text_mask)
         spans = tuple(mask.unsqueeze(1) for mask in masks)
         if segment_times is not None:
-            segments = self._segment_masks(states, masks, token_times, segment_times)
-            # Fused in one call, so that the clip and its segments share their matrix products.
-            spans = tuple(torch.cat(pair, dim=1) for pair in zip(spans, segments))
+            of_segments = self._segment_masks(states, masks, token_times, segment_times)
+            spans = tuple(torch.cat(pair, dim=1) for pair in zip(spans, of_segments))
         fused, attentions = self._fuse(states, masks, spans, token_times, output_attentions)
         clip = {name: values[:, 0] for name, values in fused.items()}
-        of_segments = {name: values[:, 1:].flatten(0, 1) for name, values in fused.items()}
+        segments = None
+        if segment_times is not None:
+            segments = MMEmoModelOutput(**{name: values[:, 1:].flatten(0, 1) for name, values in fused.items()})
         output = MMEmoModelOutput(
             **clip,
             **attentions,
             audio_hidden_states=audio_states if output_hidden_states else None,
             text_hidden_states=text_states if output_hidden_states else None,
-            segments=None if segment_times is None else MMEmoModelOutput(**of_segments),
+            segments=segments,
         )
         return output if return_dict else output.to_tuple()
 

@@ -1,4 +1,4 @@
-"""What the models return."""
+"""Output classes of the models."""
 
 from dataclasses import dataclass
 

@@ -153,7 +153,7 @@ def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Ten
     # A padding token that was added to the tokenizer alone has no row in the embeddings.
     input_ids = input_ids * mask.bool()
     is_real = attendable(mask)
-    # The target of each token: real ones move to the front, padding behind them. No sort: ONNX has no such operator.
+    # The target of each token: real ones move to the front, padding after them. No sort: ONNX has no such operator.
     target = torch.where(is_real, is_real.cumsum(dim=1), is_real.sum(dim=1, keepdim=True) + (~is_real).cumsum(dim=1))
     target = target - 1
     output = tower(
