@@ -5,10 +5,10 @@ RUN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format docs wheel benchmark clean
+.PHONY: help install demo test test-all check format docs wheel benchmark clean
 
-help: ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,34 +16,37 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-install: $(VENV)/.installed ## A virtual environment with the pinned packages
+install: $(VENV)/.installed ## Create a virtual environment with the pinned packages
 
-demo: install ## Listen to the example clips
+demo: install ## Predict the emotions of the example clips
 	@$(RUN)/python -m modeling_mmemo.examples.demo
 
-test: install ## All tests, offline
+test: install ## Run the quick tests, offline, in under five minutes
 	$(RUN)/python -m pytest
 
-check: install ## Lint, format and types
+test-all: test ## Run the quick and the slow tests: traced architectures, fresh processes, training runs, fuzzing
+	$(RUN)/python -m pytest -m "slow and not nightly"
+
+check: install ## Check lint, format and types
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-format: install ## Format and mend what lint can mend
+format: install ## Format the code and apply lint fixes
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
-docs: install ## The documentation as a site, in site/
+docs: install ## Build the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
-wheel: install ## The wheel, in dist/
+wheel: install ## Build the wheel, in dist/
 	rm -rf dist build
 	$(RUN)/python -m build --wheel --outdir dist .
 
-benchmark: install ## Time what the package does against what it replaces
+benchmark: install ## Time the package against its baselines
 	$(RUN)/python benchmarks/feature_extraction.py
 	$(RUN)/python benchmarks/timeline.py
 	$(RUN)/python benchmarks/inference.py
 
-clean: ## Remove the environment and what was built
+clean: ## Remove the environment and build outputs
 	rm -rf $(VENV) build dist site *.egg-info
