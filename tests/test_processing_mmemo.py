@@ -137,8 +137,8 @@ def test_what_prepare_returns_is_prepared(processor, make_clip, caplog):
     words = [("so ", 0, 0.3), ("happy you", 0.2, 0.9)]
     item = processor.prepare(make_clip(sampling_rate=8_000), " ", words, sampling_rate=8_000)
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
-        "1 of 2 timed words or phrases overlapped the next",
-        "2 of 3 words ended beyond the audio, which lasts 0.50 s",
+        "1 of 2 words or phrases overlapped the next",
+        "2 of 3 words ended after the audio, which lasts 0.50 s",
     ]
     again = processor.prepare(**item)
     np.testing.assert_array_equal(item.pop("audio"), again.pop("audio"))
@@ -338,7 +338,7 @@ def test_no_word_times_are_none(processor):
         ({"text": "so", "word_times": [("so", float("nan"), 1)]}, r"word 0, 'so', has start=nan and end=1"),
         (
             {"text": ["so", "so sad"], "word_times": [None, [("sad", 0, 1), ("so", 1, 2)]]},
-            r"word_times\[1\]: word 1, 'so', does not occur in the text behind the words before it",
+            r"word_times\[1\]: word 1, 'so', does not occur in the text after the previous words",
         ),
     ],
 )
