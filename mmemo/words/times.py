@@ -90,7 +90,9 @@ def read_word_times(word_times: WordTimes) -> list[tuple[str, float, float]]:
         overlaps += end > limit
         words += _spread(text, start, min(end, limit))
     if overlaps:
-        logger.warning(f"{overlaps} of {len(entries)} words or phrases overlapped the next and were cut at its start.")
+        logger.warning(
+            f"{overlaps} of {len(entries)} words or phrases overlapped the next; they were cut at its start."
+        )
     return words
 
 
@@ -218,7 +220,7 @@ def clip_word_times(words: list[tuple[str, float, float]], duration: float) -> l
     beyond = sum(end > duration + ROUNDING_SECONDS for _, _, end in words)
     if beyond:
         logger.warning(
-            f"{beyond} of {len(words)} words ended after the audio, which lasts {duration:.2f} s, and were cut there."
+            f"{beyond} of {len(words)} words ended after the audio, which lasts {duration:.2f} s; they were cut there."
         )
     return [(word, min(start, duration), min(end, duration)) for word, start, end in words]
 
