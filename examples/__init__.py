@@ -1,1 +1,1 @@
-"""Examples of mmemo with six clips of EmoDB (CC0)."""
+"""Examples of mmemo with six clips from EmoDB (CC0)."""

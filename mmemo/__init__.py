@@ -1,4 +1,4 @@
-"""The command `mmemo`, and answers without torch; everything else is in `modeling_mmemo`."""
+"""The command `mmemo`, and prediction without torch; models are trained and exported with `modeling_mmemo`."""
 
 import os
 from importlib import import_module
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from mmemo.runtime.predictor import EmotionPredictor
     from mmemo.timeline.streaming import EmotionStream
 
-# ONNX Runtime would report its use to its makers otherwise; to be said before it is imported.
+# Disables ONNX Runtime's telemetry; it must be set before ONNX Runtime is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-# Each is imported when it is asked for: the command has an answer to `--help` before NumPy is there.
+# Imported on first access, so that `mmemo --help` does not load NumPy.
 _MODULES = {"EmotionPredictor": "mmemo.runtime.predictor", "EmotionStream": "mmemo.timeline.streaming"}
 __all__ = ["EmotionPredictor", "EmotionStream"]
 

@@ -1,11 +1,11 @@
 """
-The page of `mmemo demo`: speak or write, and see which emotions are heard and read, when, and in which words.
+The page of `mmemo demo`: predicts the emotions of a recording, of text, or of both, over time and by word.
 
 Deliberate choices:
-- The command and the Space of `examples/space` serve this one page.
-- It is complete in itself: fonts and scripts are files of gradio, and nothing is counted or sent elsewhere.
-- What visitors send and get lies in gradio's temporary folder, named after a hash of its content, so that nobody finds
-  what is another's, and for two hours at most. What stays is empty.
+- The command and the Space in `examples/space` serve the same page.
+- It is self-contained: fonts and scripts are files of gradio, and there are no analytics or external requests.
+- Uploads and results are kept in gradio's temporary folder under hashes of their content, so that visitors cannot find
+  each other's files, and are deleted after two hours at most.
 """
 
 import csv
@@ -29,20 +29,20 @@ from mmemo.timeline.windows import SILENCE
 
 
 MAX_SECONDS = 600
-MAX_FILE_BYTES = 128 * 2**20  # ten minutes of stereo at 48 kHz, and a little more
-MAX_CHARACTERS = 2_000  # about what the embedded model's text encoder reads
+MAX_FILE_BYTES = 128 * 2**20  # a little more than ten minutes of 16-bit stereo at 48 kHz
+MAX_CHARACTERS = 2_000  # about the maximum length of the embedded model's text encoder
 MAX_SUBTITLES_BYTES = 2**20
-MAX_WAITING = 32  # requests; those beyond are told to try again
-FILES_LIVE_SECONDS = 3600  # and as often it is looked for older ones
-SAMPLING_RATE = 16_000  # Hz, at which lengths are counted
+MAX_WAITING = 32  # requests; further ones get an error that asks to try again
+FILES_LIVE_SECONDS = 3600  # also the interval between deletions of older files
+SAMPLING_RATE = 16_000  # Hz, for measuring durations
 ERROR_SECONDS = 20
 
-TITLE = "# mmemo\nWhich emotions are in a voice, in its words, or in both: speak, write, or do both."
+TITLE = "# mmemo\nThe emotions of a recording, of a text, or of both: speak, write, or do both."
 NOTE = (
-    "Acted emotion is not felt emotion: decide nothing about a person by what this page says. Inferring the emotions "
+    "Acted emotion is not felt emotion: do not base decisions about a person on this page. Inferring the emotions "
     "of people at work or at school is prohibited in the European Union (AI Act, Art. 5(1)(f))."
 )
-# Where gradio's own are hard to read, or as high as a page.
+# Replaces gradio styles that are hard to read, or as high as the page.
 CSS = """
 .dark #words .highlighted, .dark #words .legend-item { color: white !important; }
 #result [aria-label="Empty value"] { min-height: 100px; }
@@ -50,18 +50,18 @@ CSS = """
 
 
 class PageOutput(NamedTuple):
-    """What the page shows, in the order of its components."""
+    """The values of the page's components, in their order."""
 
     emotion: dict[str, float]
-    """Scores of the whole by label."""
+    """Scores of the whole input by label."""
     weights: dict[str, float]
-    """How much audio and text had to say."""
+    """Modality weights of audio and text."""
     words: list[tuple[str, str | None]]
-    """Words and the emotion that each was said with; a text without times is one of them."""
+    """Words, each with its emotion; a text without timestamps is one entry."""
     picture: Figure | None
-    """The waveform and its timeline, if there is a recording."""
+    """The plot of the timeline, if there is a recording."""
     file: str
-    """Path of the result as JSON, as [`EmotionPredictor`] gives it."""
+    """Path of the result of [`EmotionPredictor`] as JSON."""
 
 
 def build_demo(predict: EmotionPredictor) -> gr.Blocks:
@@ -69,10 +69,10 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
     Builds the page.
 
     Args:
-        predict ([`EmotionPredictor`]): What answers.
+        predict ([`EmotionPredictor`]): The model.
 
     Returns:
-        `gradio.Blocks`, not yet launched; its endpoint is `/answer`.
+        `gradio.Blocks`, not launched; its API endpoint is `/answer`.
     """
     colors = {label: COLORS[label] for label in predict.answers.labels if label in COLORS}
     files_live = (FILES_LIVE_SECONDS, FILES_LIVE_SECONDS)
@@ -81,23 +81,23 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
         gr.Markdown(NOTE)
         with gr.Row():
             with gr.Column():
-                audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Voice", buttons=[])
-                text = gr.Textbox(label="Words", placeholder="What is said", lines=2)
-                subtitles = gr.File(label="Subtitles: when it is said", file_types=[".srt", ".vtt"], height=140)
-                button = gr.Button("Which emotion?", variant="primary")
+                audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Audio", buttons=[])
+                text = gr.Textbox(label="Text", placeholder="The text spoken in the recording, or any text", lines=2)
+                subtitles = gr.File(label="Subtitles of the recording", file_types=[".srt", ".vtt"], height=140)
+                button = gr.Button("Predict", variant="primary")
                 if clips := find_examples():
-                    # Copies would be removed with what visitors left.
+                    # Copies would be deleted with the visitors' files.
                     gr.set_static_paths(list(clips.values()))
-                    # Without their words, which are German: the embedded model reads English.
+                    # Without text: it is German, and the embedded text encoder is English.
                     gr.Examples(
                         [[path, ""] for path in clips.values()],
                         [audio, text],
                         example_labels=list(clips),
-                        label="Or listen to German actors, who meant to sound",
+                        label="Examples: German actors portraying an emotion",
                     )
             with gr.Column():
                 emotion = gr.Label(label="Emotion", num_top_classes=4)
-                weights = gr.Label(label="Heard and read", show_heading=False)
+                weights = gr.Label(label="Modality weights", show_heading=False)
                 words = gr.HighlightedText(
                     label="Words by emotion",
                     elem_id="words",
@@ -110,7 +110,7 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
                 file = gr.File(label="Result as JSON", interactive=False, height=100, elem_id="result")
         picture = gr.Plot(label="Over time", show_label=False, format="png")
         outputs = [emotion, weights, words, picture, file]
-        button.click(partial(answer, predict), [audio, text, subtitles], outputs, api_name="answer")
+        button.click(partial(predict_page, predict), [audio, text, subtitles], outputs, api_name="answer")
     return demo.queue(max_size=MAX_WAITING)
 
 
@@ -125,17 +125,17 @@ def serve_demo(
     Serves the page.
 
     Args:
-        predict ([`EmotionPredictor`]): What answers.
-        host (`str`, *optional*): Address to listen at; by default that of `GRADIO_SERVER_NAME`, or 127.0.0.1.
-        port (`int`, *optional*): By default that of `GRADIO_SERVER_PORT`, or the first free one from 7860 on.
-        share (`bool`, *optional*, defaults to `False`): Whether gradio lends it a public address, through its tunnel.
-        wait (`bool`, *optional*, defaults to `True`): Whether to return only when it is interrupted.
+        predict ([`EmotionPredictor`]): The model.
+        host (`str`, *optional*): Address to bind to; defaults to `GRADIO_SERVER_NAME`, or 127.0.0.1.
+        port (`int`, *optional*): Port; defaults to `GRADIO_SERVER_PORT`, or the first free port from 7860.
+        share (`bool`, *optional*, defaults to `False`): Whether to create a public link through gradio's tunnel.
+        wait (`bool`, *optional*, defaults to `True`): Whether to block until interrupted.
 
     Returns:
-        `gradio.Blocks`, with its address as `local_url`; `close()` ends it.
+        `gradio.Blocks`, with its address as `local_url`; `close()` stops the server.
 
     Raises:
-        OSError: If the port is taken.
+        OSError: If the port is in use.
     """
     demo = build_demo(predict)
     demo.launch(
@@ -153,17 +153,18 @@ def serve_demo(
     return demo
 
 
-def answer(predict: EmotionPredictor, audio: str | None, text: str | None, subtitles: str | None) -> PageOutput:
+def predict_page(predict: EmotionPredictor, audio: str | None, text: str | None, subtitles: str | None) -> PageOutput:
     """
-    Says which emotions are in a recording, in its words, or in both.
+    Predicts the emotions of a recording, of a text, or of both.
 
     Args:
+        predict ([`EmotionPredictor`]): The model.
         audio (`str`, *optional*): Path of a recording.
-        text (`str`, *optional*): What is said; blank counts as missing.
-        subtitles (`str`, *optional*): Path of an SRT or WebVTT file, which says when it is said.
+        text (`str`, *optional*): The text spoken in it, or a text alone; blank counts as missing.
+        subtitles (`str`, *optional*): Path of an SRT or WebVTT file with the words of the recording.
 
     Raises:
-        gradio.Error: If there is nothing to answer for, or something is wrong with it; a sentence that says what.
+        gradio.Error: If all inputs are missing, or one is invalid; its message says why.
     """
     text = (text or "").strip() or None
     try:
@@ -175,15 +176,15 @@ def answer(predict: EmotionPredictor, audio: str | None, text: str | None, subti
             result = predict(audio, text, word_times=word_times, return_timeline=True)
             if result["label"] == SILENCE:
                 raise ValueError(
-                    f"No voice is heard in {audio}. Speak louder or closer to the microphone, choose another "
-                    "recording, or remove it to have the words read alone."
+                    f"There is no speech in {audio}. Speak louder or closer to the microphone, choose another "
+                    "recording, or remove it to predict the text alone."
                 )
     except ValueError as error:
-        sentence = str(error)
+        message = str(error)
         for path in filter(None, (audio, subtitles)):
-            # Where the server keeps a file is no visitor's business.
-            sentence = sentence.replace(f"{Path(path).parent}{os.sep}", "")
-        raise gr.Error(sentence, duration=ERROR_SECONDS, print_exception=False) from error
+            # Paths of the server are not shown to visitors.
+            message = message.replace(f"{Path(path).parent}{os.sep}", "")
+        raise gr.Error(message, duration=ERROR_SECONDS, print_exception=False) from error
     content = json.dumps(result, ensure_ascii=False, indent=2).encode()
     return PageOutput(
         emotion={entry["label"]: entry["score"] for entry in result["scores"]},
@@ -195,7 +196,7 @@ def answer(predict: EmotionPredictor, audio: str | None, text: str | None, subti
 
 
 def find_examples() -> dict[str, str]:
-    """Paths of the clips that come with the package, by the emotion acted; none where they were not installed."""
+    """Returns the paths of the example clips by their acted emotion; empty if they are not installed."""
     package = EMBEDDED_MODEL.parent
     for root in (package, package.parent):  # installed, and in the repository
         folder = root / "examples" / "audio"
@@ -206,26 +207,26 @@ def find_examples() -> dict[str, str]:
 
 
 def _check_sizes(audio: str | None, text: str | None, subtitles: str | None) -> None:
-    """Refuses what would keep other visitors waiting, and subtitles of nothing."""
+    """Raises a `ValueError` for inputs that would block other visitors, and for subtitles without a recording."""
     if text is not None and len(text) > MAX_CHARACTERS:
-        raise ValueError(f"The text has {len(text)} characters; {MAX_CHARACTERS} are read here. Shorten it.")
+        raise ValueError(f"The text has {len(text)} characters; at most {MAX_CHARACTERS} are allowed. Shorten it.")
     if subtitles is not None and audio is None:
-        raise ValueError(f"{subtitles} says when something is said in a recording; add the recording, or remove it.")
+        raise ValueError(f"{subtitles} belongs to a recording; add the recording, or remove the subtitles.")
     if subtitles is not None and (size := os.path.getsize(subtitles)) > MAX_SUBTITLES_BYTES:
-        raise ValueError(f"{subtitles} has {size} bytes; {MAX_SUBTITLES_BYTES} are read here. Is it of another kind?")
+        raise ValueError(f"{subtitles} has {size} bytes; at most {MAX_SUBTITLES_BYTES} are allowed. Is it a subtitle file?")
     if audio is not None:
-        # Counted, since a header need not say how long a recording is.
+        # Counted, since not every header declares the duration.
         lengths = accumulate(block.shape[1] for block in AudioBlocks(audio, target_sampling_rate=SAMPLING_RATE))
         if any(length > MAX_SECONDS * SAMPLING_RATE for length in lengths):
-            raise ValueError(f"{audio} is longer than the {MAX_SECONDS} s that are listened to here; cut it.")
+            raise ValueError(f"{audio} is longer than {MAX_SECONDS} s, the maximum on this page; shorten it.")
 
 
 def _colored_words(result: dict[str, Any], text: str | None) -> list[tuple[str, str | None]]:
-    spoken = [
+    words = [
         (word, None if entry["label"] == SILENCE else entry["label"])
         for entry in result.get("timeline", [])
         for word in entry["words"]
     ]
-    if spoken or text is None:
-        return spoken
+    if words or text is None:
+        return words
     return [(text, result["scores"][0]["label"])]

@@ -1,11 +1,11 @@
 """
-Plots of one recording: its timeline, and where in time its words attend; no display is needed.
+Plots of one recording: its timeline, and the cross-modal attention of its words. No display is needed.
 
 Deliberate choices:
-- Hours draw as fast as seconds: waveform and scores are reduced to about as many columns as a plot has pixels.
-- Words are placed in rows where they do not print over each other; where that would take too many, they are left out.
-- Words are drawn as they are: a dollar sign starts no formula, and a glyph that the font lacks is saved as a box, with
-  no warning. For scripts that matplotlib's own font lacks, set `matplotlib.rcParams["font.family"]`.
+- Drawing time does not depend on the length: waveform and scores are reduced to about the plot's width in pixels.
+- Words are placed in several rows so that they do not overlap; if that needs too many rows, they are left out.
+- Words are drawn literally: a dollar sign does not start a formula, and a glyph missing in the font is drawn as a box,
+  without a warning. For scripts that matplotlib's default font lacks, set `matplotlib.rcParams["font.family"]`.
 """
 
 import math
@@ -26,7 +26,7 @@ from mmemo.audio.loading import AudioBlocks, AudioInput, to_mono
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
 
 
-# Colours that the colour-blind tell apart. Source: Okabe and Ito, "Color Universal Design" (2008).
+# A palette for colour-blind readers. Source: Okabe and Ito, "Color Universal Design" (2008).
 COLORS = {
     "angry": "#D55E00",  # vermillion
     "disgust": "#009E73",  # bluish green
@@ -45,12 +45,12 @@ DOTS_PER_INCH = 120
 WIDTH_INCHES = 12
 MAX_COLUMNS = 2000
 MAX_LABELS, MAX_ROWS = 120, 12
-# Of the words; an em is the font's size, and 0.6 of it a letter's width.
+# Font size of the words; a letter is about 0.6 em wide.
 FONT_POINTS = 7
 LETTER_INCHES = 0.6 * FONT_POINTS / 72
-WORDS_INCHES = 9.5  # what the time axis has of the width, and rather less than more
+WORDS_INCHES = 9.5  # a lower bound of the time axis's width
 SAMPLING_RATE = 16_000
-# By how much an audio may be longer or shorter than its result says: seconds, and share.
+# Tolerance between the duration of the audio and of the result: in seconds, and relative.
 DURATION_TOLERANCE = 0.5, 0.05
 GAP_SECONDS = 1e-6
 
@@ -62,33 +62,32 @@ def plot_timeline(
     sampling_rate: float | None = None,
 ) -> Figure:
     """
-    Draws the emotions of a recording over time.
+    Plots the emotions of a recording over time.
 
-    The panels, on one time axis: the waveform over its spans of emotion, if there is audio; the scores of the
-    segments, stacked, with a gap where it is silent and hatched where the model is uncertain; the words, if there are
-    any. Words that would take more than 120 labels, or more than 12 rows to keep them apart, are left out, and the
-    title says so.
+    The panels share one time axis: the waveform, shaded by the emotion of each span, if there is audio; the stacked
+    scores of the segments, with gaps for silence and hatching for uncertain segments; the words, if there are any.
+    Words that need more than 120 labels, or more than 12 rows, are left out, which the title states.
 
     Args:
         result (`dict`):
-            A result of the pipeline with `"duration"` in seconds, `"timeline"` and, for the audio, `"spans"`.
+            A result of the pipeline with `"duration"` in seconds, `"timeline"` and, for the waveform, `"spans"`.
         audio (`AudioInput`, *optional*):
             The recording, in any of the forms that [`AudioInput`] lists.
         path (`str` or `os.PathLike`, *optional*):
             Where to save the plot, ending in .png or .svg.
         sampling_rate (`float`, *optional*, defaults to 16000):
-            Rate in Hz of an audio that is a bare array.
+            Sampling rate in Hz of audio that is a bare array.
 
     Returns:
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: if the result has no timeline, the path another ending, or the audio another duration.
+        ValueError: If the result has no timeline, the path has another suffix, or the audio another duration.
     """
     if "timeline" not in result or not result["timeline"]:
         raise ValueError(
-            "The result has no 'timeline' to draw; call the pipeline with return_timeline=True. Of a call, pass one "
-            "speaker's: {'duration': result['duration'], **result['speakers'][name]}."
+            "The result has no 'timeline' to plot; call the pipeline with return_timeline=True. For a call, pass the "
+            "result of one speaker: {'duration': result['duration'], **result['speakers'][name]}."
         )
     _check_path(path)
     duration, timeline = result["duration"], result["timeline"]
@@ -117,7 +116,7 @@ def plot_timeline(
 
 def _check_path(path: str | os.PathLike | None) -> None:
     if path is not None and Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"path={os.fspath(path)!r} must end in one of {FORMATS}, the formats of a plot.")
+        raise ValueError(f"path={os.fspath(path)!r} must end in one of {FORMATS}.")
 
 
 def _save(figure: Figure, path: str | os.PathLike | None) -> None:
@@ -128,20 +127,20 @@ def _save(figure: Figure, path: str | os.PathLike | None) -> None:
 
 
 def _load(audio: AudioInput, sampling_rate: float | None, duration: float) -> np.ndarray:
-    # Silence is refused by `load_audio`, and is a part of recordings.
+    # `load_audio` raises on silence, which is valid in a recording.
     blocks = AudioBlocks(audio, sampling_rate, SAMPLING_RATE)
     samples = np.concatenate([to_mono(block) for block in blocks])
     seconds = len(samples) / SAMPLING_RATE
     if abs(seconds - duration) > max(DURATION_TOLERANCE[0], DURATION_TOLERANCE[1] * duration):
         raise ValueError(
-            f"The audio lasts {seconds:.2f} s, but the result is of {duration:.2f} s; pass the audio that it is of, "
-            "and sampling_rate= if that is a bare array."
+            f"The audio lasts {seconds:.2f} s, but the result is for {duration:.2f} s; pass the audio of the result, "
+            "and sampling_rate= if it is a bare array."
         )
     return samples
 
 
 def _colors(timeline: list[dict], spans: list[dict]) -> dict[str, Any]:
-    """Returns a colour for each label of the model, in a fixed order, and for uncertain ones."""
+    """Returns the colour of each label of the model, in a fixed order, and of "uncertain"."""
     labels = {score["label"] for entry in timeline for score in entry["scores"]}
     labels |= {span["label"] for span in spans} - {SILENCE, UNCERTAIN}
     others = sorted(labels - COLORS.keys())
@@ -161,7 +160,7 @@ def _draw_waveform(axes: Axes, samples: np.ndarray, spans: list[dict], colors: d
 
 
 def _shade(axes: Axes, times: list[tuple[float, float]], label: str, colors: dict[str, Any]) -> None:
-    """Shades the panel from top to bottom between the given starts and ends in seconds."""
+    """Shades the full height of the panel between the given starts and ends in seconds."""
     axes.broken_barh(
         [(start, end - start) for start, end in times],
         (0, 1),
@@ -178,7 +177,7 @@ def _shade(axes: Axes, times: list[tuple[float, float]], label: str, colors: dic
 def _draw_scores(axes: Axes, timeline: list[dict], colors: dict[str, Any]) -> None:
     labels = [label for label in colors if label != UNCERTAIN]
     top = 1.0
-    if labels:  # none if all is silent
+    if labels:  # there are none if everything is silent
         times, scores = _score_columns(timeline, labels)
         axes.stackplot(times, scores.T, labels=labels, colors=[colors[label] for label in labels], linewidth=0)
         top = max(top, np.nanmax(scores.sum(axis=1)))
@@ -192,8 +191,8 @@ def _draw_scores(axes: Axes, timeline: list[dict], colors: dict[str, Any]) -> No
 
 def _score_columns(timeline: list[dict], labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """
-    Turns the scores of segments into the points of a step function, NaN where it has a gap. Of more than `MAX_COLUMNS`
-    segments, neighbours share a column: the mean of those that are not silent.
+    Converts the scores of segments to the points of a step function, with NaN in gaps. With more than `MAX_COLUMNS`
+    segments, a column is the mean over neighbouring segments that are not silent.
 
     Returns:
         Seconds of shape `(points,)` and scores of shape `(points, labels)`.
@@ -207,10 +206,10 @@ def _score_columns(timeline: list[dict], labels: list[str]) -> tuple[np.ndarray,
     last = np.minimum(first + size, len(timeline)) - 1
     start, end = (np.array([entry[key] for entry in timeline], float) for key in ("start", "end"))
     start, end = start[first], end[last]
-    end[:-1] = np.minimum(end[:-1], start[1:])  # segments overlap where the hop is shorter
+    end[:-1] = np.minimum(end[:-1], start[1:])  # segments overlap if the hop is shorter
     voiced = np.add.reduceat([bool(entry["scores"]) for entry in timeline], first, dtype=int)[:, None]
     means = np.where(voiced > 0, np.add.reduceat(table, first) / np.maximum(voiced, 1), np.nan)
-    # A column is its start, its end and, where no other follows at once, a point of nothing.
+    # Each column has a point at its start, one at its end, and a NaN point if a gap follows.
     gap = np.append(start[1:] - end[:-1] > GAP_SECONDS, False)
     drawn = np.stack([np.full(len(gap), True), np.full(len(gap), True), gap], axis=1)
     times = np.stack([start, end, end], axis=1)
@@ -220,21 +219,21 @@ def _score_columns(timeline: list[dict], labels: list[str]) -> tuple[np.ndarray,
 
 def _place_words(timeline: list[dict], duration: float) -> tuple[list[tuple[float, str, int]], str]:
     """
-    Places the words of each segment, joined, in the first row that is free at its start.
+    Places the joined words of each segment in the first row that is free at the segment's start.
 
     Returns:
-        `(seconds, text, row)` of each label, and why there are none if they had to be left out.
+        `(seconds, text, row)` of each label, and a note if all of them are left out.
     """
-    spoken = [(entry["start"], " ".join(entry["words"])) for entry in timeline if entry["words"]]
-    note = f"words left out: {len(spoken)} labels would not be legible"
-    if len(spoken) > MAX_LABELS:
+    labels = [(entry["start"], " ".join(entry["words"])) for entry in timeline if entry["words"]]
+    note = f"words left out: {len(labels)} labels would not be legible"
+    if len(labels) > MAX_LABELS:
         return [], note
     free_from: list[float] = []  # for each row, in seconds
     placed = []
-    for start, text in spoken:
+    for start, text in labels:
         letters = 2 + sum(5 / 3 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
         width = letters * LETTER_INCHES * duration / WORDS_INCHES
-        start = max(0.0, min(start, duration - width))  # the last ones end with the axis
+        start = max(0.0, min(start, duration - width))  # the last labels end with the axis
         row = next((row for row, free in enumerate(free_from) if free <= start), len(free_from))
         free_from[row : row + 1] = [start + width]  # a new row if there is none
         placed.append((start, text, row))
@@ -255,38 +254,38 @@ def plot_attention(
     segment_seconds: float = 0.5,
 ) -> Figure:
     """
-    Draws where in the audio each word attends.
+    Plots the attention of each word over the audio.
 
     Args:
         attention (array of shape `(words, audio_positions)`):
             Attention weights, each row summing to 1.
         words (`list[str]`):
-            The words, or tokens, of the rows.
+            The words or tokens of the rows.
         seconds (`float`):
-            How much audio the positions cover, evenly.
+            Duration of the audio, divided equally among the positions.
         path (`str` or `os.PathLike`, *optional*):
             Where to save the plot, ending in .png or .svg.
         segment_seconds (`float`, *optional*, defaults to 0.5):
-            How much audio one cell of the map covers; its weight is the sum of that of its positions. One that lies on
-            a border gives to both sides by what they have of it.
+            Duration of a cell of the map; its weight is the sum over its positions. The weight of a position on a
+            boundary is divided by its overlap with both cells.
 
     Returns:
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: if the shapes do not match, a weight is not finite, a duration is not positive, or the path has
-            another ending.
+        ValueError: If the shapes do not match, a weight is not finite, a duration is not positive, or the path has
+            another suffix.
     """
     weights = np.asarray(attention, dtype=float)
     if weights.ndim != 2 or weights.size == 0:
         raise ValueError(
             f"attention has shape {weights.shape}; it must be (words, audio_positions), with at least one of each. "
-            "Choose one item of the batch, and one attention head or their mean."
+            "Select one item of the batch, and one attention head or their mean."
         )
     if len(words) != len(weights):
         raise ValueError(f"Got {len(words)} words but {len(weights)} rows of attention; they must match 1:1.")
     if not np.isfinite(weights).all():
-        raise ValueError("attention holds NaN or infinite weights; leave out rows of padding.")
+        raise ValueError("attention contains NaN or infinite weights; drop the rows of padding.")
     for name, value in (("seconds", seconds), ("segment_seconds", segment_seconds)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name}={value!r} must be a positive number of seconds.")
@@ -304,7 +303,7 @@ def plot_attention(
 
 
 def _sum_segments(weights: np.ndarray, seconds: float, segment_seconds: float) -> np.ndarray:
-    """Sums weights of shape `(words, audio_positions)` over segments of time, to `(words, segments)`."""
+    """Sums weights of shape `(words, audio_positions)` over time segments, to `(words, segments)`."""
     segments = math.ceil(round(seconds / segment_seconds, 6))
     borders = np.minimum(np.arange(segments + 1) * segment_seconds, seconds)
     positions = np.linspace(0, seconds, weights.shape[1] + 1)

@@ -2,8 +2,8 @@
 Feature extractor of MMEmo.
 
 Deliberate choices:
-- A clip is analysed at its true length and padded afterwards, so its features do not depend on its neighbours.
-- Window, filterbank and cosines are librosa's; what is done with them is [`MelAnalysis`].
+- Features are computed on the clip's true length and padded afterwards, so they do not depend on the batch.
+- Window, filterbank and cosines come from librosa; [`MelAnalysis`] applies them.
 """
 
 import math
@@ -23,7 +23,7 @@ PRESETS = {
     "whisper": {"n_mels": 80, "n_fft": 400, "hop_length": 160},
     "librosa": {"n_mels": 128, "n_fft": 2048, "hop_length": 512},
 }
-# How `trim_db` measures: RMS over windows, a hop apart; what is kept keeps a margin on either side.
+# `trim_db` compares the RMS of windows, one hop apart, and keeps a margin on either side of the sound.
 TRIM_WINDOW_SECONDS, TRIM_HOP_SECONDS, TRIM_MARGIN_SECONDS = 0.032, 0.008, 0.05
 
 
@@ -49,7 +49,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         preset (`str`, *optional*, defaults to `"whisper"`):
             `"whisper"` or `"librosa"`.
         sampling_rate (`int`, *optional*, defaults to 16000):
-            Rate in Hz at which clips are analysed. Clips of other rates are resampled.
+            Sampling rate of the features in Hz. Clips with other rates are resampled.
         features (`Sequence[str]`, *optional*, defaults to `("log_mel",)`):
             Which of `"mel"`, `"log_mel"` and `"mfcc"` to stack along the channel axis, in this order.
         n_mels (`int`, *optional*):
@@ -59,18 +59,18 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         n_fft (`int`, *optional*):
             Length of the Hann window in samples, an even number. Whisper 400, librosa 2048.
         hop_length (`int`, *optional*):
-            Samples from one frame to the next. Whisper 160, librosa 512.
+            Number of samples from one frame to the next. Whisper 160, librosa 512.
         loudness_dbfs (`float`, *optional*):
-            RMS in dB re full scale to which every clip is brought before it is analysed or truncated. `None` leaves
-            clips as loud as they are, which is what equality with the references takes.
+            RMS level in dB re full scale to which every clip is scaled before truncation and analysis. `None` does not
+            scale, which equality with the reference implementations requires.
         trim_db (`float`, *optional*):
-            Leaves out what lies before and behind a clip's sound: whatever is softer than its loudest 32 ms by more
-            than so many dB, up to 50 ms from the rest. `None` leaves clips as long as they are.
+            Trims the beginning and end of a clip where it is more than this many dB below its loudest 32 ms, and keeps
+            a margin of 50 ms. `None` does not trim.
         padding_value (`float`, *optional*, defaults to 0.0):
-            What frames beyond a clip's end hold.
+            Value of padding frames.
 
     Raises:
-        ValueError: if an argument is unknown, impossible, or contradicts another.
+        ValueError: If an argument is unknown, invalid, or contradicts another.
 
     Source: `librosa.feature`; Whisper's `log_mel_spectrogram` (https://github.com/openai/whisper).
     """
@@ -95,7 +95,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"preset={preset!r} is unknown; choose one of {list(PRESETS)}.")
         names = set(features)
         if isinstance(features, str) or not names or names - set(FEATURES) or len(names) < len(features):
-            raise ValueError(f"features={features!r} must be a list of different names out of {FEATURES}.")
+            raise ValueError(f"features={features!r} must be a list of distinct names from {FEATURES}.")
         if loudness_dbfs is not None and not -math.inf < loudness_dbfs <= 0:
             raise ValueError(f"loudness_dbfs={loudness_dbfs} must be a finite level of at most 0 dBFS, or None.")
         if trim_db is not None and not 0 < trim_db < math.inf:
@@ -116,7 +116,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         self.loudness_dbfs = loudness_dbfs
         self.trim_db = trim_db
         if self.n_fft % 2:
-            raise ValueError(f"n_fft={self.n_fft} must be even, so that a window has a middle.")
+            raise ValueError(f"n_fft={self.n_fft} must be even, so that frames can be centred.")
         if "mfcc" in self.features and self.n_mfcc > self.n_mels:
             raise ValueError(f"n_mfcc={self.n_mfcc} must not exceed n_mels={self.n_mels}.")
 
@@ -134,7 +134,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the configuration to save: the arguments, without what follows from them."""
+        """Returns the configuration to save: the arguments, without values derived from them."""
         derived = {"feature_size", "analysis"}
         return {name: value for name, value in super().to_dict().items() if name not in derived}
 
@@ -144,7 +144,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         return self.hop_length / self.sampling_rate
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a clip of `num_samples` samples at `sampling_rate`."""
+        """Returns the number of frames of a clip of `num_samples` samples at `sampling_rate`."""
         return self.analysis.num_frames(num_samples)
 
     def __call__(
@@ -167,29 +167,29 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
                 One clip or a list of clips, in any of the forms that [`AudioInput`] lists. A list of numbers is one
                 clip; a two-dimensional array is one clip of shape `(channels, samples)`.
             sampling_rate (`float`, *optional*), channel (`int`, *optional*):
-                Rate of bare samples in Hz, and the channel to take; see [`load_audio`].
+                Sampling rate of bare samples in Hz, and the channel to load; see [`load_audio`].
             padding (`bool`, `str` or [`~utils.PaddingStrategy`], *optional*, defaults to `True`):
-                `True` or `"longest"` pads to the longest clip, `"max_length"` to the frames of `max_length` samples,
-                `False` or `"do_not_pad"` not at all: the result then holds a list with an array for every clip.
+                `True` or `"longest"` pads to the longest clip, `"max_length"` to the frames of `max_length` samples.
+                `False` or `"do_not_pad"` does not pad: the result then has a list with one array per clip.
             max_length (`int`, *optional*):
                 Length for `padding="max_length"` and for truncation, in samples at the extractor's `sampling_rate`.
             pad_to_multiple_of (`int`, *optional*):
                 Rounds the padded number of frames up to a multiple of this.
             truncation (`bool`, *optional*, defaults to `False`):
-                Whether to cut clips to `max_length` samples.
+                Whether to truncate clips to `max_length` samples.
             return_attention_mask (`bool`, *optional*):
-                Whether to return the mask; the extractor's own `return_attention_mask` (`True`) decides by default.
+                Whether to return the mask; defaults to the extractor's `return_attention_mask` (`True`).
             return_tensors (`str` or [`~utils.TensorType`], *optional*):
-                `"pt"` for torch tensors, `"np"` or nothing for NumPy arrays.
+                `"pt"` for torch tensors; `"np"`, the default, for NumPy arrays.
 
         Returns:
             [`BatchFeature`] with
-            - **input_features** -- float32 of shape `(batch, feature_size, frames)`; padding holds `padding_value`.
+            - **input_features** -- float32 of shape `(batch, feature_size, frames)`; padding is `padding_value`.
             - **attention_mask** -- int32 of shape `(batch, frames)`: 1 for real frames, 0 for padding.
-            - **start_seconds** -- float32 of shape `(batch,)`, with `trim_db` alone: where in a clip its frames begin.
+            - **start_seconds** -- float32 of shape `(batch,)`, only with `trim_db`: start of the frames in the clip.
 
         Raises:
-            ValueError: if [`load_audio`] refuses a clip, the batch is empty, or lengths contradict each other.
+            ValueError: If [`load_audio`] cannot load a clip, the batch is empty, or lengths contradict each other.
         """
         is_batch = isinstance(raw_speech, (list, tuple)) and not (raw_speech and isinstance(raw_speech[0], Real))
         inputs: Any = raw_speech if is_batch else [raw_speech]
@@ -252,7 +252,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def _trim(self, samples: np.ndarray) -> tuple[np.ndarray, float]:
-        """Returns what is left of a clip under `trim_db`, and where it began, in seconds."""
+        """Trims a clip by `trim_db`; returns its samples and their start in seconds."""
         if self.trim_db is None:
             return samples, 0.0
         window, hop, margin = (

@@ -1,3 +1,5 @@
+"""Summaries of calls, from results worked out by hand."""
+
 import copy
 import json
 
@@ -11,7 +13,7 @@ LABELS = ["angry", "neutral", "sad"]
 
 
 def entry(start, end, label, score=0.8, words=()):
-    """A timeline entry; the other labels share what the score leaves."""
+    """A timeline entry; the other labels share the rest of the score."""
     scored = "angry" if label == "uncertain" else label
     scores = [{"label": name, "score": score if name == scored else (1 - score) / 2} for name in LABELS]
     return {
@@ -30,7 +32,7 @@ def call(duration, **speech):
 
 @pytest.fixture
 def talk():
-    """Ten seconds: the customer gets angry, the agent's emotions were not inferred."""
+    """Ten seconds: the customer gets angry, the agent's emotions were not predicted."""
     timeline = [
         entry(0, 1, "neutral", 0.9, ["well"]),
         entry(1, 2, "angry", 0.6, ["this"]),
@@ -60,7 +62,7 @@ def test_talk_silence_and_overlap(talk):
     assert summary["speakers"]["customer"]["interruptions"] == 0
 
 
-def test_emotions_are_shares_of_what_is_not_silent(talk):
+def test_emotions_are_shares_of_the_speech(talk):
     customer = summarize_call(talk)["speakers"]["customer"]
 
     assert customer["emotions"] == pytest.approx({"angry": 3 / 7, "neutral": 3 / 7, "uncertain": 1 / 7, "sad": 0})
@@ -109,7 +111,7 @@ def test_the_score_of_a_span_is_the_mean_over_its_seconds():
     assert strongest[0]["score"] == pytest.approx((2 * 0.9 + 0.5 * 0.4) / 2.5)
 
 
-def test_a_word_may_last_for_no_time():
+def test_words_of_zero_length_are_valid():
     result = call(3.0, a=[(0, 3)])
     result["speakers"]["a"]["timeline"] = [entry(1, 1, "sad", 0.9, ["oh"])]
 
@@ -144,31 +146,31 @@ def test_interruptions(first, second, expected):
     assert (speakers["first"]["interruptions"], speakers["second"]["interruptions"]) == (0, expected)
 
 
-def test_whoever_interrupts_two_at_once_interrupts_once():
+def test_interrupting_two_speakers_at_once_counts_once():
     speakers = summarize_call(call(4.0, a=[(0, 3)], b=[(0.1, 3)], c=[(1, 2)]))["speakers"]
 
     assert [speaker["interruptions"] for speaker in speakers.values()] == [0, 0, 1]
 
 
-def test_times_are_those_of_a_count_by_the_millisecond():
+def test_times_equal_a_count_per_millisecond():
     rng = np.random.default_rng(0)
-    speech, heard = {}, np.zeros((3, 60_000), bool)
-    for name, row in zip("abc", heard):
+    speech, active = {}, np.zeros((3, 60_000), bool)
+    for name, row in zip("abc", active):
         ends = np.sort(rng.choice(60_000, size=40, replace=False)).reshape(-1, 2)
         speech[name] = [(start / 1000, end / 1000) for start, end in ends.tolist()]
         for start, end in ends:
             row[start:end] = True
     summary = summarize_call(call(60.0, **speech))
 
-    voices = heard.sum(axis=0)
+    voices = active.sum(axis=0)
     assert summary["silence"]["seconds"] == pytest.approx((voices == 0).sum() / 1000)
     assert summary["overlap"]["seconds"] == pytest.approx((voices >= 2).sum() / 1000)
     talk = [speaker["talk_seconds"] for speaker in summary["speakers"].values()]
-    assert talk == pytest.approx(heard.sum(axis=1) / 1000)
+    assert talk == pytest.approx(active.sum(axis=1) / 1000)
     assert sum(speaker["talk_share"] for speaker in summary["speakers"].values()) == pytest.approx(1)
 
 
-def test_shares_of_nothing_are_zero():
+def test_shares_of_an_empty_whole_are_zero():
     result = call(0.0, a=[])
     result["speakers"]["a"]["timeline"] = []
     summary = summarize_call(result)
@@ -185,7 +187,7 @@ def test_shares_of_nothing_are_zero():
     assert summarize_call(call(2.0))["silence"] == {"seconds": 2.0, "share": 1.0}
 
 
-def test_a_silent_speaker_has_all_labels_of_the_model(talk):
+def test_a_silent_speaker_has_all_labels(talk):
     talk["speakers"]["agent"]["timeline"] = [entry(0, 10, "silence")]
 
     agent = summarize_call(talk)["speakers"]["agent"]
@@ -194,7 +196,7 @@ def test_a_silent_speaker_has_all_labels_of_the_model(talk):
     assert agent["strongest"] == []
 
 
-def test_a_summary_is_json_and_leaves_the_result_alone(talk):
+def test_a_summary_is_json_and_does_not_change_the_result(talk):
     before = copy.deepcopy(talk)
     summary = summarize_call(talk)
 
@@ -202,7 +204,7 @@ def test_a_summary_is_json_and_leaves_the_result_alone(talk):
     assert talk == before
 
 
-def test_what_is_no_call_is_refused(talk):
+def test_other_results_raise(talk):
     with pytest.raises(ValueError, match=r'no \'speakers\'.*channels="split" or speaker_turns='):
         summarize_call({"duration": 1.0, "timeline": []})
     with pytest.raises(ValueError, match="strongest=-1 must be at least 0"):

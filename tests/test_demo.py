@@ -1,4 +1,4 @@
-"""The page of `mmemo demo`: what it answers, served on loopback, and in a browser."""
+"""The page of `mmemo demo`: its outputs, served on loopback, and in a browser."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from mmemo import EmotionPredictor
 
 gr = pytest.importorskip("gradio", minversion="6", reason="the page needs gradio: pip install 'mmemo[demo]'")
 
-import httpx  # noqa: E402 - what follows comes with gradio, or cannot be imported without it
+import httpx  # noqa: E402 - the following imports need gradio
 from gradio_client import Client, handle_file  # noqa: E402
 
 from mmemo import demo  # noqa: E402
@@ -38,7 +38,7 @@ CHROMIUM_ARGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # A microphone that hears a tone.
+    # A fake microphone that records a tone.
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
@@ -50,20 +50,20 @@ def predict():
 
 
 def as_json(result):
-    """Has lists for tuples."""
+    """Converts tuples to lists."""
     return json.loads(json.dumps(result))
 
 
 @contextmanager
-def refuses(sentence):
+def raises(message):
     with pytest.raises(gr.Error) as error:
         yield
-    assert re.match(sentence, error.value.message)
+    assert re.match(message, error.value.message)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Where gradio keeps what visitors send and get."""
+    """Gradio's folder for uploads and results."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("gradio")
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
@@ -84,101 +84,101 @@ def subtitles(tmp_path):
     return str(path)
 
 
-class TestAnswer:
+class TestPredictPage:
     @pytest.fixture(autouse=True)
     def _files(self, files):
-        """All of them write there."""
+        """All tests write there."""
 
-    def test_a_recording_with_subtitles_has_coloured_words(self, predict, subtitles):
-        answer = demo.answer(predict, CLIP, " ", subtitles)
+    def test_recording_with_subtitles_has_coloured_words(self, predict, subtitles):
+        output = demo.predict_page(predict, CLIP, " ", subtitles)
 
         expected = predict(CLIP, word_times=Path(subtitles), return_timeline=True)
-        assert json.loads(Path(answer.file).read_text()) == as_json(expected)
-        assert answer.emotion == {entry["label"]: entry["score"] for entry in expected["scores"]}
-        assert answer.weights == expected["modality_weights"]
-        assert [word for word, _ in answer.words] == SENTENCE.split()
-        assert answer.words == [(word, entry["label"]) for entry in expected["timeline"] for word in entry["words"]]
-        assert [axes.get_ylabel() for axes in answer.picture.axes] == ["waveform", "scores", "words"]
+        assert json.loads(Path(output.file).read_text()) == as_json(expected)
+        assert output.emotion == {entry["label"]: entry["score"] for entry in expected["scores"]}
+        assert output.weights == expected["modality_weights"]
+        assert [word for word, _ in output.words] == SENTENCE.split()
+        assert output.words == [(word, entry["label"]) for entry in expected["timeline"] for word in entry["words"]]
+        assert [axes.get_ylabel() for axes in output.picture.axes] == ["waveform", "scores", "words"]
 
-    def test_a_text_without_times_has_the_colour_of_the_whole(self, predict):
-        answer = demo.answer(predict, CLIP, SENTENCE, None)
+    def test_text_without_timestamps_has_the_colour_of_the_whole(self, predict):
+        output = demo.predict_page(predict, CLIP, SENTENCE, None)
 
-        assert answer.words == [(SENTENCE, max(answer.emotion, key=answer.emotion.get))]
-        assert json.loads(Path(answer.file).read_text()) == as_json(predict(CLIP, SENTENCE, return_timeline=True))
+        assert output.words == [(SENTENCE, max(output.emotion, key=output.emotion.get))]
+        assert json.loads(Path(output.file).read_text()) == as_json(predict(CLIP, SENTENCE, return_timeline=True))
 
     def test_text_alone(self, predict):
-        answer = demo.answer(predict, None, f" {SENTENCE} ", None)
+        output = demo.predict_page(predict, None, f" {SENTENCE} ", None)
 
         expected = predict(text=SENTENCE, return_modality_weights=True)
-        assert json.loads(Path(answer.file).read_text()) == expected
-        assert answer.words == [(SENTENCE, expected["scores"][0]["label"])]
-        assert answer.weights == {"audio": 0.0, "text": 1.0} and answer.picture is None
+        assert json.loads(Path(output.file).read_text()) == expected
+        assert output.words == [(SENTENCE, expected["scores"][0]["label"])]
+        assert output.weights == {"audio": 0.0, "text": 1.0} and output.picture is None
 
     def test_audio_alone_has_no_words(self, predict):
-        answer = demo.answer(predict, CLIP, None, None)
+        output = demo.predict_page(predict, CLIP, None, None)
 
-        assert answer.words == [] and answer.weights == {"audio": 1.0, "text": 0.0}
+        assert output.words == [] and output.weights == {"audio": 1.0, "text": 0.0}
 
-    def test_of_two_answers_neither_file_is_the_other_s(self, predict):
-        first, second = (demo.answer(predict, None, text, None).file for text in ("I hate you!", "I love you!"))
+    def test_results_have_separate_folders(self, predict):
+        first, second = (demo.predict_page(predict, None, text, None).file for text in ("I hate you!", "I love you!"))
 
         assert Path(first).parent != Path(second).parent
 
     @pytest.mark.parametrize(
-        ("content", "sentence"),
+        ("content", "message"),
         [
             (b"RIFF nonsense", r"clip\.wav is not readable audio"),
             (b"", r"clip\.wav is empty"),
-            (np.zeros(16_000), r"No voice is heard in clip\.wav\. "),
-            (np.sin(np.arange(16_000)), r"No voice is heard in clip\.wav\. "),
-            (np.full(16_000, np.nan), r"clip\.wav holds NaN"),
+            (np.zeros(16_000), r"There is no speech in clip\.wav\. "),
+            (np.sin(np.arange(16_000)), r"There is no speech in clip\.wav\. "),
+            (np.full(16_000, np.nan), r"clip\.wav contains NaN"),
         ],
         ids=["broken", "empty", "silent", "tone", "NaN"],
     )
-    def test_what_is_no_voice_is_a_sentence(self, predict, tmp_path, content, sentence):
+    def test_recordings_without_speech_raise(self, predict, tmp_path, content, message):
         path = tmp_path / "clip.wav"
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
             soundfile.write(path, content, 16_000, subtype="FLOAT")
 
-        with refuses(sentence):
-            demo.answer(predict, str(path), SENTENCE, None)
+        with raises(message):
+            demo.predict_page(predict, str(path), SENTENCE, None)
 
     @pytest.mark.parametrize(
-        ("content", "sentence"),
+        ("content", "message"),
         [
-            ("What are those bags?", r"clip\.srt holds no subtitles"),
+            ("What are those bags?", r"clip\.srt does not contain subtitles"),
             ("1\n00:10:00,000 --> 00:10:01,000\nbags\n", r".* starts at 600\.00 s, but the audio lasts"),
             (b"\xff\xfe1", r"clip\.srt is not UTF-8"),
             (SUBTITLES * 20_000, r"clip\.srt has \d+ bytes"),
         ],
         ids=["no times", "of another recording", "no text", "too long"],
     )
-    def test_broken_subtitles_are_a_sentence(self, predict, tmp_path, content, sentence):
+    def test_invalid_subtitles_raise(self, predict, tmp_path, content, message):
         path = tmp_path / "clip.srt"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
-        with refuses(sentence):
-            demo.answer(predict, CLIP, None, str(path))
+        with raises(message):
+            demo.predict_page(predict, CLIP, None, str(path))
 
     def test_subtitles_need_their_recording(self, predict, subtitles):
-        with refuses(r"clip\.srt says when .*; add the recording"):
-            demo.answer(predict, None, SENTENCE, subtitles)
+        with raises(r"clip\.srt belongs to a recording; add the recording"):
+            demo.predict_page(predict, None, SENTENCE, subtitles)
 
-    def test_nothing_at_all_is_a_sentence(self, predict):
-        with refuses("audio and text are both missing"):
-            demo.answer(predict, None, " ", None)
+    def test_missing_inputs_raise(self, predict):
+        with raises("audio and text are both missing"):
+            demo.predict_page(predict, None, " ", None)
 
-    def test_a_long_recording_is_refused(self, predict, monkeypatch):
+    def test_a_long_recording_raises(self, predict, monkeypatch):
         monkeypatch.setattr(demo, "MAX_SECONDS", 2)  # the clip lasts 2.2 s
 
-        with refuses(r"03b01Wa\.flac is longer than the 2 s"):
-            demo.answer(predict, CLIP, None, None)
+        with raises(r"03b01Wa\.flac is longer than 2 s"):
+            demo.predict_page(predict, CLIP, None, None)
 
-    def test_a_long_text_is_refused(self, predict):
-        with refuses("The text has 2004 characters"):
-            demo.answer(predict, None, "word " * 400 + "word", None)
+    def test_a_long_text_raises(self, predict):
+        with raises("The text has 2004 characters"):
+            demo.predict_page(predict, None, "word " * 400 + "word", None)
 
 
 def test_the_examples_are_the_clips():
@@ -188,11 +188,11 @@ def test_the_examples_are_the_clips():
     assert examples["angry"] == CLIP
 
 
-def test_the_examples_are_none_of_the_files_that_are_removed(served):
+def test_the_examples_are_not_temporary_files(served):
     assert not [file for files in served.temp_file_sets for file in files if Path(file).name in os.listdir(CLIPS)]
 
 
-def test_it_needs_no_torch():
+def test_torch_is_not_imported():
     code = (
         "import sys; from mmemo import EmotionPredictor; from mmemo.demo import build_demo; "
         "build_demo(EmotionPredictor()); sys.exit(bool(sys.modules.keys() & {'torch', 'transformers'}))"
@@ -201,7 +201,7 @@ def test_it_needs_no_torch():
 
 
 class TestServed:
-    def test_it_answers_over_http(self, served, predict, subtitles, tmp_path):
+    def test_prediction_over_http(self, served, predict, subtitles, tmp_path):
         client = Client(served.local_url, verbose=False, download_files=tmp_path)
         emotion, weights, words, picture, file = client.predict(
             handle_file(CLIP), "", handle_file(subtitles), api_name="/answer"
@@ -214,7 +214,7 @@ class TestServed:
         assert " ".join(entry["token"] for entry in words) == SENTENCE
         assert picture["plot"].startswith("data:image/png;base64,")
 
-    def test_a_file_over_the_limit_is_refused(self, predict, files, monkeypatch):
+    def test_files_over_the_limit_are_rejected(self, predict, files, monkeypatch):
         monkeypatch.setattr(demo, "MAX_FILE_BYTES", 1000)
         served = demo.serve_demo(predict, "127.0.0.1", wait=False)
         status = [
@@ -225,7 +225,7 @@ class TestServed:
 
         assert status == [200, 413]
 
-    def test_what_visitors_left_is_removed_as_it_closes(self, predict, files, tmp_path):
+    def test_files_of_visitors_are_deleted_on_close(self, predict, files, tmp_path):
         served = demo.serve_demo(predict, "127.0.0.1", wait=False)
         clip = shutil.copy(CLIP, tmp_path / "mine.flac")
         client = Client(served.local_url, verbose=False, download_files=False)
@@ -245,7 +245,7 @@ class TestServed:
 class TestBrowser:
     @pytest.fixture(scope="class")
     def browser(self):
-        sync_api = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
+        sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
         if CHROMIUM is None:
             pytest.skip("there is no chromium: apt-get install chromium")
         with sync_api.sync_playwright() as playwright:
@@ -255,13 +255,13 @@ class TestBrowser:
 
     @pytest.fixture
     def page(self, browser, served):
-        """The page, opened; whatever it asks for has to come from where it came from."""
+        """The opened page; all its requests must go to its own server."""
         page = browser.new_page(viewport={"width": 1280, "height": 1100})
         page.errors, addresses = [], []
         page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("request", lambda request: addresses.append(urlsplit(request.url)))
-        page.goto(served.local_url, wait_until="networkidle")  # before that a click may be lost
+        page.goto(served.local_url, wait_until="networkidle")  # earlier clicks may be lost
         yield page
         page.close()
         assert {address.hostname for address in addresses if address.scheme not in ("data", "blob")} == {"127.0.0.1"}
@@ -273,11 +273,11 @@ class TestBrowser:
 
     @staticmethod
     def press(page):
-        page.get_by_role("button", name="Which emotion?").click()
+        page.get_by_role("button", name="Predict").click()
 
     @staticmethod
     def result(page, folder):
-        """What the page offers as JSON, once there is an answer."""
+        """The result as JSON, once there is one."""
         page.get_by_test_id("matplotlib").wait_for()
         with page.expect_download() as download:
             page.get_by_test_id("download-link").last.click()
@@ -286,7 +286,7 @@ class TestBrowser:
 
     def test_a_clip_and_a_sentence(self, page, predict, tmp_path):
         self.upload(page, "input[accept*=audio]", CLIP)
-        page.get_by_label("Words", exact=True).fill(SENTENCE)
+        page.get_by_label("Text", exact=True).fill(SENTENCE)
         self.press(page)
         result = self.result(page, tmp_path)
 
@@ -294,7 +294,7 @@ class TestBrowser:
         assert page.get_by_test_id("label-output-value").first.inner_text().strip() == result["label"]
         assert page.get_by_test_id("highlighted-text").get_by_text(SENTENCE).is_visible()
         assert page.get_by_test_id("matplotlib").locator("img").evaluate("image => image.naturalWidth") > 1000
-        assert "decide nothing about a person" in page.inner_text("body")
+        assert "do not base decisions about a person" in page.inner_text("body")
         assert page.errors == []
         page.screenshot(path=tmp_path / "page.png", full_page=True)
 
@@ -324,11 +324,11 @@ class TestBrowser:
             page.locator(".stop-button").click()
         self.press(page)
 
-        # It was read: what it holds is a tone.
-        page.get_by_test_id("toast-text").get_by_text("No voice is heard in").wait_for()
+        # The recording contains a tone.
+        page.get_by_test_id("toast-text").get_by_text("There is no speech in").wait_for()
         assert page.errors == []
 
-    def test_a_bad_file_is_answered_with_a_sentence(self, page, tmp_path):
+    def test_an_invalid_file_shows_an_error(self, page, tmp_path):
         (tmp_path / "bad.wav").write_bytes(b"RIFF nonsense")
         self.upload(page, "input[accept*=audio]", tmp_path / "bad.wav")
         self.press(page)

@@ -1,3 +1,5 @@
+"""Dialogue context: its input sequence, its mask, and its effect on the prediction."""
+
 import numpy as np
 import pytest
 import torch
@@ -20,27 +22,27 @@ def tokenizer(tokenizer):
 
 @pytest.fixture
 def reader(tokenizer):
-    """A processor that reads three turns before a text."""
+    """A processor that encodes up to three turns before a text."""
     return MMEmoProcessor(tokenizer=tokenizer, context_turns=3)
 
 
 def words(processor, inputs, mask):
-    """The tokens under a mask, of one item."""
+    """The tokens of one item where a mask is 1."""
     ids = torch.as_tensor(inputs["input_ids"])[torch.as_tensor(inputs[mask]).bool()]
     return processor.tokenizer.convert_ids_to_tokens(ids.tolist())
 
 
-def test_turns_come_in_one_form():
+def test_every_form_of_a_turn_is_converted():
     assert read_context([*CONTEXT, "  "]) == [("A", "you are not happy"), ("B", "wait !"), (None, "so sad")]
 
 
 @pytest.mark.parametrize("bad", ["so sad", [3], [["A", "so sad"]], [{"speaker": "A"}], [(3, "so sad")]])
-def test_what_is_no_turn_is_refused(bad):
+def test_invalid_turns_raise(bad):
     with pytest.raises(ValueError, match="turn"):
         read_context(bad)
 
 
-def test_the_text_has_the_last_line_and_knows_where_it_stands():
+def test_the_text_has_the_last_line_and_its_position():
     dialogue = write_dialogue("Wait!", "A", [("B", "So sad.")], prompt=" It is")
 
     assert dialogue.whole == "[B]: So sad.\n>> [A]: Wait! It is"
@@ -48,7 +50,7 @@ def test_the_text_has_the_last_line_and_knows_where_it_stands():
     assert dialogue.whole[dialogue.start : dialogue.end] == "Wait!"
 
 
-def test_only_the_turns_before_are_context(reader):
+def test_only_previous_turns_are_context(reader):
     inputs = reader(text="i am happy", context=CONTEXT, speaker="A", return_tensors="pt")
 
     tokens = words(reader, inputs, "context_mask")
@@ -57,7 +59,7 @@ def test_only_the_turns_before_are_context(reader):
     assert own[0] == "[CLS]" and own[-4:] == ["i", "am", "happy", "[SEP]"]
 
 
-def test_a_text_without_dialogue_is_what_it_was(reader, tokenizer):
+def test_a_text_without_dialogue_is_unchanged(reader, tokenizer):
     plain = MMEmoProcessor(tokenizer=tokenizer)(text="so sad", return_tensors="pt")
     inputs = reader(text="so sad", context=[], return_tensors="pt")
 
@@ -66,7 +68,7 @@ def test_a_text_without_dialogue_is_what_it_was(reader, tokenizer):
     }
 
 
-def test_of_a_long_dialogue_the_last_turns_and_tokens_are_read(tokenizer):
+def test_long_dialogues_keep_the_last_turns_and_tokens(tokenizer):
     processor = MMEmoProcessor(tokenizer=tokenizer, context_turns=1, context_tokens=2)
 
     inputs = processor(text="so happy", context=["wait !", "i am so sad"], return_tensors="pt")
@@ -74,7 +76,7 @@ def test_of_a_long_dialogue_the_last_turns_and_tokens_are_read(tokenizer):
     assert words(processor, inputs, "context_mask") == ["sad", "[SEP]"]
 
 
-def test_a_short_limit_takes_from_the_context_before_the_text(reader, caplog):
+def test_truncation_drops_context_before_text(reader, caplog):
     inputs = reader(text="i am so happy", context=["wait ! wait ! wait !"], max_length=8, return_tensors="pt")
 
     assert inputs["input_ids"].shape[1] == 8 and inputs["context_mask"].sum() == 2 and not caplog.records
@@ -83,7 +85,7 @@ def test_a_short_limit_takes_from_the_context_before_the_text(reader, caplog):
     assert "truncated by 1 of 6 tokens" in caplog.text
 
 
-def test_a_prompt_is_not_cut(tokenizer):
+def test_a_prompt_is_not_truncated(tokenizer):
     processor = MMEmoProcessor(tokenizer=tokenizer, prompt=" so sad")
 
     inputs = processor(text="i am happy you are", max_length=6, return_tensors="pt")
@@ -91,7 +93,7 @@ def test_a_prompt_is_not_cut(tokenizer):
     assert words(processor, inputs, "attention_mask") == ["[CLS]", "i", "am", "so", "sad", "[SEP]"]
 
 
-def test_words_keep_their_times_behind_a_dialogue(reader):
+def test_words_keep_their_timestamps_after_a_dialogue(reader):
     times = [("so", 0.0, 0.5), ("sad", 0.5, 1.0)]
     inputs = reader(text="so sad", word_times=times, context=["so sad"], speaker="A", return_tensors="pt")
 
@@ -100,7 +102,7 @@ def test_words_keep_their_times_behind_a_dialogue(reader):
     assert not (timed & inputs["context_mask"][0].bool()).any()
 
 
-def test_a_batch_may_have_dialogues_for_some(reader):
+def test_a_batch_may_mix_texts_with_and_without_dialogue(reader):
     inputs = reader(text=["so sad", "i am"], context=[CONTEXT, None], speaker=["A", None])
 
     assert [sum(row) > 0 for row in inputs["context_mask"]] == [True, False]
@@ -109,12 +111,12 @@ def test_a_batch_may_have_dialogues_for_some(reader):
 
 
 @pytest.mark.parametrize("given", [{"context": CONTEXT}, {"speaker": "A"}])
-def test_a_model_that_reads_none_refuses_them(processor, given):
+def test_dialogue_raises_for_models_without_context(processor, given):
     with pytest.raises(ValueError, match="takes no dialogue context"):
         processor(text="so sad", **given)
 
 
-def test_context_of_a_voice_alone_is_refused(tokenizer, make_clip):
+def test_context_without_text_raises(tokenizer, make_clip):
     processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), tokenizer, context_turns=1)
 
     with pytest.raises(ValueError, match=r"context\[0\] needs a text"):
@@ -131,7 +133,7 @@ def test_settings_are_saved(reader, tmp_path):
         MMEmoProcessor(tokenizer=reader.tokenizer, context_turns=-1)
 
 
-def test_decoders_without_separator_mark_the_text(byte_tokenizer):
+def test_tokenizers_without_separator_use_the_marker(byte_tokenizer):
     processor = MMEmoProcessor(tokenizer=byte_tokenizer, context_turns=2)
 
     inputs = processor(text="No.", context=[("B", "Ah")], speaker="A", return_tensors="pt")
@@ -143,7 +145,7 @@ def test_decoders_without_separator_mark_the_text(byte_tokenizer):
 
 @pytest.mark.parametrize("text", TEXT)
 @torch.no_grad()
-def test_context_is_read_and_not_answered_for(text):
+def test_context_is_attended_to_but_not_pooled(text):
     model = make_model(None, text)
     ids = torch.randint(4, 50, (1, 9), generator=torch.Generator().manual_seed(0))
     context = torch.tensor([[0, 1, 1, 1, 0, 0, 0, 0, 0]])
@@ -160,27 +162,41 @@ def test_context_is_read_and_not_answered_for(text):
 
 
 @pytest.mark.parametrize("text", TEXT)
-def test_no_tower_keeps_keys_and_values(text):
+def test_towers_do_not_cache_keys_and_values(text):
     assert not getattr(make_model(None, text).mmemo.text_tower.config, "use_cache", False)
 
 
-def test_pipeline_graph_and_slim_package_answer_alike(model, reader, tokenizer, tmp_path):
+def scores_of(results):
+    assert len({tuple(entry["label"] for entry in result) for result in results}) == 1
+    return [[entry["score"] for entry in result] for result in results]
+
+
+def test_the_pipeline_predicts_batches_with_and_without_dialogue(model, tokenizer):
+    processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), tokenizer, context_turns=2)
+    emotion = load_pipeline(model, processor=processor)
+    item = {"text": "so sad", "context": CONTEXT, "speaker": "A"}
+    with_context, without = emotion(item), emotion({"text": "so sad"})
+
+    batch = emotion([item, {"text": "so sad"}], batch_size=2)
+    # Sums over a padded text take another order on some CPUs.
+    np.testing.assert_allclose(*scores_of([batch[0], with_context]), atol=1e-6)
+    np.testing.assert_allclose(*scores_of([batch[1], without]), atol=1e-6)
+    assert abs(without[0]["score"] - with_context[0]["score"]) > 1e-4
+    with pytest.raises(ValueError, match="timeline"):
+        emotion({**item, "word_times": [("so", 0, 1)]}, return_timeline=True)
+
+
+@pytest.mark.slow
+def test_pipeline_and_exported_graph_predict_the_same_with_dialogue(model, tokenizer, tmp_path):
     processor = MMEmoProcessor(MMEmoFeatureExtractor(n_mels=16), tokenizer, context_turns=2)
     export_onnx(model, processor, tmp_path)
     item = {"text": "so sad", "context": CONTEXT, "speaker": "A"}
-    emotion = load_pipeline(model, processor=processor)
-    predict = EmotionPredictor(tmp_path)
+    models = [
+        load_pipeline(model, processor=processor),
+        load_pipeline(str(tmp_path), backend="onnx"),
+        EmotionPredictor(tmp_path),
+    ]
 
-    answers = [emotion(item), predict(**item), load_pipeline(str(tmp_path), backend="onnx")(item)]
-
-    for answer in answers[1:]:
-        assert [entry["label"] for entry in answer] == [entry["label"] for entry in answers[0]]
-        scores = [[entry["score"] for entry in found] for found in (answer, answers[0])]
-        np.testing.assert_allclose(*scores, atol=1e-5)
-    beside, alone = emotion([item, {"text": "so sad"}], batch_size=2)[1], emotion({"text": "so sad"})
-    assert [entry["label"] for entry in beside] == [entry["label"] for entry in alone]
-    # Sums over a padded text take another order on some CPUs.
-    np.testing.assert_allclose(*[[entry["score"] for entry in found] for found in (beside, alone)], atol=1e-6)
-    assert abs(alone[0]["score"] - answers[0][0]["score"]) > 1e-4
-    with pytest.raises(ValueError, match="a timeline has many"):
-        emotion({**item, "word_times": [("so", 0, 1)]}, return_timeline=True)
+    expected, *others = scores_of([models[0](item), models[1](item), models[2](**item)])
+    for scores in others:
+        np.testing.assert_allclose(scores, expected, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Features against librosa and Whisper."""
+"""Features equal those of librosa and Whisper."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def whisper_log_mel(clip):
     whisper = WhisperFeatureExtractor()
     if len(clip) > whisper.n_fft // 2:
         return whisper(clip, sampling_rate=RATE, padding="do_not_pad", return_tensors="np").input_features[0]
-    return whisper._np_extract_fbank_features([clip], "cpu")[0]  # torch cannot reflect so short a clip
+    return whisper._np_extract_fbank_features([clip], "cpu")[0]  # torch cannot reflect such a short clip
 
 
 @pytest.mark.filterwarnings("ignore:n_fft=")
@@ -102,7 +102,7 @@ def test_whisper_preset_keeps_the_only_frame_of_a_clip_shorter_than_a_hop(length
 
 
 @pytest.mark.parametrize("preset", ["whisper", "librosa"])
-def test_chunks_do_not_show(preset, clips, monkeypatch):
+def test_chunks_do_not_change_the_features(preset, clips, monkeypatch):
     extractor = MMEmoFeatureExtractor(preset, features=("log_mel", "mfcc"))
     expected = extractor(clips).input_features
     monkeypatch.setattr(mel, "CHUNK_SAMPLES", 3 * extractor.n_fft)
@@ -140,7 +140,7 @@ def test_attention_mask_can_be_left_out():
     assert set(extractor(NOISE, return_attention_mask=True)) == {"input_features", "attention_mask"}
 
 
-def test_loudness_brings_every_clip_to_the_level_asked_for():
+def test_loudness_scales_every_clip_to_the_level():
     rms = np.sqrt(np.mean(TONE.astype(np.float64) ** 2))
     expected = MMEmoFeatureExtractor()(TONE * np.float32(10 ** (-23 / 20) / rms)).input_features
     extractor = MMEmoFeatureExtractor(loudness_dbfs=-23.0)
@@ -156,7 +156,7 @@ def test_loudness_is_set_before_truncation():
     assert np.isfinite(features).all()
 
 
-def test_trimming_leaves_the_sound_and_tells_where_it_began(make_clip):
+def test_trimming_keeps_the_sound_and_returns_its_start(make_clip):
     quiet = np.zeros(16_000, np.float32)
     sound = make_clip(0.5)
     extractor = MMEmoFeatureExtractor(trim_db=35.0, loudness_dbfs=-23.0)
@@ -195,7 +195,7 @@ def test_clips_are_loaded_at_their_rate_and_channel():
     ("audio", "words"),
     [("nowhere/a.wav", "Cannot read"), (None, "NoneType is not an audio"), (np.zeros(100), "is silent")],
 )
-def test_bad_audio_is_refused_in_a_batch(audio, words):
+def test_invalid_audio_in_a_batch_raises(audio, words):
     with pytest.raises(ValueError, match=words):
         MMEmoFeatureExtractor()([SAMPLES, audio])
 
@@ -214,12 +214,12 @@ def test_bad_audio_is_refused_in_a_batch(audio, words):
         ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0 must be at least 1"),
     ],
 )
-def test_bad_calls_are_refused(kwargs, words):
+def test_invalid_calls_raise(kwargs, words):
     with pytest.raises(ValueError, match=words):
         MMEmoFeatureExtractor()(SAMPLES, **kwargs)
 
 
-def test_empty_batches_and_unknown_arguments_are_refused():
+def test_empty_batches_and_unknown_arguments_raise():
     with pytest.raises(ValueError, match="batch is empty"):
         MMEmoFeatureExtractor()([])
     with pytest.raises(TypeError, match="chunk_length"):
@@ -233,7 +233,7 @@ def test_empty_batches_and_unknown_arguments_are_refused():
         ({"features": ()}, r"features=\(\) must be.*'mfcc'"),
         ({"features": "mfcc"}, "features='mfcc' must be a list"),
         ({"features": ("mel", "chroma")}, "chroma.*'log_mel'"),
-        ({"features": ("mel", "mel")}, "different names"),
+        ({"features": ("mel", "mel")}, "distinct names"),
         ({"n_mels": 0}, "n_mels=0 must be a positive integer"),
         ({"n_fft": 401}, "n_fft=401 must be even"),
         ({"hop_length": 2.5}, r"hop_length=2\.5 must be a positive integer"),
@@ -245,7 +245,7 @@ def test_empty_batches_and_unknown_arguments_are_refused():
         ({"padding_side": "left"}, "padding_side='left' is not supported"),
     ],
 )
-def test_bad_configurations_are_refused(kwargs, words):
+def test_invalid_configurations_raise(kwargs, words):
     with pytest.raises(ValueError, match=words):
         MMEmoFeatureExtractor(**kwargs)
 
@@ -255,7 +255,7 @@ def test_feature_size_is_not_an_argument():
         MMEmoFeatureExtractor(feature_size=80)
 
 
-def test_features_are_stacked_in_the_order_asked_for():
+def test_features_are_stacked_in_the_given_order():
     both = MMEmoFeatureExtractor(features=("mfcc", "log_mel"))
     features = both(NOISE).input_features
     assert features.shape[1] == both.feature_size == 93

@@ -1,3 +1,5 @@
+"""Plots of timelines and of attention, read back from the figures."""
+
 import warnings
 from xml.etree import ElementTree
 
@@ -17,7 +19,7 @@ def entry(start, end, label, words=(), **scores):
 
 @pytest.fixture
 def result():
-    """Three seconds: two segments, silence, one more segment of which the model is uncertain."""
+    """Three seconds: two segments, silence, and an uncertain segment."""
     return {
         "duration": 3.0,
         "timeline": [
@@ -49,7 +51,7 @@ def areas(axes):
 
 
 def band(area, time):
-    """Bottom and top of an area at a time; none in a gap."""
+    """Bottom and top of an area at a time; empty in a gap."""
     heights = np.arange(0, 1.5, 0.0005) + 0.00025
     points = np.stack([np.full_like(heights, time), heights], axis=1)
     inside = heights[np.any([path.contains_points(points) for path in area.get_paths()], axis=0)]
@@ -60,7 +62,7 @@ def about(heights):
     return pytest.approx(heights, abs=0.001)
 
 
-def test_panels_share_the_time_of_the_recording(result, make_clip):
+def test_panels_share_the_time_axis(result, make_clip):
     figure = plot_timeline(result, make_clip(3.0))
 
     assert list(panels(figure)) == ["waveform", "scores", "words"]
@@ -72,7 +74,7 @@ def test_panels_share_the_time_of_the_recording(result, make_clip):
     assert list(panels(plot_timeline(result))) == ["scores"]
 
 
-def test_scores_are_stacked_and_leave_a_gap_where_it_is_silent(result):
+def test_scores_are_stacked_with_a_gap_for_silence(result):
     drawn = areas(panels(plot_timeline(result))["scores"])
 
     assert list(drawn) == ["angry", "bored", "sad", "uncertain"]
@@ -83,7 +85,7 @@ def test_scores_are_stacked_and_leave_a_gap_where_it_is_silent(result):
     assert not any(band(drawn[label], time) for label in ("angry", "bored", "sad") for time in (1.01, 1.5, 1.99))
 
 
-def test_time_between_segments_is_a_gap_too(result):
+def test_time_without_segments_is_a_gap(result):
     del result["timeline"][2]
     drawn = areas(panels(plot_timeline(result))["scores"])
 
@@ -92,7 +94,7 @@ def test_time_between_segments_is_a_gap_too(result):
     assert band(drawn["sad"], 2.01) == about([0.75, 1])
 
 
-def test_of_segments_that_overlap_each_is_drawn_until_the_next():
+def test_overlapping_segments_are_drawn_until_the_next_one():
     timeline = [entry(0, 1, "sad", sad=0.9), entry(0.5, 1.5, "sad", sad=0.7), entry(1, 2, "sad", sad=0.8)]
     drawn = areas(plot_timeline({"duration": 2.0, "timeline": timeline}).axes[0])["sad"]
 
@@ -116,7 +118,7 @@ def test_colors_are_fixed_and_distinct(result, make_clip):
         assert not drawn["angry"].get_hatch()
 
 
-def test_spans_are_shaded_at_their_times_but_silence_is_white(result, make_clip):
+def test_spans_are_shaded_except_for_silence(result, make_clip):
     result["spans"].append({"start": 2.5, "end": 3, "label": "angry", "score": 0.5})
     spans = areas(panels(plot_timeline(result, make_clip(3.0)))["waveform"])
 
@@ -126,8 +128,8 @@ def test_spans_are_shaded_at_their_times_but_silence_is_white(result, make_clip)
     assert edges == [[0, 0.5], [2.5, 3]]
 
 
-def test_the_legend_lies_outside_in_the_order_of_the_stack(result):
-    result["timeline"][-1]["words"] = ["wait"]  # in a font that has it
+def test_the_legend_is_outside_in_the_order_of_the_stack(result):
+    result["timeline"][-1]["words"] = ["wait"]  # has glyphs in the default font
     figure = plot_timeline(result)
     axes = panels(figure)["scores"]
     figure.draw_without_rendering()
@@ -136,7 +138,7 @@ def test_the_legend_lies_outside_in_the_order_of_the_stack(result):
     assert axes.get_legend().get_window_extent().x0 >= axes.get_window_extent().x1
 
 
-def test_words_of_a_segment_stand_at_its_start(result):
+def test_words_are_placed_at_the_start_of_their_segment(result):
     texts = panels(plot_timeline(result))["words"].texts
 
     assert [text.get_text() for text in texts] == ["I pay", "$5 or $6", "待つ"]
@@ -144,7 +146,7 @@ def test_words_of_a_segment_stand_at_its_start(result):
     assert not any(text.get_parse_math() for text in texts)
 
 
-def test_words_do_not_print_over_each_other():
+def test_words_do_not_overlap():
     long = long_result(60)
     for index, segment in enumerate(long["timeline"]):
         segment["words"] = ["WWW", "really" * (index % 3)]
@@ -160,7 +162,7 @@ def test_words_do_not_print_over_each_other():
 
 
 @pytest.mark.parametrize(("segments", "word"), [(121, "a"), (110, "immeasurably " * 5)])
-def test_words_that_would_not_be_legible_are_left_out_aloud(segments, word):
+def test_too_many_words_are_left_out_with_a_note(segments, word):
     long = long_result(segments)
     for segment in long["timeline"]:
         segment["words"] = [word]
@@ -170,7 +172,7 @@ def test_words_that_would_not_be_legible_are_left_out_aloud(segments, word):
     assert axes["scores"].get_title(loc="right") == f"words left out: {segments} labels would not be legible"
 
 
-def test_hours_are_reduced_to_columns():
+def test_long_recordings_are_reduced_to_columns():
     hours = long_result(2 * 3600 * 2)
     hours["timeline"][1000:3000] = [entry(0.5 * index, 0.5 * index + 0.5, "silence") for index in range(1000, 3000)]
     noise = np.random.default_rng(0).uniform(-1, 1, 2 * 3600 * 1000).astype(np.float32)
@@ -187,7 +189,7 @@ def test_hours_are_reduced_to_columns():
     assert band(happy, 1600) == about([0, 0.75])
 
 
-def test_the_envelope_holds_the_extremes_of_a_short_clip(make_clip):
+def test_the_envelope_keeps_the_extremes_of_a_short_clip(make_clip):
     clip = make_clip(1.0)
     vertices = panels(plot_timeline(long_result(2), clip))["waveform"].collections[0].get_paths()[0].vertices
 
@@ -214,7 +216,7 @@ def test_a_silent_timeline_and_a_multi_label_one_are_drawn():
     assert axes.get_ylim() == pytest.approx((0, 1.7))
 
 
-def test_files_are_of_the_type_of_their_ending(result, make_clip, tmp_path):
+def test_the_suffix_determines_the_file_format(result, make_clip, tmp_path):
     attention = np.full((1, 6), 1 / 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the font lacks the glyphs
@@ -228,14 +230,14 @@ def test_files_are_of_the_type_of_their_ending(result, make_clip, tmp_path):
         assert ElementTree.parse(tmp_path / f"{name}.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_what_cannot_be_drawn_is_refused(result, make_clip, tmp_path):
-    with pytest.raises(ValueError, match=r"no 'timeline' to draw; .*return_timeline=True"):
+def test_invalid_results_paths_and_audio_raise(result, make_clip, tmp_path):
+    with pytest.raises(ValueError, match=r"no 'timeline' to plot; .*return_timeline=True"):
         plot_timeline({"duration": 1.0, "scores": []})
     with pytest.raises(ValueError, match=r"timeline\.pdf' must end in one of \('\.png', '\.svg'\)"):
         plot_timeline(result, path=tmp_path / "timeline.pdf")
     with pytest.raises(ValueError, match=r"attention' must end in one of"):
         plot_attention([[1.0]], ["a"], 1.0, path="attention")
-    with pytest.raises(ValueError, match=r"audio lasts 6\.00 s, but the result is of 3\.00 s; .*sampling_rate="):
+    with pytest.raises(ValueError, match=r"audio lasts 6\.00 s, but the result is for 3\.00 s; .*sampling_rate="):
         plot_timeline(result, make_clip(3.0, sampling_rate=32_000))
     assert not list(tmp_path.iterdir())
 
@@ -253,8 +255,8 @@ def test_attention_is_summed_over_segments():
     assert figure.axes[1].get_ylabel() == "attention in 1 s"
 
 
-def test_a_position_on_a_border_gives_to_both_segments():
-    # Three positions of 0.4 s: the second has 0.1 s before 0.5 s and 0.3 s behind; the last segment ends at 1.2 s.
+def test_a_position_on_a_boundary_is_divided_between_both_segments():
+    # Three positions of 0.4 s: the second has 0.1 s before 0.5 s and 0.3 s after it; the last segment ends at 1.2 s.
     axes = plot_attention(np.array([[0.2, 0.4, 0.4]], np.float32), ["so"], 1.2).axes[0]
 
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.3, 0.5, 0.2]], rtol=1e-6)
@@ -262,7 +264,7 @@ def test_a_position_on_a_border_gives_to_both_segments():
     assert axes.get_xlim() == (0, 1.2)
 
 
-def test_a_quotient_that_is_a_little_off_makes_no_segment_of_its_own():
+def test_rounding_errors_do_not_add_a_segment():
     seconds = 0.1 * 3
     image = plot_attention(np.full((1, 50), 0.02), ["so"], seconds, segment_seconds=0.1).axes[0].images[0]
 
@@ -276,12 +278,12 @@ def test_a_quotient_that_is_a_little_off_makes_no_segment_of_its_own():
         ({"words": ["a"]}, "Got 1 words but 2 rows of attention; they must match 1:1"),
         ({"attention": np.ones((1, 2, 2))}, r"attention has shape \(1, 2, 2\); it must be \(words, audio_positions\)"),
         ({"attention": np.ones((2, 0))}, r"attention has shape \(2, 0\)"),
-        ({"attention": [[np.nan, 1], [0, 1]]}, "attention holds NaN"),
+        ({"attention": [[np.nan, 1], [0, 1]]}, "attention contains NaN"),
         ({"seconds": 0}, "seconds=0 must be a positive number"),
         ({"seconds": np.nan}, "seconds=nan must be a positive number"),
         ({"segment_seconds": -1}, "segment_seconds=-1 must be a positive number"),
     ],
 )
-def test_attention_that_does_not_fit_is_refused(change, message):
+def test_invalid_attention_raises(change, message):
     with pytest.raises(ValueError, match=message):
         plot_attention(**({"attention": [[0.5, 0.5], [0, 1]], "words": ["a", "b"], "seconds": 1.0} | change))

@@ -1,4 +1,4 @@
-"""The Space of `examples/space`, run as it is there."""
+"""The Space in `examples/space`, run from its own files."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import yaml
 SPACE = Path(__file__).parents[1] / "examples" / "space"
 
 
-def test_it_serves_the_page_of_the_model_that_is_named(exported, tmp_path):
+def test_it_serves_the_model_of_its_variable(exported, tmp_path):
     gradio_client = pytest.importorskip("gradio_client", reason="the page needs gradio: pip install 'mmemo[demo]'")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -36,7 +36,7 @@ def test_it_serves_the_page_of_the_model_that_is_named(exported, tmp_path):
     assert {entry["label"] for entry in emotion["confidences"]} == {"angry", "happy", "neutral", "sad"}
 
 
-def test_its_front_matter_is_what_the_hub_reads():
+def test_its_front_matter_is_valid():
     front = yaml.safe_load(re.match(r"---\n(.*?)\n---\n", (SPACE / "README.md").read_text(), re.DOTALL)[1])
 
     assert front["sdk"] == "gradio" and (SPACE / front["app_file"]).is_file()

@@ -1,3 +1,5 @@
+"""Speaker turns in every form, merged, and invalid ones."""
+
 import logging
 import math
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ SPEAKER call 2 2.0 2.75 <NA> <NA> customer <NA> <NA>
 
 
 class Annotation:
-    """Stands for `pyannote.core.Annotation`."""
+    """A stand-in for `pyannote.core.Annotation`."""
 
     def __init__(self, turns):
         self.turns = turns
@@ -32,7 +34,7 @@ class Annotation:
 
 @pytest.fixture
 def warnings(caplog, monkeypatch):
-    """The messages logged, whether or not transformers hands its records on."""
+    """Returns the logged messages, whether or not transformers propagates its records."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     return lambda: [record.getMessage() for record in caplog.records]
 
@@ -67,14 +69,14 @@ def test_labels_of_pyannote_may_be_numbers():
     assert read_speaker_turns(Annotation([(0, 0, 1)])) == [("0", 0.0, 1.0)]
 
 
-def test_turns_of_one_speaker_are_merged_where_they_overlap_or_touch(warnings):
+def test_overlapping_or_touching_turns_of_one_speaker_are_merged(warnings):
     turns = [("a", 0, 2), ("a", 1, 3), ("a", 1.5, 2), ("b", 2.5, 4), ("a", 3, 3.5), (" a ", 3.6, 4)]
 
     assert read_speaker_turns(turns) == [("a", 0.0, 3.5), ("b", 2.5, 4.0), ("a", 3.6, 4.0)]
     assert warnings() == ["2 of 6 turns overlapped another turn of the same speaker and were merged with it."]
 
 
-def test_touching_turns_are_merged_silently_even_if_their_sum_is_a_little_off(warnings):
+def test_touching_turns_are_merged_without_a_warning_despite_rounding(warnings):
     rttm = "SPEAKER call 1 0.7 0.1 <NA> <NA> a <NA> <NA>\nSPEAKER call 1 0.8 0.2 <NA> <NA> a <NA> <NA>"
 
     assert 0.7 + 0.1 < 0.8
@@ -102,23 +104,23 @@ def test_touching_turns_are_merged_silently_even_if_their_sum_is_a_little_off(wa
         ("turns.txt", "There are no speaker turns; .* path ending in .rttm"),
         (Annotation([]), "There are no speaker turns"),
         (Annotation([("a", 1, 0)]), "turn 0, of 'a', has start=1 and end=0"),
-        (5, "int holds no speaker turns; pass a list"),
-        (None, "NoneType holds no speaker turns"),
+        (5, "int does not contain speaker turns; pass a list"),
+        (None, "NoneType does not contain speaker turns"),
         ("SPEAKER call 1 0 1 <NA> <NA>", r"line 1 is not RTTM \(7 fields\).*expected 'SPEAKER file channel start"),
         (";;\nSPEAKER call 1 0 1 <NA> <NA> Mr Smith <NA> <NA>", r"line 2 is not RTTM \(11 fields\)"),
         ("\nSPEAKER call 1 0 one <NA> <NA> a <NA> <NA>", "line 2 is not RTTM .could not convert .*'one'"),
         ("SPEAKER call 1 0 0 <NA> <NA> a <NA> <NA>", "line 1, of 'a', has start=0.0 and end=0.0"),
         ("SPEAKER call 1 nan 1 <NA> <NA> a <NA> <NA>", "line 1, of 'a', has start=nan"),
         ("SPEAKER call 1 0 1 <NA> <NA> <NA> <NA> <NA>", "line 1 has speaker='<NA>'"),
-        (RTTM + RTTM.replace("call", "other"), "turns of 2 recordings: call, other; pass the lines of one file"),
+        (RTTM + RTTM.replace("call", "other"), "turns of 2 recordings: call, other; pass the lines of one"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(turns, message):
+def test_invalid_turns_raise(turns, message):
     with pytest.raises(ValueError, match=message):
         read_speaker_turns(turns)
 
 
-def test_files_that_cannot_be_read_are_refused(tmp_path):
+def test_unreadable_files_raise(tmp_path):
     text = tmp_path / "turns.txt"
     text.write_text(RTTM)
     with pytest.raises(ValueError, match=r"turns.txt is not the path of an RTTM file, which ends in .rttm"):

@@ -142,7 +142,7 @@ def test_words_count_where_they_are_said(service, exported, speech):
         ({}, ["hello"], "The message is not what it must be", 1007),
         ({}, [json.dumps({"type": "words", "word_times": [["so", 2, 1]]})], "0 <= start <= end", 1007),
         ({"encoding": "opus"}, [b"\xff" * 50], "A message is no packet of Opus", 1007),
-        ({"encoding": "pcm_f32le"}, [np.full(800, np.nan, np.float32).tobytes()], "holds NaN or infinite", 1007),
+        ({"encoding": "pcm_f32le"}, [np.full(800, np.nan, np.float32).tobytes()], "contains NaN or infinite", 1007),
         ({}, [], "Nothing came for 1 s.", 1008),
         (
             {},

@@ -1,3 +1,5 @@
+"""Word timestamps: every form, subtitles, clipping, sentences."""
+
 import sys
 
 import numpy as np
@@ -45,12 +47,12 @@ def test_all_forms_give_the_same_words(word_times, caplog):
 
 
 @pytest.mark.parametrize("empty", [[], (), "", " \n", "\ufeff", "WEBVTT", vtt(), {"text": "", "chunks": []}])
-def test_nothing_is_no_words(empty):
+def test_empty_input_has_no_words(empty):
     assert read_word_times(empty) == []
 
 
 @pytest.mark.parametrize("phrase", [[("a  bcd", 1, 9)], [chunk(" a\nbcd", 1, 9)], "00:00:01,0 --> 00:00:09,0\na\nbcd"])
-def test_a_phrase_gives_its_words_time_by_their_characters(phrase):
+def test_the_time_of_a_phrase_is_divided_by_characters(phrase):
     words = read_word_times(phrase)
     assert words == [("a", 1, 3), ("bcd", 3, 9)] == read_word_times(words)
     assert read_word_times([("a bcd", 2, 2)]) == [("a", 2, 2), ("bcd", 2, 2)]
@@ -60,17 +62,17 @@ def test_a_phrase_gives_its_words_time_by_their_characters(phrase):
     assert read_word_times([("今日は。", 0, 4)]) == [("今日は。", 0, 4)]
 
 
-def test_an_overlap_ends_where_the_next_begins(caplog):
+def test_an_overlap_is_cut_at_the_start_of_the_next(caplog):
     words = read_word_times([("a b", 0, 9), ("c", 1, 2), ("d", 1, 3), ("e", 3, 4)])
     assert words == [("a", 0, 0.5), ("b", 0.5, 1), ("c", 1, 1), ("d", 1, 3), ("e", 3, 4)]
     assert [record.getMessage() for record in caplog.records] == [
-        "2 of 4 timed words or phrases overlapped the next; they now end there."
+        "2 of 4 words or phrases overlapped the next; they were cut there."
     ]
     assert read_word_times(words) == words
     assert len(caplog.records) == 1
 
 
-def test_a_chunk_without_an_end_lasts_to_the_next_one(caplog):
+def test_a_chunk_without_an_end_lasts_until_the_next_one(caplog):
     chunks = [chunk("so", 0.1, None), chunk("happy", 0.4, 0.6), chunk("you", 2, None)]
     assert read_word_times(chunks) == [("so", 0.1, 0.4), ("happy", 0.4, 0.6), ("you", 2, 2)]
     assert not caplog.records
@@ -95,20 +97,23 @@ def test_a_chunk_without_an_end_lasts_to_the_next_one(caplog):
         ([("so", 0, float("inf"))], "word 0, 'so', has start=0 and end=inf"),
         (
             [("so", 1, 2), ("sad", 0.5, 3)],
-            "word 1, 'sad', starts at 0.5 s, .* starts at 1.0 s; sort the words by their",
+            "word 1, 'sad', starts at 0.5 s, .* starts at 1.0 s; sort the words by start",
         ),
         (SRT.replace("00:00:02,000", "00:00:00,000"), "word 0, 'hello', has start=1.0 and end=0.0"),
-        ("hello you", "'hello you' holds no times of words; expected a list"),
-        ("x" * 999, "'x{200}...' holds no times"),
-        ("call.wav", "'call.wav' holds no times of words"),
+        ("hello you", "'hello you' does not contain word timestamps; expected a list"),
+        ("x" * 999, "'x{200}...' does not contain word timestamps"),
+        ("call.wav", "'call.wav' does not contain word timestamps"),
         ("no_such.srt", "Cannot read no_such.srt: No such file"),
-        (VTT.replace("WEBVTT", ""), "'-->' 2 times, but 1 cues could be read; .* a first line WEBVTT"),
-        (VTT.replace("00:01.000", "00:01,000"), "'-->' 2 times, but 1 cues could be read"),
-        (vtt("00:01 --> 00:02\nso"), "'-->' 1 times, but 0 cues could be read"),
-        (f"{FIRST}\nso\n\n{FIRST}\nfrom 00:00:01,000 to 00:00:02,000", "'-->' 2 times, but 3 cues could be read"),
+        (VTT.replace("WEBVTT", ""), "contain '-->' 2 times, but 1 cues could be parsed; .* a first line WEBVTT"),
+        (VTT.replace("00:01.000", "00:01,000"), "contain '-->' 2 times, but 1 cues could be parsed"),
+        (vtt("00:01 --> 00:02\nso"), "contain '-->' 1 times, but 0 cues could be parsed"),
+        (
+            f"{FIRST}\nso\n\n{FIRST}\nfrom 00:00:01,000 to 00:00:02,000",
+            "contain '-->' 2 times, but 3 cues could be parsed",
+        ),
     ],
 )
-def test_bad_word_times_are_refused_in_words(word_times, message):
+def test_invalid_word_times_raise(word_times, message):
     with pytest.raises(ValueError, match=message):
         read_word_times(word_times)
 
@@ -128,18 +133,22 @@ def test_subtitles_are_read_from_files(name, kind, tmp_path):
     [
         ("call.srt", SRT.replace("hello", "héllo").encode("latin-1"), r"call.srt is not UTF-8 .*iconv -f LATIN1"),
         ("call.srt", SRT.encode("utf-16"), "call.srt is not UTF-8"),
-        ("call.srt", b"hello you", "call.srt holds no subtitles; expected SRT, with lines such as 00:00:01,000 -->"),
-        ("call.ass", SRT.encode(), "call.ass' holds no times of words; expected .* ends in .srt or .vtt"),
+        (
+            "call.srt",
+            b"hello you",
+            "does not contain subtitles; expected SRT, with lines such as 00:00:01,000 -->",
+        ),
+        ("call.ass", SRT.encode(), "call.ass' does not contain word timestamps; expected .* ends in .srt or .vtt"),
     ],
 )
-def test_bad_files_are_refused_in_words(name, content, message, tmp_path):
+def test_invalid_files_raise(name, content, message, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_word_times(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(ValueError, match=r"Cannot read|holds no times"):
+    with pytest.raises(ValueError, match=r"Cannot read|does not contain word timestamps"):
         read_word_times(path)
 
 
@@ -165,7 +174,7 @@ def test_bom_and_line_ends_do_not_matter(subtitles, start, line_end):
         ("", False),
     ],
 )
-def test_subtitles_are_known_by_their_times(text, expected):
+def test_subtitles_are_recognized_by_their_times(text, expected):
     assert is_subtitles(text) is expected
 
 
@@ -175,7 +184,7 @@ def test_subtitles_are_known_by_their_times(text, expected):
         # markup, entities, and positions
         (f"1\n{FIRST} X1:1 X2:2\n{{\\an8}}<i>so</i> <font color='red'>sad</font>\n", ["so", "sad"]),
         (vtt("00:01.000 --> 00:02.000 align:start position:0%\n<v Ann>R&amp;B&nbsp;<c.red>so</c>"), ["R&B", "so"]),
-        # what is no cue
+        # notes, styles and cue identifiers
         (vtt("NOTE by me", "STYLE\n::cue { color: red }", "intro\n00:01.000 --> 00:02.000\nso", "NOTE end"), ["so"]),
         (vtt("00:01.000 --> 00:02.000\nso", "second\n00:02.000 --> 00:03.000\nsad"), ["so", "sad"]),
         ("WEBVTT - of a call\nKind: captions\n\n00:01.000 --> 00:02.000\nso", ["so"]),
@@ -186,26 +195,26 @@ def test_subtitles_are_known_by_their_times(text, expected):
         # digits are words
         (vtt("00:01.000 --> 00:02.000\nhow many?\n10", "00:02.000 --> 00:03.000\n20"), ["how", "many?", "10", "20"]),
         (f"1\n{FIRST}\nhow many?\n10\n\n2\n{SECOND}\nno\n20", ["how", "many?", "10", "no", "20"]),
-        # as a video site writes them: with the times of single words
+        # with the times of single words, as video sites export them
         (
             vtt("00:01.000 --> 00:02.000 align:start\n \nso<00:01.200><c> very</c><00:01.500><c> sad</c>"),
             ["so", "very", "sad"],
         ),
     ],
 )
-def test_only_what_is_said_becomes_words(subtitles, expected):
+def test_markup_notes_and_styles_are_not_words(subtitles, expected):
     assert texts(read_word_times(subtitles)) == expected
 
 
-def test_cues_are_sorted_and_overlaps_clipped(caplog):
+def test_cues_are_sorted_and_overlaps_cut(caplog):
     cues = ["00:05.000 --> 00:06.000\nlast", "00:01.000 --> 00:03.000\na bc", "00:02.500 --> 00:04.000\nd"]
     assert read_word_times(vtt(*cues)) == [("a", 1, 1.5), ("bc", 1.5, 2.5), ("d", 2.5, 4), ("last", 5, 6)]
     assert [record.getMessage() for record in caplog.records] == [
-        "1 of 3 timed words or phrases overlapped the next; they now end there."
+        "1 of 3 words or phrases overlapped the next; they were cut there."
     ]
 
 
-def test_subtitles_need_pysubs2_and_say_so(monkeypatch):
+def test_missing_pysubs2_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pysubs2", None)
     with pytest.raises(ValueError, match="pip install pysubs2"):
         read_word_times(SRT)
@@ -216,9 +225,9 @@ def test_words_are_clipped_to_the_audio(caplog):
     clipped = clip_word_times(words, 2.0)
     assert clipped == [("a", 0, 1), ("b", 1, 2), ("c", 1.5, 2), ("d", 2, 2)] == clip_word_times(clipped, 2.0)
     assert [record.getMessage() for record in caplog.records] == [
-        "2 of 4 words ended beyond the audio, which lasts 2.00 s; they now end there."
+        "2 of 4 words ended after the audio, which lasts 2.00 s; they were cut there."
     ]
-    assert clip_word_times(words[:2], 2.0) == clipped[:2]  # a rounded end is none beyond
+    assert clip_word_times(words[:2], 2.0) == clipped[:2]  # within rounding
     assert len(caplog.records) == 1
     assert clip_word_times([("a", 2.5, 3)], 2.0) == [("a", 2, 2)]
     with pytest.raises(
@@ -239,7 +248,7 @@ def test_words_are_clipped_to_the_audio(caplog):
         ("3.5 a.b ?x so", [(0, 4)]),
     ],
 )
-def test_sentences_end_at_their_marks(words, ranges):
+def test_sentences_end_at_punctuation(words, ranges):
     assert split_sentences([(word, index, index + 1) for index, word in enumerate(words.split())]) == ranges
 
 

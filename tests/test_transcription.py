@@ -1,3 +1,5 @@
+"""Transcription with ASR pipelines, faster-whisper and functions."""
+
 import json
 from types import SimpleNamespace
 
@@ -22,7 +24,7 @@ def chunk(text, start, end):
 
 @pytest.fixture
 def speech(tmp_path):
-    """An ASR pipeline over a tiny random CTC model, and the lengths in samples that the model heard."""
+    """An ASR pipeline with a tiny random CTC model, and the list of lengths in samples of the model's inputs."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "a": 5, "b": 6, "c": 7}
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     torch.manual_seed(0)
@@ -40,9 +42,9 @@ def speech(tmp_path):
         initializer_range=1.0,
     )
     model = Wav2Vec2ForCTC(config).eval()
-    heard = []
+    lengths = []
     model.register_forward_pre_hook(
-        lambda _, args, values: heard.append(values["input_values"].shape[1]), with_kwargs=True
+        lambda _, args, values: lengths.append(values["input_values"].shape[1]), with_kwargs=True
     )
     pipeline = AutomaticSpeechRecognitionPipeline(
         model=model,
@@ -50,32 +52,32 @@ def speech(tmp_path):
         feature_extractor=Wav2Vec2FeatureExtractor(),
         device="cpu",
     )
-    return pipeline, heard
+    return pipeline, lengths
 
 
-def test_a_ctc_pipeline_hears_long_recordings_in_pieces(speech):
-    pipeline, heard = speech
+def test_a_ctc_pipeline_gets_long_recordings_in_chunks(speech):
+    pipeline, lengths = speech
     noise = np.random.default_rng(0).normal(scale=0.1, size=16_000 * 65).astype(np.float32)
     words = transcribe(pipeline, noise, 16_000)
-    assert len(heard) == 3 and max(heard) == 16_000 * 30
+    assert len(lengths) == 3 and max(lengths) == 16_000 * 30
     assert words == read_word_times(words)
     assert 40 < words[-1][1] < words[-1][2] <= 65
-    heard.clear()
+    lengths.clear()
     short = transcribe(pipeline, noise[: 16_000 * 2], 16_000)
-    assert heard == [16_000 * 2]
+    assert lengths == [16_000 * 2]
     assert " ".join(word for word, _, _ in short) == " ".join(pipeline(noise[: 16_000 * 2])["text"].split()) != ""
 
 
-def test_a_pipeline_hears_at_its_own_rate(speech, make_clip):
-    pipeline, heard = speech
+def test_a_pipeline_gets_its_own_sampling_rate(speech, make_clip):
+    pipeline, lengths = speech
     transcribe(pipeline, make_clip(1.0, sampling_rate=8_000), 8_000)
-    assert heard == [16_000]
+    assert lengths == [16_000]
     assert transcribe(pipeline, np.zeros(16_000, np.float32), 16_000) == []
     assert transcribe(pipeline, np.zeros(0, np.float32), 16_000) == []
-    assert heard == [16_000]
+    assert lengths == [16_000]
 
 
-def test_times_of_models_are_straightened(speech, make_clip, monkeypatch):
+def test_times_of_models_are_corrected(speech, make_clip, monkeypatch):
     chunks = [chunk(" so", 0.2, 0.4), chunk(" ", 0.4, 0.4), chunk(" sad", 0.1, 0.3), chunk(" you", 29.98, 29.98)]
     monkeypatch.setattr(
         AutomaticSpeechRecognitionPipeline, "__call__", lambda *_, **__: {"text": "", "chunks": chunks}
@@ -84,7 +86,7 @@ def test_times_of_models_are_straightened(speech, make_clip, monkeypatch):
     assert transcribe(speech[0], make_clip(0.5), 16_000) == expected
 
 
-def test_a_model_of_faster_whisper(make_clip):
+def test_faster_whisper(make_clip):
     calls = []
 
     class WhisperModel:
@@ -104,21 +106,21 @@ def test_a_model_of_faster_whisper(make_clip):
 
 
 @pytest.mark.parametrize(
-    "heard",
+    "returned",
     [[("a b", 0, 4)], {"chunks": [chunk("a", 0, 2), chunk("b", 2, 4)]}, "00:00:01,000 --> 00:00:02,000\na", []],
 )
-def test_any_function_may_transcribe(heard, make_clip):
+def test_any_function_may_transcribe(returned, make_clip):
     calls = []
 
-    def listen(samples, sampling_rate):
+    def transcriber(samples, sampling_rate):
         calls.append((len(samples), sampling_rate))
-        return heard
+        return returned
 
-    assert transcribe(listen, make_clip(0.5), 16_000) == read_word_times(heard)
+    assert transcribe(transcriber, make_clip(0.5), 16_000) == read_word_times(returned)
     assert calls == [(8_000, 16_000)]
 
 
-def test_anything_else_is_no_transcriber(speech, emotion, make_clip):
+def test_other_objects_raise(speech, emotion, make_clip):
     for wrong in ("openai/whisper-base", None, speech[0].model, emotion):
         with pytest.raises(ValueError, match=r"is not a transcriber; pass pipeline\(\"automatic-speech-recognition\""):
             transcribe(wrong, make_clip(), 16_000)

@@ -1,4 +1,4 @@
-"""A Space: which emotions are in a voice, in its words, or in both."""
+"""A Space that predicts the emotions of a recording, of a text, or of both."""
 
 import os
 

@@ -1,1 +1,1 @@
-"""Audio: loading, mel analysis, voice activity."""
+"""Audio: loading, mel spectrograms, voice activity detection."""

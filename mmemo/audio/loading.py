@@ -1,10 +1,11 @@
 """
-Loading of audio: a clip as a whole, or a long recording block by block.
+Audio loading: a clip as a whole, or a long recording block by block.
 
 Deliberate choices:
-- Whatever is wrong with an input is found here, and nowhere else; both ways of loading share the checks.
-- A file is decoded strictly forward and a block at a time: what its header declares is never allocated on trust.
-- Only URLs and pipes are copied before they are decoded: by `load_audio` into memory, by `AudioBlocks` into a file.
+- All checks of audio inputs are here, and both ways of loading share them.
+- Files are decoded strictly forward, one block at a time: memory is never allocated for a length that only the header
+  declares.
+- Only URLs and pipes are copied before decoding: by `load_audio` into memory, by `AudioBlocks` into a file.
 """
 
 import http.client
@@ -29,7 +30,7 @@ from numpy.typing import ArrayLike
 
 @runtime_checkable
 class AudioDecoder(Protocol):
-    """What is used of a `torchcodec.decoders.AudioDecoder`, which `datasets` yields where it decodes audio."""
+    """The part of `torchcodec.decoders.AudioDecoder` that is used; `datasets` yields such decoders."""
 
     def get_all_samples(self) -> Any:
         """Returns an object with `data` of shape `(channels, samples)` and `sample_rate` in Hz."""
@@ -53,16 +54,16 @@ AUDIO_INPUT_FORMS = (
     "{'array', 'sampling_rate'}, {'path', 'bytes'} or a torchcodec AudioDecoder"
 )
 PCM_DTYPES = ("uint8", "int16", "int32")
-SILENCE_PEAK = 1e-4  # -80 dBFS, about three steps of 16-bit PCM: there is no voice below it
-# What every extractor and encoder needs: two frames of 25 ms, 10 ms apart, and a little more.
+SILENCE_PEAK = 1e-4  # -80 dBFS, about three steps of 16-bit PCM; speech is louder
+# Minimum for all feature extractors and encoders: two frames of 25 ms with a hop of 10 ms, and a little more.
 MIN_AUDIO_SECONDS = 0.04
-# Hz. Resampling a clip from a rate far below these would make it thousands of times as long.
+# Valid range in Hz. Resampling from a much lower rate would make a clip thousands of times longer.
 SAMPLING_RATES = (1_000, 1_000_000)
 DOWNLOAD_TIMEOUT_SECONDS = 30
-# Sizes from here on stand for "unknown" in a WAV that was written to a pipe (SoX 0x7FFFF000, ffmpeg 0xFFFFFFFF).
+# WAVs written to a pipe declare at least this size, meaning "unknown" (SoX 0x7FFFF000, ffmpeg 0xFFFFFFFF).
 STREAMED_WAV_SIZE = 0x7FFFF000
-UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX, for instance of a FLAC that was written to a pipe
-# Samples of all channels together, 16 MiB: a file may declare 1024 channels and any rate.
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX, as for a FLAC written to a pipe
+# Over all channels, 16 MiB: a file may declare 1024 channels and any rate.
 MAX_BLOCK_SAMPLES = 2**22
 
 
@@ -79,19 +80,19 @@ def load_audio(
         audio (`AudioInput`):
             The clip, in any of the forms that [`AudioInput`] lists.
         sampling_rate (`float`, *optional*):
-            Rate of bare samples in Hz; without it they count as being at the target rate already. Files, dictionaries
-            and decoders know their own rate.
+            Sampling rate of bare samples in Hz; defaults to the target rate. Files, dictionaries and decoders have
+            their own rate.
         target_sampling_rate (`int`, *optional*, defaults to 16000):
-            Rate of the result in Hz; see [`resample`].
+            Sampling rate of the result in Hz; see [`resample`].
         channel (`int`, *optional*):
-            The channel to take, counted from 0. Without it the channels are averaged.
+            Index of the channel to load; by default the channels are averaged.
 
     Returns:
         `np.ndarray` of shape `(samples,)`: float32, nominally within [-1, 1].
 
     Raises:
-        ValueError: if the input is of no accepted form, cannot be read, is truncated, empty or silent, holds NaN or
-            infinity, has its dimensions the wrong way round, or if the rate or the channel is impossible.
+        ValueError: If the input has no accepted form, cannot be read, is truncated, empty or silent, contains NaN or
+            infinity, has its dimensions swapped, or if the sampling rate or the channel is invalid.
     """
     name, source, rate = _resolve(audio, target_sampling_rate if sampling_rate is None else sampling_rate)
     with _open(name, source, rate) as recording:
@@ -103,15 +104,15 @@ def load_audio(
     if peak < SILENCE_PEAK:
         raise ValueError(
             f"{name} is silent: its peak is {peak:.1e}, and audio must reach {SILENCE_PEAK} (-80 dBFS). Leave it out; "
-            "if only the mean of its channels is silent, choose one with channel=."
+            "if only the mean of its channels is silent, select one with channel=."
         )
     return np.ascontiguousarray(mono)
 
 
 def resample(samples: np.ndarray, sampling_rate: float, target_sampling_rate: float) -> np.ndarray:
     """
-    Brings samples of shape `(samples,)` to another rate, as `librosa.resample` does by default: soxr's high quality,
-    and as long as the ratio of the rates says, rounded up.
+    Resamples samples of shape `(samples,)` like `librosa.resample` does by default: with soxr's high quality, to the
+    length given by the ratio of the rates, rounded up.
     """
     if sampling_rate == target_sampling_rate:
         return samples
@@ -124,7 +125,7 @@ def _resampled_length(length: int, sampling_rate: float, target_sampling_rate: f
 
 
 def _fix_length(samples: np.ndarray, length: int) -> np.ndarray:
-    """Cuts samples of shape `(samples, ...)` to a length, or fills them up with zeros."""
+    """Truncates samples of shape `(samples, ...)` to a length, or pads them with zeros."""
     missing = length - len(samples)
     if missing <= 0:
         return samples[:length]
@@ -132,7 +133,7 @@ def _fix_length(samples: np.ndarray, length: int) -> np.ndarray:
 
 
 def check_channel(name: str, channels: int, channel: int | None) -> None:
-    """Refuses a channel that an audio of so many does not have; `None` is the mean of all."""
+    """Raises a `ValueError` if audio with that many channels has no such channel; `None` is the mean of all."""
     if channel is not None and not (isinstance(channel, Integral) and 0 <= channel < channels):
         raise ValueError(
             f"{name} has {channels} channel(s), so channel={channel!r} does not exist; pass 0 to {channels - 1}, or "
@@ -141,7 +142,7 @@ def check_channel(name: str, channels: int, channel: int | None) -> None:
 
 
 def to_mono(samples: np.ndarray, channel: int | None = None) -> np.ndarray:
-    """One channel of samples of shape `(channels, samples)`, or the mean of all: `(samples,)`."""
+    """Returns one channel of samples of shape `(channels, samples)`, or the mean of all, of shape `(samples,)`."""
     if channel is not None:
         return samples[channel]
     return samples.mean(axis=0) if len(samples) > 1 else samples[0]
@@ -149,36 +150,36 @@ def to_mono(samples: np.ndarray, channel: int | None = None) -> np.ndarray:
 
 class AudioBlocks:
     """
-    A recording of any length, read block by block: all its channels, at the target rate, in bounded memory.
+    A recording of any length, read block by block: all channels, at the target sampling rate, in bounded memory.
 
-    Iterating gives float32 arrays of shape `(channels, samples)`, nominally within [-1, 1]. Joined and averaged over
-    the channels they are what [`load_audio`] returns, within 1e-4; but a silent recording is not refused. Blocks are
-    of differing lengths, never empty. Each iteration reads the recording again.
+    Iterating yields float32 arrays of shape `(channels, samples)`, nominally within [-1, 1]. Concatenated and averaged
+    over the channels they equal the result of [`load_audio`] within 1e-4; unlike there, silence is not an error.
+    Blocks have different lengths and are never empty. Each iteration reads the recording again.
 
-    A URL or a pipe is copied to a temporary file, which is removed with this object.
+    A URL or a pipe is copied to a temporary file, which is deleted with this object.
 
     Args:
         audio (`AudioInput`):
-            The recording, in any of the forms that [`AudioInput`] lists. An `AudioDecoder` decodes as a whole.
+            The recording, in any of the forms that [`AudioInput`] lists. An `AudioDecoder` decodes all of it at once.
         sampling_rate (`float`, *optional*):
-            Rate of bare samples in Hz, as in [`load_audio`].
+            Sampling rate of bare samples in Hz, as in [`load_audio`].
         target_sampling_rate (`int`, *optional*, defaults to 16000):
-            Rate of the blocks in Hz. Resampling is soxr's high quality, carried on from block to block.
+            Sampling rate of the blocks in Hz. The resampler, of soxr's high quality, keeps its state between blocks.
         block_seconds (`float`, *optional*, defaults to 30.0):
-            How much is read at once, in seconds; less where that would exceed 2^22 samples of all channels together.
+            Length of a block in seconds; shorter where it would exceed 2^22 samples over all channels.
 
     Attributes:
         channels (`int`):
             Number of channels.
         source_rate (`float`):
-            Rate of the recording itself, in Hz.
+            Sampling rate of the recording itself in Hz.
         duration (`float` or `None`):
-            Length in seconds as the container declares it, `None` where it does not.
+            Length in seconds as declared by the container; `None` if it declares none.
 
     Raises:
-        ValueError: as [`load_audio`], except for silence; or if `block_seconds` is impossible. What the header tells
-            is found at construction; no samples, NaN, infinity and a decoder's errors while iterating, and a missing
-            end after the last block.
+        ValueError: As in [`load_audio`], except for silence; or if `block_seconds` is invalid. Errors in the header
+            are raised at construction; missing samples, NaN, infinity and decoder errors while iterating, and
+            truncation after the last block.
 
     Example:
 
@@ -223,7 +224,7 @@ class AudioBlocks:
             yield from blocks
 
     def _seekable(self, location: str) -> str:
-        """Returns the path of a file that can be read again and again, which lives as long as this object."""
+        """Returns the path of a file that can be read repeatedly and exists as long as this object."""
         with _fetch(location) as stream:
             if stream.seekable():
                 return location
@@ -236,14 +237,14 @@ class AudioBlocks:
 
 class LiveAudio:
     """
-    Brings samples that arrive bit by bit to mono at the target rate.
+    Converts the chunks of a live stream to mono at the target sampling rate.
 
     Args:
-        sampling_rate (`float`): Of what arrives, in Hz.
-        target_sampling_rate (`int`, *optional*, defaults to 16000): Of the result, in Hz.
+        sampling_rate (`float`): Sampling rate of the chunks in Hz.
+        target_sampling_rate (`int`, *optional*, defaults to 16000): Sampling rate of the result in Hz.
 
     Raises:
-        ValueError: If the rate is impossible.
+        ValueError: If the sampling rate is invalid.
     """
 
     def __init__(self, sampling_rate: float, target_sampling_rate: int = 16_000):
@@ -254,30 +255,30 @@ class LiveAudio:
 
     def __call__(self, chunk: ArrayLike, is_last: bool = False) -> np.ndarray:
         """
-        Takes the next samples.
+        Converts the next chunk.
 
         Args:
             chunk (`ArrayLike`):
-                Of shape `(samples,)` or `(channels, samples)`, floats in [-1, 1] or PCM; may be empty.
+                Samples of shape `(samples,)` or `(channels, samples)`, floats in [-1, 1] or PCM; may be empty.
             is_last (`bool`, *optional*, defaults to `False`):
-                Whether nothing follows; a resampler then gives the rest.
+                Whether this is the last chunk; the resampler then returns its remaining samples.
 
         Returns:
-            `np.ndarray` of shape `(samples,)`, float32; a resampler lags a little behind.
+            `np.ndarray` of shape `(samples,)`, float32; a resampler has a short delay.
 
         Raises:
-            ValueError: If the chunk is no samples, or holds NaN or infinity.
+            ValueError: If the chunk does not contain samples, or contains NaN or infinity.
         """
         name, samples = _check_array(chunk)
         if not np.isfinite(samples).all():
-            raise ValueError(f"The chunk, {name}, holds NaN or infinite samples; audio must be finite.")
+            raise ValueError(f"The chunk, {name}, contains NaN or infinite samples; audio must be finite.")
         blocks = list(_slices(samples, max(1, samples.shape[1])))
         mono = to_mono(blocks[0]) if blocks else np.zeros(0, np.float32)
         return mono if self._stream is None else self._stream.resample_chunk(mono, last=is_last)
 
 
 class _Recording(NamedTuple):
-    """An input that is open for reading: samples of shape `(channels, samples)`, or a file."""
+    """An open input: samples of shape `(channels, samples)`, or a file."""
 
     name: str
     source: "np.ndarray | _ForwardFile"
@@ -288,8 +289,8 @@ class _Recording(NamedTuple):
 
 class _ForwardFile(soundfile.SoundFile):
     """
-    A file that is only read on and on. After every read of a seekable one, soundfile seeks to where it is, and Ogg
-    Opus then decodes other samples (libsndfile 1.2.2).
+    A file that is only read forward. After each read of a seekable file, soundfile seeks to the current position, and
+    Ogg Opus then decodes different samples (libsndfile 1.2.2).
     """
 
     def seekable(self) -> bool:
@@ -298,8 +299,8 @@ class _ForwardFile(soundfile.SoundFile):
 
 def _resolve(audio: AudioInput, sampling_rate: float) -> tuple[str, np.ndarray | bytes | str, Any]:
     """
-    Returns a name for error messages, and either samples of shape `(channels, samples)` and their rate in Hz, or the
-    bytes or the location of a file and `None`.
+    Returns a name for error messages, the source, and its sampling rate in Hz: samples of shape `(channels, samples)`
+    with their rate, or the bytes or location of a file with `None`.
     """
     if isinstance(audio, dict):
         samples = audio.get("raw") if audio.get("array") is None else audio["array"]
@@ -351,7 +352,7 @@ def _check_array(array: ArrayLike) -> tuple[str, np.ndarray]:
 
 @contextmanager
 def _open(name: str, source: np.ndarray | bytes | str, rate: float) -> Iterator[_Recording]:
-    """Opens what `_resolve` returned."""
+    """Opens a source returned by `_resolve`."""
     if isinstance(source, np.ndarray):
         _check_rate(name, rate)
         channels, frames = source.shape
@@ -368,14 +369,14 @@ def _check_rate(name: str, rate: float) -> None:
         raise ValueError(f"{name}: sampling_rate={rate!r} must be a positive number of Hz, such as 16000.")
     if not SAMPLING_RATES[0] <= rate <= SAMPLING_RATES[1]:
         raise ValueError(
-            f"{name}: sampling_rate={rate!r} is not the rate of a recording; valid are {SAMPLING_RATES[0]} to "
+            f"{name}: sampling_rate={rate!r} is out of range; valid rates are {SAMPLING_RATES[0]} to "
             f"{SAMPLING_RATES[1]} Hz. Is it in kHz?"
         )
 
 
 @contextmanager
 def _stream(source: bytes | str) -> Iterator[BinaryIO]:
-    """Opens the bytes or the location of a file, so that it can seek."""
+    """Opens the bytes or the location of a file as a seekable stream."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
     else:
@@ -385,16 +386,16 @@ def _stream(source: bytes | str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _fetch(location: str) -> Iterator[BinaryIO]:
-    """Opens a local file or an http(s) URL, which cannot seek."""
+    """Opens a local file, or an http(s) URL, which is not seekable."""
     try:
         if location.startswith(("http://", "https://")):
             request = urllib.request.Request(location, headers={"User-Agent": "mmemo"})
             with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
                 yield response
-                if response.length:  # only a read of everything at once complains itself
+                if response.length:  # urllib itself raises only where everything is read at once
                     raise ConnectionError(f"the connection ended {response.length} bytes early")
         else:
-            # The second has no name: by that, soundfile would take any `.raw` for samples without a header.
+            # The second handle has no name: soundfile would take a file named `.raw` for samples without a header.
             with open(location, "rb") as file, open(file.fileno(), "rb", closefd=False) as nameless:
                 yield nameless
     except (OSError, http.client.HTTPException) as error:
@@ -409,24 +410,24 @@ def _decode(stream: BinaryIO, name: str) -> Iterator[_ForwardFile]:
     stream.seek(0)
     try:
         with _ForwardFile(stream) as file:
-            # For WAV and AIFF libsndfile trusts the file's length over its header and tells the difference in its log.
+            # For WAV and AIFF libsndfile uses the file's length instead of the header's, and logs the difference.
             sizes = re.search(r"(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info)
             if sizes is not None and int(sizes[2]) < int(sizes[1]) < STREAMED_WAV_SIZE:
                 raise _truncated(name)
             yield file
     except soundfile.LibsndfileError as error:
         raise ValueError(
-            f"{name} is not readable audio ({error.error_string}): it is corrupt, truncated, or of a format unknown "
+            f"{name} is not readable audio ({error.error_string}): it is corrupt, truncated, or in a format unknown "
             "to libsndfile. Convert it (ffmpeg -i INPUT output.wav), or pass a torchcodec AudioDecoder."
         ) from error
 
 
 def _truncated(name: str) -> ValueError:
-    return ValueError(f"{name} is truncated: its header announces more audio than it holds. Fetch the whole file.")
+    return ValueError(f"{name} is truncated: its header declares more audio than it contains. Fetch the whole file.")
 
 
 def _read(recording: _Recording, block_samples: int) -> Iterator[np.ndarray]:
-    """Yields float32 blocks `(channels, samples)` of `block_samples` samples in all, none of them empty."""
+    """Yields non-empty float32 blocks of shape `(channels, samples)`, of `block_samples` samples over all channels."""
     name, source = recording.name, recording.source
     frames = max(1, block_samples // max(1, recording.channels))
     blocks = _slices(source, frames) if isinstance(source, np.ndarray) else _decoded(source, frames, name)
@@ -434,18 +435,18 @@ def _read(recording: _Recording, block_samples: int) -> Iterator[np.ndarray]:
     for block in blocks:
         if not np.isfinite(block).all():
             raise ValueError(
-                f"{name} holds NaN or infinite samples; audio must be finite. Repair it, for instance with "
+                f"{name} contains NaN or infinite samples; audio must be finite. Replace them, for instance with "
                 "np.nan_to_num."
             )
         if block.size:
             empty = False
             yield block
     if empty:
-        raise ValueError(f"{name} has no samples; leave this clip out, or pass one of at least one sample.")
+        raise ValueError(f"{name} has no samples; leave this clip out, or pass one with at least one sample.")
 
 
 def _slices(samples: np.ndarray, frames: int) -> Iterator[np.ndarray]:
-    """Yields an array, floats or PCM, as float32 blocks of shape `(channels, frames)`."""
+    """Yields an array of floats or PCM as float32 blocks of shape `(channels, frames)`."""
     for start in range(0, samples.shape[1], frames):
         block = samples[:, start : start + frames]
         if block.dtype.kind == "f":
@@ -469,7 +470,7 @@ def _decoded(file: soundfile.SoundFile, frames: int, name: str) -> Iterator[np.n
 
 
 def _resample(blocks: Iterator[np.ndarray], recording: _Recording, target_rate: int) -> Iterator[np.ndarray]:
-    """Yields blocks at the target rate; together they are as long as `librosa.resample` makes the whole."""
+    """Yields blocks at the target rate; their total length is that of `librosa.resample` on the whole."""
     rate, channels = float(recording.rate), recording.channels
     stream = soxr.ResampleStream(rate, target_rate, channels, dtype="float32", quality="HQ")
     read = sent = 0

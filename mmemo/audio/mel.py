@@ -2,11 +2,11 @@
 Mel spectrograms, log-mel spectrograms and MFCCs of a batch of clips, in NumPy.
 
 Deliberate choices:
-- The frames of a whole batch lie in one strided view: one FFT a chunk, not one a clip.
+- The frames of a whole batch are one strided view: one FFT per chunk, not one per clip.
 - The FFT runs in double precision, as librosa's does: in single precision, bins 80 dB below a clip's maximum are off
   by up to 1e-3 dB.
-- The filterbank is nearly all zeros, so it is multiplied in blocks of bands, each with the bins that it reaches.
-- Window, filterbank and cosines are handed in: librosa makes them, and who has no librosa reads them from a file.
+- The filterbank is sparse, so it is multiplied in blocks of bands, each with the bins where it is not zero.
+- Window, filterbank and cosines are arguments: librosa computes them, and an exported model loads them from a file.
 """
 
 import math
@@ -15,8 +15,8 @@ import numpy as np
 
 
 FEATURES = ("mel", "log_mel", "mfcc")
-# Windowed samples a chunk. An FFT's temporary arrays take 28 bytes a sample: below 2 MiB, however large the batch, and
-# near enough to the CPU's cache that larger chunks are slower.
+# Windowed samples per chunk. An FFT's temporary arrays take 28 bytes per sample: less than 2 MiB for any batch size;
+# larger chunks exceed the CPU's cache and are slower.
 CHUNK_SAMPLES = 2**16
 BANDS_PER_BLOCK = 32
 LOWEST_POWER = 1e-10
@@ -24,12 +24,13 @@ LOWEST_POWER = 1e-10
 
 class MelAnalysis:
     """
-    What [`MMEmoFeatureExtractor`] computes; see there for `preset`, `features`, `hop_length` and `loudness_dbfs`.
+    Computes the features of [`MMEmoFeatureExtractor`], which documents `preset`, `features`, `hop_length` and
+    `loudness_dbfs`.
 
     Args:
-        window (`np.ndarray` of shape `(n_fft,)`): The window of a frame.
+        window (`np.ndarray` of shape `(n_fft,)`): The window of each frame.
         mel_filters (`np.ndarray` of shape `(n_mels, n_fft // 2 + 1)`): The filterbank.
-        cosines (`np.ndarray` of shape `(n_mfcc, n_mels)`, float64): The DCT that makes MFCCs of decibels.
+        cosines (`np.ndarray` of shape `(n_mfcc, n_mels)`, float64): The DCT from decibels to MFCCs.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class MelAnalysis:
         self._blocks = _blocks(mel_filters.T)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a clip of `num_samples` samples."""
+        """Returns the number of frames of a clip of `num_samples` samples."""
         frames = num_samples // self.hop_length
         return max(frames, 1) if self.preset == "whisper" else frames + 1
 
     def level(self, samples: np.ndarray) -> np.ndarray:
-        """Returns a clip at the loudness asked for."""
+        """Scales a clip to the RMS level `loudness_dbfs`."""
         if self.loudness_dbfs is None:
             return samples
         rms = math.sqrt(np.mean(np.square(samples, dtype=np.float64)))
@@ -69,8 +70,8 @@ class MelAnalysis:
 
     def _mel_spectrograms(self, clips: list[np.ndarray]) -> list[np.ndarray]:
         """Returns the mel power of every clip, float32 of shape `(n_mels, frames)`."""
-        # Every padded clip begins at a multiple of the hop in one long signal, so one strided view holds all frames.
-        # The few of them that straddle two clips are computed too, and dropped.
+        # Every padded clip starts at a multiple of the hop in one long signal, so one strided view holds all frames.
+        # The few frames that span two clips are computed too, and dropped.
         n_fft = len(self.window)
         lengths = [math.ceil((len(clip) + n_fft) / self.hop_length) * self.hop_length for clip in clips]
         starts = np.cumsum([0, *lengths])
@@ -90,7 +91,7 @@ class MelAnalysis:
         return [mel[first : first + self.num_frames(len(clip))].T for first, clip in zip(firsts, clips)]
 
     def _stack(self, mel: np.ndarray) -> np.ndarray:
-        """Returns the features of one clip, `(feature_size, frames)`, from its mel power, `(n_mels, frames)`."""
+        """Returns the features, of shape `(feature_size, frames)`, of mel power of shape `(n_mels, frames)`."""
         stacked = []
         for feature in self.features:
             if feature == "mel":
@@ -106,7 +107,7 @@ class MelAnalysis:
 
 
 def pad(arrays: list[np.ndarray], width: int, value: float) -> np.ndarray:
-    """Stacks arrays of shape `(..., length)` into one of shape `(batch, ..., width)`, filled up with `value`."""
+    """Stacks arrays of shape `(..., length)` into one of shape `(batch, ..., width)`, padded with `value`."""
     padded = np.full((len(arrays), *arrays[0].shape[:-1], width), value, arrays[0].dtype)
     for row, array in zip(padded, arrays):
         row[..., : array.shape[-1]] = array
@@ -114,17 +115,17 @@ def pad(arrays: list[np.ndarray], width: int, value: float) -> np.ndarray:
 
 
 def _power_to_db(mel: np.ndarray) -> np.ndarray:
-    """Decibels re 1, at most 80 below the maximum: `librosa.power_to_db` with its defaults."""
+    """Returns decibels re 1, at most 80 below the maximum, like `librosa.power_to_db` with its defaults."""
     decibels = 10.0 * np.log10(np.maximum(mel, LOWEST_POWER))
     return np.maximum(decibels, decibels.max() - 80.0)
 
 
 def _blocks(mel_filters: np.ndarray) -> list[tuple[slice, slice, np.ndarray]]:
-    """Cuts a filterbank of shape `(bins, bands)` into blocks of bands: the bins they reach, the bands, the filters."""
+    """Splits a filterbank of shape `(bins, bands)` into blocks: the bins that are not zero, the bands, the filters."""
     blocks = []
     for band in range(0, mel_filters.shape[1], BANDS_PER_BLOCK):
         bands = slice(band, band + BANDS_PER_BLOCK)
-        reached = np.flatnonzero(np.any(mel_filters[:, bands], axis=1))
-        bins = slice(min(reached, default=0), max(reached, default=0) + 1)
+        used = np.flatnonzero(np.any(mel_filters[:, bands], axis=1))
+        bins = slice(min(used, default=0), max(used, default=0) + 1)
         blocks.append((bins, bands, mel_filters[bins, bands]))
     return blocks

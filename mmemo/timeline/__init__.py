@@ -1,1 +1,1 @@
-"""Emotion over time: windows, recordings, speaker turns, streams, calls."""
+"""Timelines: windows, recordings, speaker turns, streams, calls."""

@@ -1,9 +1,9 @@
 """
-Summary of a call: who talks how long, who interrupts, and which emotions each speaker shows.
+Summary of a call: talk time, interruptions, and the emotions of each speaker.
 
 Deliberate choices:
-- All times come from the borders of speech and timeline entries themselves; nothing is rounded to a grid.
-- A speaker's shares of emotion are of the time that the speaker is heard, so long silences do not dilute them.
+- All times are the boundaries of speech and timeline entries; nothing is rounded to a grid.
+- Emotion shares are relative to the speaker's own speech, so long silences do not change them.
 """
 
 import math
@@ -15,55 +15,55 @@ import numpy as np
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
 
 
-# Whoever has spoken for less had not taken the floor yet: both began at once.
+# A speaker has the floor after this time; before it, both speakers began at once.
 FLOOR_SECONDS = 0.5
-# Speakers who take turns smoothly overlap by a little; whoever stops within this was about to stop anyway.
+# Shorter overlaps are normal turn-taking: the previous speaker was about to stop.
 YIELD_SECONDS = 0.2
-# Shorter stretches are backchannels ("mhm", "yes"), which leave the floor where it is.
+# Shorter stretches are backchannels ("mhm", "yes"), which do not take the floor.
 STRETCH_SECONDS = 0.5
-# Microseconds: what differences of floats are off by does not decide.
+# Comparisons are made in microseconds, so that floating-point errors do not matter.
 DECIMALS = 6
 
 TREND_PARTS = 4
-# What no strongest span is made of.
+# Labels that are excluded from the strongest spans.
 UNREMARKABLE = (SILENCE, UNCERTAIN, "neutral")
 
 
 def summarize_call(result: dict[str, Any], strongest: int = 5) -> dict[str, Any]:
     """
-    Summarizes what the pipeline says of a call.
+    Summarizes the pipeline's result for a call.
 
     Args:
         result (`dict`):
-            A result of the pipeline with `"duration"` in seconds and `"speakers"`: by name the `"speech"`, a list of
-            `(start, end)` in seconds, and for those whose emotions were inferred the `"timeline"`.
+            A result of the pipeline with `"duration"` in seconds and `"speakers"`: for each name the `"speech"`, a
+            list of `(start, end)` in seconds, and for speakers whose emotions were predicted the `"timeline"`.
         strongest (`int`, *optional*, defaults to 5):
-            How many of each speaker's strongest spans to name.
+            Number of strongest spans to return per speaker.
 
     Returns:
         `dict` with
         - **duration** (`float`) -- as in the result.
-        - **silence**, **overlap** -- `{"seconds", "share"}` of the call in which nobody's voice is heard, and in which
-          several are.
-        - **speakers** -- by name a dictionary with
-            - **talk_seconds**, **talk_share** -- how long the speaker talks, and the share of it in the talk of all.
-            - **interruptions** (`int`) -- how often the speaker began a stretch of at least 0.5 s while another had
-              been speaking for at least 0.5 s and went on for at least 0.2 s.
-            - **emotions** -- share of each label in what of the timeline is not silent, highest first: all labels of
-              the model, and "uncertain" if it occurs. Only with a timeline, as what follows.
+        - **silence**, **overlap** -- `{"seconds", "share"}` of the call in which nobody speaks, and in which several
+          speakers speak.
+        - **speakers** -- for each name a dictionary with
+            - **talk_seconds**, **talk_share** -- the speaker's talk time, and its share in the talk time of all.
+            - **interruptions** (`int`) -- how often the speaker began a stretch of at least 0.5 s while another
+              speaker had been speaking for at least 0.5 s and went on for at least 0.2 s.
+            - **emotions** -- share of each label in the speaker's speech, highest first: all labels of the model, and
+              "uncertain" if it occurs. This and the following need a timeline.
             - **trend** -- the same for each quarter of the call.
             - **strongest** -- `{"start", "end", "label", "score", "words"}` of the spans of one emotion with the
-              highest mean scores; neither neutral nor uncertain ones.
+              highest mean scores, without neutral and uncertain spans.
 
-        Shares of what is empty are 0.
+        Shares of an empty whole are 0.
 
     Raises:
-        ValueError: if the result is not of a call, or `strongest` is negative.
+        ValueError: If the result is not that of a call, or `strongest` is negative.
     """
     if "speakers" not in result:
         raise ValueError(
-            "The result has no 'speakers', so it is not of a call; call the pipeline with channels=\"split\" or "
-            "speaker_turns= for one that is."
+            "The result has no 'speakers', so it is not that of a call; call the pipeline with channels=\"split\" or "
+            "speaker_turns=."
         )
     if strongest < 0:
         raise ValueError(f"strongest={strongest!r} must be at least 0.")
@@ -96,10 +96,10 @@ def _share(part: float, whole: float) -> float:
 
 def _activity(speech: list[list[tuple[float, float]]], duration: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Says who speaks between any two borders of speech.
+    Returns who speaks between consecutive boundaries of speech.
 
     Returns:
-        Borders in seconds, from 0 to the call's duration, of shape `(cells + 1,)`, and bools of shape
+        Boundaries in seconds, from 0 to the call's duration, of shape `(cells + 1,)`, and bools of shape
         `(speakers, cells)`.
     """
     spans = [np.clip(np.reshape(np.array(stretches, float), (-1, 2)), 0, duration) for stretches in speech]
@@ -114,18 +114,18 @@ def _activity(speech: list[list[tuple[float, float]]], duration: float) -> tuple
 
 
 def _stretches(borders: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Returns starts and ends of one speaker's unbroken stretches, of shape `(stretches, 2)`."""
+    """Returns starts and ends of one speaker's continuous stretches, of shape `(stretches, 2)`."""
     changes = np.diff(np.concatenate([[False], active, [False]]).astype(int))
     return borders[np.flatnonzero(changes)].reshape(-1, 2)
 
 
 def _interruptions(own: np.ndarray, others: list[np.ndarray]) -> int:
-    """Counts the stretches of one speaker that begin while another holds the floor and goes on."""
+    """Counts the stretches of one speaker that begin while another one has the floor and goes on."""
     begun = own[:, 0]
     interrupting = np.zeros(len(own), bool)
     for other in others:
         if len(other):
-            # The other's last stretch that had begun by then; before its first, its last, which began later.
+            # The other's last stretch that began before; if there is none, its very last one, which does not count.
             start, end = other[np.searchsorted(other[:, 0], begun, side="right") - 1].T
             interrupting |= _reaches(begun - start, FLOOR_SECONDS) & _reaches(end - begun, YIELD_SECONDS)
     return int((interrupting & _reaches(own[:, 1] - begun, STRETCH_SECONDS)).sum())
@@ -136,13 +136,13 @@ def _reaches(seconds: np.ndarray, least: float) -> np.ndarray:
 
 
 def _labels(speakers: dict[str, dict]) -> list[str]:
-    """Returns the labels of the model, in the order in which the timelines name them."""
+    """Returns the labels of the model, in the order in which they occur in the timelines."""
     entries = [entry for speaker in speakers.values() for entry in speaker.get("timeline", ())]
     return list(dict.fromkeys(score["label"] for entry in entries for score in entry["scores"]))
 
 
 def _emotions(timeline: list[dict], labels: list[str], duration: float, strongest: int) -> dict[str, Any]:
-    """Returns what of one speaker's summary comes from the timeline."""
+    """Returns the part of a speaker's summary that needs the timeline."""
     voiced = [entry for entry in timeline if entry["label"] != SILENCE]
     own = [*labels, UNCERTAIN] if any(entry["label"] == UNCERTAIN for entry in voiced) else labels
     quarters = np.linspace(0, duration, TREND_PARTS + 1)
@@ -155,7 +155,7 @@ def _emotions(timeline: list[dict], labels: list[str], duration: float, stronges
 
 
 def _emotion_shares(voiced: list[dict], labels: list[str], start: float, end: float) -> dict[str, float]:
-    """Returns the share of each label in what lies between start and end, highest first."""
+    """Returns the share of each label between start and end, highest first."""
     times = np.reshape(np.array([(entry["start"], entry["end"]) for entry in voiced], float), (-1, 2))
     seconds = np.maximum(np.minimum(times[:, 1], end) - np.maximum(times[:, 0], start), 0)
     rows = np.array([labels.index(entry["label"]) for entry in voiced], int)
@@ -165,7 +165,7 @@ def _emotion_shares(voiced: list[dict], labels: list[str], start: float, end: fl
 
 
 def _runs(timeline: list[dict]) -> list[list[dict]]:
-    """Gathers entries of one same label that follow each other without a gap."""
+    """Groups consecutive entries of the same label without a gap."""
     runs: list[list[dict]] = []
     for entry in timeline:
         last = runs[-1][-1] if runs else None
@@ -177,10 +177,10 @@ def _runs(timeline: list[dict]) -> list[list[dict]]:
 
 
 def _span(run: list[dict]) -> dict[str, Any]:
-    """Returns a run of entries as one span, with the mean over its seconds of its label's score."""
+    """Merges a run of entries to one span, with the time-weighted mean score of its label."""
     label = run[0]["label"]
     scores = [score["score"] for entry in run for score in entry["scores"] if score["label"] == label]
-    seconds = [max(entry["end"] - entry["start"], 10**-DECIMALS) for entry in run]  # a word may last for no time
+    seconds = [max(entry["end"] - entry["start"], 10**-DECIMALS) for entry in run]  # words may have zero length
     words, end = [], -math.inf
     for entry in run:
         # Entries that overlap share words.

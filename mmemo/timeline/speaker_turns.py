@@ -1,9 +1,9 @@
 """
-Speaker turns: who speaks when, as a diarization gives it.
+Speaker turns from a diarization.
 
 Deliberate choices:
-- Times are rounded to microseconds, so what a sum of start and duration is off by does not part two turns.
-- Speakers may talk at once, but one speaker has one voice: turns of the same speaker that overlap or touch are one.
+- Times are rounded to microseconds, so rounding errors in start + duration do not separate two turns.
+- Turns of different speakers may overlap; turns of the same speaker that overlap or touch are merged.
 """
 
 import logging
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 @runtime_checkable
 class Diarization(Protocol):
-    """What is used of a `pyannote.core.Annotation`."""
+    """The part of `pyannote.core.Annotation` that is used."""
 
     def itertracks(self, yield_label: bool = False) -> Iterator[tuple[Any, Any, Any]]:
-        """Yields `(segment, track, label)`, the segment with `start` and `end` in seconds."""
+        """Yields `(segment, track, label)`; segments have `start` and `end` in seconds."""
 
 
 SpeakerTurns: TypeAlias = str | os.PathLike | list[tuple[str, float, float]] | list[dict[str, Any]] | Diarization
@@ -40,28 +40,28 @@ SPEAKER_TURNS_FORMS = (
     "or a pyannote Annotation"
 )
 RTTM_LINE = "SPEAKER file channel start duration <NA> <NA> name <NA> <NA>"
-RTTM_FIELDS = (8, 10)  # some writers leave out the last two, which mean nothing for turns
+RTTM_FIELDS = (8, 10)  # some writers omit the last two, which turns do not use
 UNKNOWN_SPEAKER = "<NA>"
-# Where a turn was read ("turn 0", "line 1"), its speaker, start and end.
+# The position of a turn for error messages ("turn 0", "line 1"), its speaker, start and end.
 PlacedTurn: TypeAlias = tuple[str, Any, Any, Any]
 
 
 def read_speaker_turns(speaker_turns: SpeakerTurns) -> list[tuple[str, float, float]]:
     """
-    Reads and checks the turns of one recording.
+    Converts and validates the turns of one recording.
 
     Args:
         speaker_turns (`SpeakerTurns`):
-            The turns in any order and any of the forms that [`SpeakerTurns`] lists. In RTTM, comments and lines that
-            are not of type SPEAKER are passed over; the channels count as one recording.
+            The turns in any order, in any of the forms that [`SpeakerTurns`] lists. In RTTM, comments and lines of
+            other types than SPEAKER are ignored; all channels belong to one recording.
 
     Returns:
         `list[tuple[str, float, float]]`: speaker, start and end in seconds, sorted by start. Turns of different
-        speakers may overlap; those of one speaker that overlapped or touched are merged.
+        speakers may overlap; turns of the same speaker that overlap or touch are merged.
 
     Raises:
-        ValueError: if the turns are of no accepted form or none at all; if a time is not finite or negative, a turn
-            does not end after its start, or a speaker is blank; if RTTM cannot be read or holds several recordings.
+        ValueError: If the turns have no accepted form or there are none; if a time is negative or not finite, a turn
+            does not end after its start, or a speaker is blank; if RTTM cannot be read or contains several recordings.
 
     Source: RTTM as in NIST's evaluation plan of 2009 for Rich Transcription, appendix A.
     """
@@ -72,7 +72,7 @@ def read_speaker_turns(speaker_turns: SpeakerTurns) -> list[tuple[str, float, fl
     elif isinstance(speaker_turns, (list, tuple)):
         placed = _listed_turns(speaker_turns)
     else:
-        raise ValueError(f"{type(speaker_turns).__name__} holds no speaker turns; pass {SPEAKER_TURNS_FORMS}.")
+        raise ValueError(f"{type(speaker_turns).__name__} does not contain speaker turns; pass {SPEAKER_TURNS_FORMS}.")
     turns = [_checked_turn(*turn) for turn in placed]
     if not turns:
         raise ValueError(f"There are no speaker turns; pass at least one, as {SPEAKER_TURNS_FORMS}.")
@@ -97,7 +97,7 @@ def _listed_turns(turns: list[Any] | tuple[Any, ...]) -> Iterator[PlacedTurn]:
 
 
 def _rttm_text(source: str | os.PathLike) -> str:
-    """Returns the content of an RTTM file, given its path or the content itself."""
+    """Returns the content of an RTTM file, given as path or content."""
     name = os.fspath(source)
     is_path = len(name.splitlines()) == 1 and name.lower().endswith(".rttm")
     if not is_path and isinstance(source, str):
@@ -130,25 +130,25 @@ def _rttm_turns(text: str) -> Iterator[PlacedTurn]:
         yield f"line {number}", fields[7], start, start + duration
     if len(files) > 1:
         named = ", ".join(list(files)[:5]) + (", ..." if len(files) > 5 else "")
-        raise ValueError(f"The RTTM holds turns of {len(files)} recordings: {named}; pass the lines of one file.")
+        raise ValueError(f"The RTTM contains turns of {len(files)} recordings: {named}; pass the lines of one.")
 
 
 def _checked_turn(place: str, speaker: Any, start: Any, end: Any) -> tuple[str, float, float]:
     if not isinstance(speaker, str) or speaker.strip() in ("", UNKNOWN_SPEAKER):
         raise ValueError(
-            f"{place} has speaker={speaker!r}; expected a str that is not blank. Name it, or leave it out."
+            f"{place} has speaker={speaker!r}; expected a str that is not blank. Name the speaker, or drop the turn."
         )
     numbers = isinstance(start, Real) and isinstance(end, Real)
     if not numbers or not 0 <= round(float(start), 6) < round(float(end), 6) < math.inf:
         raise ValueError(
             f"{place}, of {speaker!r}, has start={start!r} and end={end!r}; expected finite seconds with "
-            "0 <= start < end. Correct it, or leave it out."
+            "0 <= start < end. Correct or drop it."
         )
     return speaker.strip(), round(float(start), 6), round(float(end), 6)
 
 
 def _merge_turns(turns: list[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    """Merges the turns of each speaker that overlap or touch, and sorts all by start."""
+    """Merges overlapping or touching turns of each speaker, and sorts all by start."""
     merged: list[tuple[str, float, float]] = []
     overlapping = 0
     for speaker, start, end in sorted(turns):

@@ -1,12 +1,12 @@
 """
-Dialogue context: what was said before a text, as lines before its own, and which of the tokens are whose.
+Dialogue context: previous turns as lines before the text, and a mask that separates their tokens from the text's.
 
 Deliberate choices:
-- Previous turns and the text are one sequence for the encoder, and the text alone is what is answered for: the tokens
-  of the previous turns can be looked at, but are neither pooled, nor placed in time, nor attended to from the audio.
-- The text's own line comes last, behind the tokenizer's separator, or behind a mark where it has none: a decoder has
-  then read all of the dialogue when it comes to it.
-- Too long a dialogue loses its beginning, never the text that is asked about.
+- Previous turns and the text are one input sequence, and only the text is predicted: its tokens attend to the previous
+  turns, whose tokens are not pooled, have no timestamps, and are not attended to from the audio.
+- The text's line comes last, after the tokenizer's separator, or after a marker if the tokenizer has none, so that
+  decoders attend from the text to the whole dialogue.
+- Long dialogues are truncated at the beginning; the text itself is kept.
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ from typing import Any
 
 
 DialogueTurn = str | tuple[str | None, str] | dict[str, Any]
-"""What was said: a text, `(speaker, text)`, or `{"speaker": ..., "text": ...}`; the speaker may be `None`."""
+"""One turn: a text, `(speaker, text)`, or `{"speaker": ..., "text": ...}`; the speaker may be `None`."""
 
-# Where a tokenizer has no separator, as those of decoders.
+# For tokenizers without a separator, such as those of decoders.
 TARGET_MARK = "\n>> "
 TURN_KEYS = {"speaker", "text"}
 
 
 def read_context(context: Sequence[DialogueTurn]) -> list[tuple[str | None, str]]:
     """
-    Brings previous turns to one form.
+    Converts previous turns to one form.
 
     Args:
-        context (`Sequence[DialogueTurn]`): What was said before, oldest first.
+        context (`Sequence[DialogueTurn]`): The previous turns, oldest first.
 
     Returns:
-        `list` of `(speaker, text)`; `speaker` is `None` where it is unknown. Turns of blank text are left out.
+        `list` of `(speaker, text)`; `speaker` is `None` if unknown. Turns with blank text are dropped.
 
     Raises:
-        ValueError: If `context` is no list of turns.
+        ValueError: If `context` is not a list of turns.
     """
     if not isinstance(context, (list, tuple)):
         raise ValueError(f"expected a list of turns, oldest first, got {type(context).__name__}.")
@@ -50,26 +50,26 @@ def _read_turn(turn: DialogueTurn, index: int) -> tuple[str | None, str]:
         speaker, text = turn.get("speaker"), turn["text"]
     if not isinstance(text, str) or not isinstance(speaker, (str, type(None))):
         raise ValueError(
-            f"turn {index} is {turn!r}; a turn is a str, a tuple (speaker, text), or a dictionary with 'text' and, if "
-            "it is known, 'speaker'."
+            f"turn {index} is {turn!r}; a turn is a str, a tuple (speaker, text), or a dict with 'text' and, "
+            "optionally, 'speaker'."
         )
     return speaker, text
 
 
 def as_line(speaker: str | None, text: str) -> str:
-    """A turn as the model reads it: `[speaker]: text`, or the text alone."""
+    """Formats a turn for the model: `[speaker]: text`, or the text alone."""
     return text if speaker is None else f"[{speaker}]: {text}"
 
 
 @dataclass(frozen=True)
 class DialogueText:
     """
-    A text with what was said before, as the encoder reads it.
+    A text after its previous turns, as the encoder's input.
 
     Args:
-        whole (`str`): All of it.
-        line (`int`): Where in `whole` the text's line begins, with its speaker; what comes before is context.
-        start, end (`int`): Where in `whole` the text itself stands.
+        whole (`str`): The whole input: previous turns, the text's line, and the prompt.
+        line (`int`): Index in `whole` where the text's line begins, with its speaker; everything before is context.
+        start, end (`int`): Indices in `whole` where the text itself begins and ends.
     """
 
     whole: str
@@ -78,11 +78,11 @@ class DialogueText:
     end: int
 
     def context_mask(self, offsets: Sequence[tuple[int, int]]) -> list[int]:
-        """1 for the tokens that lie before the text's line; special tokens, whose offsets are `(0, 0)`, do not."""
+        """Returns 1 for tokens before the text's line, else 0; special tokens, with offsets `(0, 0)`, get 0."""
         return [int(begin < end <= self.line) for begin, end in offsets]
 
     def own_offsets(self, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The tokens' offsets counted from where the text begins; `(0, 0)` for those before it and behind it."""
+        """Returns the tokens' offsets relative to the text; `(0, 0)` for tokens before and after it."""
         return [
             (max(begin, self.start) - self.start, min(end, self.end) - self.start)
             if begin < self.end and end > self.start
@@ -99,14 +99,14 @@ def write_dialogue(
     separator: str | None = None,
 ) -> DialogueText:
     """
-    Writes previous turns, a line each, and the text's line behind them.
+    Joins previous turns, one line each, and the text's line.
 
     Args:
-        text (`str`): The text that is asked about.
-        speaker (`str`, *optional*): Who says it.
-        context (`Sequence` of `(speaker, text)`): The turns before, oldest first.
-        prompt (`str`, *optional*): What follows the text.
-        separator (`str`, *optional*): The tokenizer's separator; `TARGET_MARK` stands where it has none.
+        text (`str`): The text to predict.
+        speaker (`str`, *optional*): Its speaker.
+        context (`Sequence` of `(speaker, text)`, *optional*): The previous turns, oldest first.
+        prompt (`str`, *optional*): Appended to the text.
+        separator (`str`, *optional*): The tokenizer's separator; defaults to `TARGET_MARK`.
     """
     before = "\n".join(as_line(*turn) for turn in context)
     if before:

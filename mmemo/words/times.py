@@ -1,10 +1,10 @@
 """
-Word times of MMEmo: when each word was spoken, from a list, the output of an ASR pipeline, or subtitles.
+Word timestamps, from a list, the output of an ASR pipeline, or subtitles.
 
 Deliberate choices:
-- Every form becomes one list of single words, `(word, start, end)` in seconds, sorted and without overlaps. Reading
-  that list again changes nothing and logs nothing.
-- Within a phrase, time goes by the number of characters: the times of a phrase are known, those of its words guessed.
+- Every form is converted to a list of single words, `(word, start, end)` in seconds, sorted and without overlaps.
+  Converting that list again changes nothing and logs nothing.
+- The time of a phrase is divided among its words by their numbers of characters: word times within it are estimates.
 """
 
 import html
@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 
 WordTimes: TypeAlias = list[tuple[str, float, float]] | list[dict[str, Any]] | dict[str, Any] | str | os.PathLike
 """
-The words of one text and when they were spoken, in any of these forms, with times in seconds:
+The words of one text with timestamps in seconds, in any of these forms:
 
-- a list of words or phrases in their order, each with its start and end: `("hello", 0.3, 0.7)`;
+- a list of words or phrases in order, each with start and end: `("hello", 0.3, 0.7)`;
 - the chunks of an ASR pipeline, `{"text": "hello", "timestamp": (0.3, 0.7)}`, or its whole output with `"chunks"`;
 - subtitles, SRT or WebVTT: a path (`str` or `os.PathLike`) that ends in .srt or .vtt, or their content as a `str`.
 
-The words of a phrase share its time by their numbers of characters. Words of the text may be left out.
+The time of a phrase is divided among its words by their numbers of characters. Words of the text may be missing.
 """
 
 WORD_TIMES_FORMS = (
@@ -40,7 +40,7 @@ WORD_TIMES_FORMS = (
     "subtitles, as their content or as a path that ends in .srt or .vtt"
 )
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
-# How far beyond the end of the audio a word may start, and up to where its end counts as rounded, not as cut.
+# How many seconds after the end of the audio a word may start, and its end may lie without a warning.
 LATE_START_SECONDS = 0.5
 ROUNDING_SECONDS = 0.01
 SENTENCE_PAUSE_SECONDS = 1.0
@@ -54,19 +54,20 @@ _SENTENCE_END = re.compile(r"""[.?!…。？！]["'”’»›)\]}」』）】�
 
 def read_word_times(word_times: WordTimes) -> list[tuple[str, float, float]]:
     """
-    Reads word times of any form.
+    Converts word timestamps of any form.
 
     Args:
-        word_times (`WordTimes`): In any of the forms that [`WordTimes`] lists.
+        word_times (`WordTimes`): Words with timestamps, in any of the forms that [`WordTimes`] lists.
 
     Returns:
         `list[tuple[str, float, float]]`: single words with start and end in seconds, sorted and without overlaps.
-        Where an entry reaches into the next one it ends there, which is logged. An ASR chunk without an end ends where
-        the next one starts, the last one where it starts itself; chunks and subtitles without text are left out.
+        An entry that overlaps the next one is cut at its start, with a warning. An ASR chunk without an end lasts
+        until the next one starts, and the last one has zero length; chunks and subtitles without text are dropped.
 
     Raises:
-        ValueError: if it has no accepted form, a file cannot be read or pysubs2, which reads subtitles, is missing; if
-            a time is negative, NaN or infinite or an end lies before its start; if a list is not sorted by start.
+        ValueError: If the input has no accepted form, a file cannot be read, or pysubs2, which parses subtitles, is
+            missing; if a time is negative, NaN or infinite, or an end is before its start; if a list is not sorted by
+            start.
     """
     if isinstance(word_times, (str, os.PathLike)):
         entries = _read_entries(_read_subtitles(word_times))
@@ -90,12 +91,14 @@ def read_word_times(word_times: WordTimes) -> list[tuple[str, float, float]]:
         overlaps += end > limit
         words += _spread(text, start, min(end, limit))
     if overlaps:
-        logger.warning(f"{overlaps} of {len(entries)} timed words or phrases overlapped the next; they now end there.")
+        logger.warning(
+            f"{overlaps} of {len(entries)} words or phrases overlapped the next; they were cut at its start."
+        )
     return words
 
 
 def _read_entries(entries: list[Any] | tuple[Any, ...]) -> list[tuple[str, float, float | None]]:
-    """Checks words or phrases and returns them as `(text, start, end)`; the end of an ASR chunk may be `None`."""
+    """Validates words or phrases and returns `(text, start, end)`; the end of an ASR chunk may be `None`."""
     read: list[tuple[str, float, float | None]] = []
     for position, entry in enumerate(entries):
         is_chunk = isinstance(entry, dict)
@@ -120,15 +123,15 @@ def _read_entries(entries: list[Any] | tuple[Any, ...]) -> list[tuple[str, float
             )
         if read and start < read[-1][1]:
             raise ValueError(
-                f"word {position}, {text!r}, starts at {start} s, before the word before it, which starts at "
-                f"{read[-1][1]} s; sort the words by their start."
+                f"word {position}, {text!r}, starts at {start} s, before the previous word, which starts at "
+                f"{read[-1][1]} s; sort the words by start."
             )
         read.append((text, float(start), None if is_open else float(last)))
     return read
 
 
 def _spread(text: str, start: float, end: float) -> list[tuple[str, float, float]]:
-    """Gives each word of a text its part of the time, by its number of characters."""
+    """Divides the time of a text among its words, by their numbers of characters."""
     words = text.split()
     ends = np.cumsum([0, *map(len, words)])
     edges = np.interp(ends, ends[[0, -1]], [start, end]).tolist()
@@ -136,7 +139,7 @@ def _spread(text: str, start: float, end: float) -> list[tuple[str, float, float
 
 
 def is_subtitles(text: str) -> bool:
-    """Whether a text is the content of SRT or WebVTT: it begins with a line WEBVTT or has `-->` between two times."""
+    """Whether a text is SRT or WebVTT: it begins with a line WEBVTT, or contains `-->` between two times."""
     text = _with_plain_lines(text)
     return _VTT_HEADER.match(text) is not None or _CUE_TIMES.search(text) is not None
 
@@ -146,68 +149,68 @@ def _with_plain_lines(text: str) -> str:
 
 
 def _read_subtitles(subtitles: str | os.PathLike) -> list[tuple[str, float, float]]:
-    """Reads SRT or WebVTT, given as content or path, into `(text, start, end)` in seconds, sorted by start."""
+    """Parses SRT or WebVTT, given as content or path, to `(text, start, end)` in seconds, sorted by start."""
     content = _with_plain_lines(_load_subtitles(subtitles))
     try:
         import pysubs2
     except ImportError as error:
         raise ValueError(
-            "reading subtitles takes the library pysubs2; pip install pysubs2, or pass a list of (word, start, end)."
+            "subtitles need the package pysubs2: pip install pysubs2. Or pass a list of (word, start, end)."
         ) from error
 
     content = _INLINE_TIME.sub("", content)
     cues = content.count("-->")
     is_vtt = _VTT_HEADER.match(content) is not None
-    # pysubs2 takes for text whatever lies between two cues: of WebVTT, names of cues, notes and styles.
+    # pysubs2 appends everything before the next cue to the text: in WebVTT also cue identifiers, notes and styles.
     blocks = re.split(r"\n\n+", content) if is_vtt else [content]
     blocks = [block[times.start() :] for block in blocks if (times := _CUE_TIMES.search(block))]
-    # It also drops a last line of digits, as the number of the next cue: here is one to drop.
+    # It also drops a last line of digits, as the number of the next cue; this adds one to drop.
     parsed = pysubs2.SSAFile.from_string("".join(f"{block}\n\n0\n" for block in blocks), "vtt" if is_vtt else "srt")
     if len(parsed) != cues:
         raise ValueError(
-            f"the subtitles have '-->' {cues} times, but {len(parsed)} cues could be read; expected times of cues as "
-            "HH:MM:SS,mmm in SRT, and as MM:SS.mmm or HH:MM:SS.mmm under a first line WEBVTT in WebVTT."
+            f"the subtitles contain '-->' {cues} times, but {len(parsed)} cues could be parsed; expected cue times as "
+            "HH:MM:SS,mmm in SRT, and as MM:SS.mmm or HH:MM:SS.mmm after a first line WEBVTT in WebVTT."
         )
     timed = [(html.unescape(cue.plaintext), cue.start / 1000, cue.end / 1000) for cue in parsed if cue.is_text]
     return sorted((cue for cue in timed if cue[0].strip()), key=lambda cue: cue[1])
 
 
 def _load_subtitles(subtitles: str | os.PathLike) -> str:
-    """Returns the content of subtitles that are given as such or by their path; of nothing at all, it is empty."""
+    """Returns the content of subtitles given as content or path; blank content is valid."""
     if isinstance(subtitles, str) and (is_subtitles(subtitles) or not subtitles.strip("\ufeff \t\r\n")):
         return subtitles
     path = os.fsdecode(subtitles)
     if not path.lower().endswith(SUBTITLE_SUFFIXES):
         shown = path if len(path) <= 200 else f"{path[:200]}..."
-        raise ValueError(f"{shown!r} holds no times of words; expected {WORD_TIMES_FORMS}.")
+        raise ValueError(f"{shown!r} does not contain word timestamps; expected {WORD_TIMES_FORMS}.")
     try:
         content = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it (iconv -f LATIN1 -t UTF-8, or "
-            "whatever its encoding is), or decode it and pass its content."
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it from its encoding, for instance "
+            "with iconv -f LATIN1 -t UTF-8, or decode it and pass its content."
         ) from error
     except OSError as error:
         raise ValueError(f"Cannot read {path}: {error.strerror}.") from error
     if content.strip() and not is_subtitles(content):
         raise ValueError(
-            f"{path} holds no subtitles; expected SRT, with lines such as 00:00:01,000 --> 00:00:02,500, or WebVTT, "
-            "which begins with WEBVTT."
+            f"{path} does not contain subtitles; expected SRT, with lines such as 00:00:01,000 --> 00:00:02,500, or "
+            "WebVTT, which begins with WEBVTT."
         )
     return content
 
 
 def clip_word_times(words: list[tuple[str, float, float]], duration: float) -> list[tuple[str, float, float]]:
     """
-    Fits words to the length of their audio. What ends beyond it ends with it, which is logged if it is more than
-    rounding (10 ms).
+    Clips word timestamps to the length of the audio, with a warning if words end more than 10 ms, which may be
+    rounding, after it.
 
     Args:
         words (`list[tuple[str, float, float]]`): Words with start and end in seconds.
         duration (`float`): Length of the audio in seconds.
 
     Raises:
-        ValueError: if a word starts more than 0.5 s beyond the end of the audio.
+        ValueError: If a word starts more than 0.5 s after the end of the audio.
     """
     for position, (word, start, _) in enumerate(words):
         if start > duration + LATE_START_SECONDS:
@@ -218,22 +221,22 @@ def clip_word_times(words: list[tuple[str, float, float]], duration: float) -> l
     beyond = sum(end > duration + ROUNDING_SECONDS for _, _, end in words)
     if beyond:
         logger.warning(
-            f"{beyond} of {len(words)} words ended beyond the audio, which lasts {duration:.2f} s; they now end there."
+            f"{beyond} of {len(words)} words ended after the audio, which lasts {duration:.2f} s; they were cut there."
         )
     return [(word, min(start, duration), min(end, duration)) for word, start, end in words]
 
 
 def split_sentences(words: list[tuple[str, float, float]]) -> list[tuple[int, int]]:
     """
-    Splits words into sentences: one ends after `.`, `?`, `!`, `…` or their full-width forms, with or without closing
-    quotes and brackets, and before a pause of `SENTENCE_PAUSE_SECONDS`. Abbreviations are not known, so "Dr. Who" is
-    split after "Dr.".
+    Splits words into sentences. A sentence ends after `.`, `?`, `!`, `…` or their full-width forms, with or without
+    closing quotes and brackets, and before a pause of `SENTENCE_PAUSE_SECONDS`. Abbreviations are not recognized:
+    "Dr. Who" is split after "Dr.".
 
     Args:
         words (`list[tuple[str, float, float]]`): Words with start and end in seconds.
 
     Returns:
-        `list[tuple[int, int]]`: for each sentence the index of its first word and that after its last.
+        `list[tuple[int, int]]`: for each sentence the index of its first word and the index after its last word.
     """
     stops = [
         index
@@ -245,9 +248,12 @@ def split_sentences(words: list[tuple[str, float, float]]) -> list[tuple[int, in
 
 def locate_words(words: list[str], text: str) -> list[tuple[int, int]]:
     """
-    Returns where each word begins and ends in the text, in characters.
+    Returns the start and end of each word in the text, in characters.
 
-    A word is looked for behind its predecessor: as what comes next, else as a whole word, else inside one.
+    Each word is searched for after the previous one: directly after it, else as a whole word, else inside a word.
+
+    Raises:
+        ValueError: If a word is not in the text after the previous words.
     """
     spans, cursor = [], 0
     for position, word in enumerate(words):
@@ -259,8 +265,8 @@ def locate_words(words: list[str], text: str) -> list[tuple[int, int]]:
         )
         if match is None:
             raise ValueError(
-                f"word {position}, {word!r}, does not occur in the text behind the words before it; the words must be "
-                "those of the text, in its order. Leave the text out to use the words as the text."
+                f"word {position}, {word!r}, does not occur in the text after the previous words; the words must be "
+                "those of the text, in order. Leave the text out to use the words as the text."
             )
         spans.append(match.span(1))
         cursor = match.end(1)
