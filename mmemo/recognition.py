@@ -160,7 +160,7 @@ class EmotionRecognition:
             ValueError: If the item or an option is invalid.
         """
         size = self.window_batch_size if window_batch_size is None else window_batch_size
-        if not (isinstance(size, int) and size >= 1):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"window_batch_size={size!r} must be an integer of at least 1.")
         speakers = SpeakerOptions(channel, channels, speaker_turns, customer, everyone)
         options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
