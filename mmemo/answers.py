@@ -53,14 +53,17 @@ class AnswerFormatter:
         top_k: int | None = None,
     ) -> None:
         """
-        Checks options of a call; see [`~MultimodalEmotionPipeline.__call__`].
+        Checks options of a call.
+
+        Args:
+            function_to_apply, threshold, coverage, top_k: See [`~MultimodalEmotionPipeline.__call__`].
 
         Raises:
             ValueError: If an option is invalid, or contradicts the model or another option.
         """
         if function_to_apply is not None and function_to_apply not in FUNCTIONS:
             raise ValueError(f"function_to_apply={function_to_apply!r} is unknown; choose one of {list(FUNCTIONS)}.")
-        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k={top_k!r} must be an integer of at least 1, or None for all labels.")
         if threshold is None and coverage is None:
             return
@@ -81,6 +84,9 @@ class AnswerFormatter:
         Args:
             logits (`np.ndarray` of shape `(..., num_labels)`): The logits.
             function_to_apply (`str`, *optional*): `"softmax"`, `"sigmoid"` or `"none"`; by default by problem type.
+
+        Returns:
+            `np.ndarray` of shape `(..., num_labels)`: float32.
         """
         function = function_to_apply or self.default_function
         logits = np.asarray(logits, np.float32)
@@ -133,6 +139,9 @@ class AnswerFormatter:
             weights (two of `float`): The modality weights.
             has_speech (`bool`): Whether the item contains speech or words; without, the label is uncertain.
             top_k, threshold, coverage, return_modality_weights: As in the call.
+
+        Raises:
+            ValueError: If the model has no quantiles for a coverage of these modalities.
         """
         answer = self.format_scores(scores, weights, top_k, threshold, coverage)
         if not has_speech:

@@ -11,7 +11,6 @@ Deliberate choices:
 """
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,14 @@ import numpy as np
 
 from mmemo.audio.loading import MIN_AUDIO_SECONDS, AudioInput, load_audio
 from mmemo.words.dialogue import DialogueText, DialogueTurn, read_context, write_dialogue
-from mmemo.words.times import WordTimes, clip_word_times, is_subtitles, locate_words, read_word_times, token_times
+from mmemo.words.times import (
+    WordTimes,
+    clip_word_times,
+    locate_words,
+    read_word_times,
+    separate_word_times,
+    token_times,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -169,17 +175,10 @@ class ItemProcessing:
     def _read_text(
         self, text: str | WordTimes | None, word_times: WordTimes | None, audio: np.ndarray | None, place: str
     ) -> tuple[str | None, list[tuple[str, float, float]]]:
-        """Returns the text and the timestamps of its words, whichever of the two arguments carried them."""
-        if text is not None and not isinstance(text, (str, os.PathLike, dict, list, tuple)):
-            raise ValueError(f"text{place}: expected a str, word times or None, got {type(text).__name__}.")
-        times_place = f"word_times{place}"
-        if text is not None and (not isinstance(text, str) or is_subtitles(text)):
-            if word_times:
-                raise ValueError(
-                    f"text{place} and {times_place} both contain word timestamps; pass a plain str as text, or leave "
-                    "word_times out."
-                )
-            times_place, text, word_times = f"text{place}", None, text
+        """Returns the text and the timestamps of its words, whichever of the two arguments contained them."""
+        plain, word_times = separate_word_times(text, word_times, place)
+        times_place = f"word_times{place}" if plain is text else f"text{place}"
+        text = plain
         words: list[tuple[str, float, float]] = []
         if word_times is not None:
             with _prefixed(times_place):

@@ -7,8 +7,10 @@ Deliberate choices:
 - Nothing here needs torch or `transformers`.
 """
 
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
 
@@ -24,6 +26,16 @@ from mmemo.timeline.windows import TimelineOptions, Window
 
 # A dictionary of only these keys is an audio input itself, as `datasets` returns it.
 AUDIO_KEYS = {"array", "raw", "sampling_rate", "bytes", "path"}
+# Options of a call: of loading, of timelines, of predictions.
+LOADING_OPTIONS = ("channel",)
+RECORDING_OPTIONS = (
+    *(option.name for option in fields(TimelineOptions)),
+    *(option.name for option in fields(SpeakerOptions) if option.name not in LOADING_OPTIONS),
+    "transcriber",
+)
+TIMELINE_OPTIONS = ("return_timeline", "window_batch_size", *RECORDING_OPTIONS)
+ANSWER_OPTIONS = ("top_k", "function_to_apply", "threshold", "coverage")
+ITEM_ANSWER_OPTIONS = (*ANSWER_OPTIONS, "return_modality_weights")
 
 
 class EmotionRecognition:
@@ -63,8 +75,7 @@ class EmotionRecognition:
         Raises:
             ValueError: If a key is unknown, or the model has no encoder for a modality of the item.
         """
-        is_audio = not isinstance(inputs, dict) or (inputs and inputs.keys() <= AUDIO_KEYS)
-        item = {"audio": inputs} if is_audio else inputs
+        item = {"audio": inputs} if _is_audio(inputs) else inputs
         if unknown := [key for key in item if key not in ITEM_KEYS]:
             raise ValueError(
                 f"unknown keys {unknown}; an item may have {ITEM_KEYS}, or be an audio input by itself, with "
@@ -89,13 +100,14 @@ class EmotionRecognition:
             ValueError: If the item is invalid.
         """
         item = self.as_item(inputs)
+        if item.get("word_times") and "text" not in self.answers.modalities:
+            raise ValueError("this model has no text encoder; leave 'word_times' out.")
         try:
             prepared = self.processor.prepare(**item, channel=channel)
         except ValueError as error:
-            if isinstance(inputs, str):
-                raise ValueError(
-                    f"{error} A str is the path of an audio file; to pass a text, use {{'text': ...}}."
-                ) from error
+            audio = item.get("audio")
+            if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
+                raise ValueError(f"{error} A str is the path of an audio file; pass a text as 'text'.") from error
             raise
         if detect_speech and prepared.audio is not None:
             return without_silent_audio(prepared, self.processor.feature_extractor.sampling_rate)
@@ -139,7 +151,7 @@ class EmotionRecognition:
             transcriber (*optional*): Transcribes a recording without words; see [`transcribe`].
             function_to_apply, top_k, threshold, coverage: See [`AnswerFormatter`].
             window_batch_size (`int`, *optional*): Number of windows that the model encodes at once.
-            timeline: See [`TimelineOptions`].
+            timeline: See [`TimelineOptions`]; `None` is the default.
 
         Returns:
             `dict`: See [`~AnswerFormatter.format_recording`].
@@ -147,12 +159,16 @@ class EmotionRecognition:
         Raises:
             ValueError: If the item or an option is invalid.
         """
+        size = self.window_batch_size if window_batch_size is None else window_batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"window_batch_size={size!r} must be an integer of at least 1.")
         speakers = SpeakerOptions(channel, channels, speaker_turns, customer, everyone)
-        options = TimelineOptions(**timeline)
-        recording = open_recording(self.processor, self.as_item(inputs), speakers, options, transcriber)
+        options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
+        item = self.as_item(inputs)
+        recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
         windows, shown = iter(recording), 0.0
         with self._progress(recording.expected_duration) as bar:
-            while batch := list(islice(windows, window_batch_size or self.window_batch_size)):
+            while batch := list(islice(windows, size)):
                 self.predict_windows(batch, function_to_apply)
                 if bar is not None:
                     bar.update(recording.duration - shown)
@@ -170,6 +186,30 @@ class EmotionRecognition:
     def _progress(self, seconds: float | None) -> AbstractContextManager[Any]:
         """Returns a progress bar over a recording of so many seconds, or a context of `None`."""
         return nullcontext()
+
+
+def _is_audio(inputs: Any) -> bool:
+    """Whether inputs are an audio input by themselves, not an item; `sampling_rate` is a key of both."""
+    if not isinstance(inputs, dict):
+        return True
+    keys = inputs.keys() - {"sampling_rate"}
+    return bool(keys) and keys <= AUDIO_KEYS
+
+
+def check_option_names(names: Iterable[str]) -> None:
+    """Raises a `TypeError` if an option of a call is unknown."""
+    valid = LOADING_OPTIONS + TIMELINE_OPTIONS + ITEM_ANSWER_OPTIONS
+    if unknown := sorted(set(names) - set(valid)):
+        raise TypeError(f"Unknown parameters {unknown}; valid ones are {valid}.")
+
+
+def given_recording_options(options: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the options that request a timeline; `everyone=False` and `None` do not."""
+    return [
+        name
+        for name in RECORDING_OPTIONS
+        if options.get(name) is not None and not (name == "everyone" and not options[name])
+    ]
 
 
 def without_silent_audio(item: PreparedItem, sampling_rate: int) -> PreparedItem:

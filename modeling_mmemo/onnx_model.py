@@ -30,6 +30,7 @@ class MMEmoOnnxModel(OptimizedModel):
 
     config_class = MMEmoConfig
     main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
     # A graph contains all its weights.
     missing_keys_on_load: tuple[str, ...] = ()
 

@@ -10,7 +10,6 @@ Deliberate choices:
 import os
 from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,15 @@ from transformers.utils import logging
 
 from mmemo.answers import AnswerFormatter
 from mmemo.items import PreparedItem
-from mmemo.recognition import EmotionRecognition
-from mmemo.timeline.recording import SpeakerOptions
-from mmemo.timeline.windows import TimelineOptions
+from mmemo.recognition import (
+    ANSWER_OPTIONS,
+    ITEM_ANSWER_OPTIONS,
+    LOADING_OPTIONS,
+    TIMELINE_OPTIONS,
+    EmotionRecognition,
+    check_option_names,
+    given_recording_options,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -35,17 +40,6 @@ AUDIO_INPUTS = ("input_features", "input_values")
 OUTPUTS = ("logits", "modality_weights", "segment_logits", "segment_modality_weights")
 # Types that are one item although they are iterable.
 ITEM_TYPES = (str, bytes, os.PathLike, dict, np.ndarray, torch.Tensor)
-
-PREPROCESS_PARAMETERS = ("channel",)
-# Options of timelines, any of which requests a timeline.
-RECORDING_PARAMETERS = (
-    *(option.name for option in fields(TimelineOptions)),
-    *(option.name for option in fields(SpeakerOptions) if option.name not in PREPROCESS_PARAMETERS),
-    "transcriber",
-)
-TIMELINE_PARAMETERS = ("return_timeline", "window_batch_size", *RECORDING_PARAMETERS)
-ANSWER_PARAMETERS = ("top_k", "function_to_apply", "threshold", "coverage")
-POSTPROCESS_PARAMETERS = (*ANSWER_PARAMETERS, "return_modality_weights")
 
 # Recordings shorter than this, in seconds, get no progress bar.
 PROGRESS_FROM = 60.0
@@ -90,6 +84,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             )
         if isinstance(model, torch.nn.Module):  # an exported model is not
             model.eval()
+        self._postprocess_params: dict[str, Any] = {}  # `_sanitize_parameters` needs it before it has a value
         super().__init__(model=model, processor=processor, **kwargs)
 
     @property
@@ -107,28 +102,29 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
     @property
     def window_batch_size(self) -> int:  # type: ignore[override]
         """Number of windows that the model encodes at once by default."""
-        if not isinstance(self.model, torch.nn.Module) and self.model.model.is_batch_dependent:
+        if self._is_batch_dependent:
             return 1
         return WINDOW_BATCH_SIZE_CPU if self.device.type == "cpu" else WINDOW_BATCH_SIZE
 
+    @property
+    def _is_batch_dependent(self) -> bool:
+        """Whether a prediction depends on the rest of its batch; see [`EmotionGraph`]."""
+        return not isinstance(self.model, torch.nn.Module) and self.model.model.is_batch_dependent
+
     def _sanitize_parameters(self, **parameters):
-        known = PREPROCESS_PARAMETERS + TIMELINE_PARAMETERS + POSTPROCESS_PARAMETERS
-        if unknown := parameters.keys() - set(known):
-            raise TypeError(f"Unknown parameters {sorted(unknown)}; valid ones are {known}.")
-        self.answers.check_options(**{name: parameters.get(name) for name in ANSWER_PARAMETERS})
-        requested = [name for name in RECORDING_PARAMETERS if parameters.get(name)]
+        check_option_names(parameters)
+        # Options of the call override those of the pipeline; together they must make sense.
+        merged = {**self._postprocess_params, **parameters}
+        self.answers.check_options(**{name: merged.get(name) for name in ANSWER_OPTIONS})
+        requested = given_recording_options(parameters)
         if requested and parameters.get("return_timeline") is False:
             raise ValueError(
                 f"return_timeline=False contradicts {requested}, which are options of timelines; leave one out."
             )
-        size = parameters.get("window_batch_size")
-        if size is not None and not (isinstance(size, int) and size >= 1):
-            raise ValueError(f"window_batch_size={size!r} must be an integer of at least 1.")
-        preprocess_parameters, forward_parameters, postprocess_parameters = (
+        return tuple(
             {name: parameters[name] for name in names if name in parameters}
-            for names in (PREPROCESS_PARAMETERS, TIMELINE_PARAMETERS, POSTPROCESS_PARAMETERS)
+            for names in (LOADING_OPTIONS, TIMELINE_OPTIONS, ITEM_ANSWER_OPTIONS)
         )
-        return preprocess_parameters, forward_parameters, postprocess_parameters
 
     def __call__(self, inputs: Any, **kwargs):
         """
@@ -174,7 +170,8 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
                 Number of windows of a recording that the model encodes at once: 8 on a CPU, 32 elsewhere, and 1 for
                 dynamic int8 graphs, whose scores depend on the batch, by default.
             batch_size (`int`, *optional*, defaults to 1), num_workers (`int`, *optional*, defaults to 0):
-                Number of items that the model encodes at once, and number of processes that load them.
+                Number of items that the model encodes at once, and number of processes that load them. Dynamic int8
+                graphs encode one item at a time, since their scores depend on the batch.
 
         Returns:
             For one item a list of `{"label": str, "score": float}`, highest score first.
@@ -217,6 +214,8 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             return (
                 _with_position(index, self._predict_recording, item, *parameters) for index, item in enumerate(inputs)
             )
+        if self._is_batch_dependent:
+            batch_size = 1
         preprocess_params = {**preprocess_params, "detect_speech": _may_be_uncertain(postprocess_params)}
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(_Numbered(inputs), self._preprocess_numbered, preprocess_params)
@@ -261,14 +260,13 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
 
     def run(self, items: list[PreparedItem]) -> dict[str, np.ndarray]:
         outputs = self.forward(self.collate(items))
-        return {name: values.float().numpy() for name, values in outputs.items()}
+        return {name: values.float().numpy() for name, values in outputs.items() if name in OUTPUTS}
 
     def _predict_recording(
         self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
     ) -> dict[str, Any]:
-        timeline = {name: value for name, value in forward_params.items() if value is not None}
-        timeline.pop("return_timeline", None)
-        answer = {name: value for name, value in postprocess_params.items() if name in ANSWER_PARAMETERS}
+        timeline = {name: value for name, value in forward_params.items() if name != "return_timeline"}
+        answer = {name: value for name, value in postprocess_params.items() if name in ANSWER_OPTIONS}
         return self.predict_timeline(inputs, **preprocess_params, **answer, **timeline)
 
     def _progress(self, seconds: float | None) -> AbstractContextManager[Any]:
@@ -290,9 +288,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
 def _is_timeline(parameters: dict[str, Any]) -> bool:
     if parameters.get("return_timeline") is not None:
         return parameters["return_timeline"]
-    return any(parameters.get(name) is not None for name in RECORDING_PARAMETERS if name != "everyone") or bool(
-        parameters.get("everyone")
-    )
+    return bool(given_recording_options(parameters))
 
 
 def _may_be_uncertain(parameters: dict[str, Any]) -> bool:

@@ -261,7 +261,7 @@ def test_half_precision(emotion, items):
         ({"text": "so", "label": 1, "id": 2}, r"unknown keys \['label', 'id'\]; an item may have \('audio', 'text'"),
         (
             "no_such.wav",
-            "audio: Cannot read no_such.wav .*A str is the path of an audio file; to pass a text, use {'text'",
+            "audio: Cannot read no_such.wav .*A str is the path of an audio file; pass a text as 'text'",
         ),
         (object(), "audio: object is not an audio input; pass a path"),
         (np.zeros(99, np.float32), "audio: .*silent"),

@@ -22,14 +22,15 @@ def stereo():
     return np.stack([ramp, -ramp])
 
 
-def opened(processor, audio=None, transcriber=None, **arguments):
+def opened(processor, audio=None, transcriber=None, modalities=("audio", "text"), **arguments):
     """Opens a recording with options sorted by their names into item, speakers and timeline."""
     parts = ({"audio": audio}, {}, {})
     for name, value in arguments.items():
         places = (SpeakerOptions.__dataclass_fields__, TimelineOptions.__dataclass_fields__)
         parts[next((index for index, fields in enumerate(places, 1) if name in fields), 0)][name] = value
     item, speakers, timeline = parts
-    return open_recording(processor, item, SpeakerOptions(**speakers), TimelineOptions(**timeline), transcriber)
+    speakers, options = SpeakerOptions(**speakers), TimelineOptions(**timeline)
+    return open_recording(processor, item, modalities, speakers, options, transcriber)
 
 
 def predict(recording):
@@ -155,7 +156,10 @@ def test_a_long_text_without_timestamps_raises(processor, stereo):
         ({"channels": "split", "customer": 0, "text": "so"}, "fits no channel"),
         ({"speaker_turns": [("ann", 0, 1), ("bob", 1, 2)]}, r"the speaker of the customer, one of \['ann', 'bob'\]"),
         ({"speaker_turns": [("ann", 0, 1)], "text": "so"}, "fits no turn"),
-        ({"text": SRT, "word_times": [("so", 0, 1)]}, "pass one of them"),
+        (
+            {"text": SRT, "word_times": [("so", 0, 1)]},
+            "text and word_times both contain word timestamps; pass a plain str as text",
+        ),
         ({"channel": 5}, r"has 2 channel\(s\), so channel=5"),
         ({"word_times": [("so", 100.0, 101.0)]}, "'so'.* starts at 100"),
         ({"segment_s": -1}, "segment_s=-1"),
@@ -192,14 +196,14 @@ def test_a_channel_without_words_has_no_word_spans(processor, stereo):
     assert not predict(silent)
 
 
-def test_an_audio_model_places_spans_by_words(processor, stereo):
-    audio_only = MMEmoProcessor(processor.feature_extractor)
-    recording = opened(audio_only, stereo[0], word_times=[("so", 0.5, 1.0)], granularity="word", **CUT)
+def test_words_of_an_audio_model_only_define_spans(processor, stereo):
+    words = [("so", 0.5, 1.0)]
+    recording = opened(processor, stereo[0], modalities=["audio"], word_times=words, granularity="word", **CUT)
     (window,) = predict(recording)
     assert window.item["text"] is None
     assert [span.words for span in recording.sources[0].spans] == [["so"]]
-    with pytest.raises(ValueError, match="has no tokenizer and takes no text"):
-        opened(audio_only, stereo[0], text="so")
+    with pytest.raises(ValueError, match="This model has no text encoder, so a timeline needs audio; pass audio"):
+        opened(processor, modalities=["audio"], word_times=words)
 
 
 def test_turns_are_clipped_to_the_recording(processor, stereo):

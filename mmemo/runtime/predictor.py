@@ -17,7 +17,7 @@ import numpy as np
 
 from mmemo.answers import AnswerFormatter
 from mmemo.items import PreparedItem
-from mmemo.recognition import EmotionRecognition
+from mmemo.recognition import EmotionRecognition, check_option_names, given_recording_options
 from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_folder
 from mmemo.runtime.processor import OnnxProcessor
 
@@ -93,6 +93,7 @@ class EmotionPredictor(EmotionRecognition):
         return_timeline: bool = False,
         context: Any = None,
         speaker: str | None = None,
+        function_to_apply: str | None = None,
         **timeline: Any,
     ) -> Any:
         """
@@ -105,16 +106,24 @@ class EmotionPredictor(EmotionRecognition):
             word_times (*optional*): Timestamps of the words; see [`WordTimes`].
             context (*optional*), speaker (`str`, *optional*): The previous turns, oldest first, and the speaker of the
                 text; see [`DialogueTurn`]. For models that were trained with dialogue context.
-            top_k, return_modality_weights, channel, threshold, coverage, return_timeline (*optional*), timeline:
+            top_k, return_modality_weights, channel, threshold, coverage, return_timeline, function_to_apply
+            (*optional*), timeline:
                 As in [`~MultimodalEmotionPipeline.__call__`].
 
         Returns:
             What the pipeline returns for one item.
 
         Raises:
+            TypeError: If an option is unknown.
             ValueError: If the audio, the text or an option is invalid, or both are missing.
         """
-        options: dict[str, Any] = {"top_k": top_k, "threshold": threshold, "coverage": coverage}
+        check_option_names(timeline)
+        options: dict[str, Any] = {
+            "top_k": top_k,
+            "function_to_apply": function_to_apply,
+            "threshold": threshold,
+            "coverage": coverage,
+        }
         self.answers.check_options(**options)
         item = {
             "audio": audio,
@@ -126,10 +135,8 @@ class EmotionPredictor(EmotionRecognition):
         }
         if return_timeline:
             return self.predict_timeline(item, channel=channel, **options, **timeline)
-        if timeline:
-            raise ValueError(
-                f"{sorted(timeline)} are options of timelines; pass return_timeline=True, or leave them out."
-            )
+        if names := given_recording_options(timeline):
+            raise ValueError(f"{names} are options of timelines; pass return_timeline=True, or leave them out.")
         prepared = self.prepare(item, channel, detect_speech=threshold is not None or coverage is not None)
         return self.predict_item(prepared, return_modality_weights=return_modality_weights, **options)
 

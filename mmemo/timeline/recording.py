@@ -9,7 +9,7 @@ Deliberate choices:
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,9 +23,9 @@ from mmemo.timeline.windows import FRAME_SECONDS, Span, TimelineOptions, Window,
 from mmemo.words.times import (
     LATE_START_SECONDS,
     clip_word_times,
-    is_subtitles,
     locate_words,
     read_word_times,
+    separate_word_times,
 )
 from mmemo.words.transcription import transcribe
 
@@ -101,6 +101,7 @@ class Source:
         is_selected (`bool`): Whether its emotions are predicted; otherwise only its speech is detected.
         spans (`list[Span]`), speech (`list[tuple[float, float]]`): Its results, in seconds of the recording.
         words (`list[str]`): The words of a turn.
+        is_finished (`bool`): Whether its last samples were read.
     """
 
     track: Track
@@ -193,6 +194,7 @@ class Recording:
 def open_recording(
     processor: Any,
     item: dict[str, Any],
+    modalities: Collection[str],
     speakers: SpeakerOptions | None = None,
     options: TimelineOptions | None = None,
     transcriber: Any = None,
@@ -205,6 +207,9 @@ def open_recording(
         item (`dict`):
             `audio`, `text`, `word_times` and `sampling_rate` as in [`MMEmoProcessor.__call__`], of one item. With
             `channels="split"`, `word_times` is a dictionary of them by channel.
+        modalities (`Collection[str]`):
+            The modalities that the model encodes, `"audio"`, `"text"`, or both. Without `"text"`, words with
+            timestamps only define the spans.
         speakers ([`SpeakerOptions`], *optional*): The speakers that get predictions.
         options ([`TimelineOptions`], *optional*): How the recording is cut.
         transcriber (*optional*): Transcribes the recording if there are no words; see [`transcribe`].
@@ -219,19 +224,13 @@ def open_recording(
                 "the item as a whole."
             )
     speakers, options = speakers or SpeakerOptions(), options or TimelineOptions()
-    text, word_times = item.get("text"), item.get("word_times")
-    if text is not None and (not isinstance(text, str) or is_subtitles(text)):
-        if word_times is not None:
-            raise ValueError("text contains timestamps, and word_times is given too; pass one of them.")
-        text, word_times = None, text
+    text, word_times = separate_word_times(item.get("text"), item.get("word_times"))
     text = text if text and text.strip() else None
-    if text is not None and processor.tokenizer is None:
-        raise ValueError(
-            "This processor has no tokenizer and takes no text; pass audio, or word_times to place spans."
-        )
     if item.get("audio") is None:
+        if "text" not in modalities:
+            raise ValueError("This model has no text encoder, so a timeline needs audio; pass audio.")
         return _open_words(processor, text, word_times, speakers, options)
-    return _AudioOpener(processor, item, text, word_times, speakers, options, transcriber).open()
+    return _AudioOpener(processor, item, modalities, text, word_times, speakers, options, transcriber).open()
 
 
 def _open_words(
@@ -241,7 +240,7 @@ def _open_words(
     if speakers.channels or speakers.speaker_turns is not None:
         raise ValueError("Channels and speaker turns are parts of an audio, and there is none; pass audio.")
     words = _read_words(word_times, text, None)
-    if not words or processor.tokenizer is None:
+    if not words:
         raise ValueError("A timeline needs audio, or words with timestamps; pass audio, word_times or subtitles.")
     rate = _sampling_rate(processor)
     # A last word of zero length lasts one frame.
@@ -256,6 +255,7 @@ class _AudioOpener:
         self,
         processor: Any,
         item: dict[str, Any],
+        modalities: Collection[str],
         text: str | None,
         word_times: Any,
         speakers: SpeakerOptions,
@@ -270,7 +270,7 @@ class _AudioOpener:
         self.transcriber = transcriber
         self.rate = _sampling_rate(processor)
         self.blocks = AudioBlocks(item["audio"], item.get("sampling_rate"), self.rate)
-        self.make_track = partial(Track, sampling_rate=self.rate, reads=processor.tokenizer is not None)
+        self.make_track = partial(Track, sampling_rate=self.rate, reads="text" in modalities)
         longest = processor.max_audio_samples
         if longest is not None and options.window_s * self.rate > longest:
             raise ValueError(

@@ -144,6 +144,35 @@ def is_subtitles(text: str) -> bool:
     return _VTT_HEADER.match(text) is not None or _CUE_TIMES.search(text) is not None
 
 
+def separate_word_times(
+    text: str | WordTimes | None, word_times: WordTimes | None, place: str = ""
+) -> tuple[str | None, WordTimes | None]:
+    """
+    Separates a text from timestamps of words, which may be passed in its place.
+
+    Args:
+        text (`str` or `WordTimes`, *optional*): A text, or words with timestamps; a `str` may be subtitles.
+        word_times (`WordTimes`, *optional*): Words with timestamps.
+        place (`str`, *optional*): Position in a batch, for error messages: `"[2]"`.
+
+    Returns:
+        `tuple`: The plain text and the timestamps; `None` if missing.
+
+    Raises:
+        ValueError: If the text has another type, or both arguments contain timestamps.
+    """
+    if text is not None and not isinstance(text, (str, os.PathLike, dict, list, tuple)):
+        raise ValueError(f"text{place}: expected a str, word times or None, got {type(text).__name__}.")
+    if text is None or (isinstance(text, str) and not is_subtitles(text)):
+        return text, word_times
+    if word_times:
+        raise ValueError(
+            f"text{place} and word_times{place} both contain word timestamps; pass a plain str as text, or leave "
+            "word_times out."
+        )
+    return None, text
+
+
 def _with_plain_lines(text: str) -> str:
     return re.sub(r"\r\n?", "\n", text.removeprefix("\ufeff"))
 
