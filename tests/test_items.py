@@ -19,8 +19,8 @@ def test_a_prepared_item_is_immutable_and_collates_without_loading(processor, ma
     words = [("so ", 0, 0.3), ("happy you", 0.2, 0.9)]
     item = processor.prepare(make_clip(sampling_rate=8_000), " ", words, sampling_rate=8_000)
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
-        "1 of 2 timed words or phrases overlapped the next",
-        "2 of 3 words ended beyond the audio, which lasts 0.50 s",
+        "1 of 2 words or phrases overlapped the next and were cut at its start.",
+        "2 of 3 words ended after the audio, which lasts 0.50 s",
     ]
     assert item.text == "so happy you"
     assert item.word_spans == ((0, 2), (3, 8), (9, 12))
@@ -157,7 +157,7 @@ def test_a_token_of_two_words_spans_both(processor):
         ({"text": "so", "word_times": [("so", float("nan"), 1)]}, r"word 0, 'so', has start=nan and end=1"),
         (
             {"text": ["so", "so sad"], "word_times": [None, [("sad", 0, 1), ("so", 1, 2)]]},
-            r"word_times\[1\]: word 1, 'so', does not occur in the text behind the words before it",
+            r"word_times\[1\]: word 1, 'so', does not occur in the text after the previous words",
         ),
         (
             {"text": "so happy", "word_times": 3},

@@ -91,9 +91,7 @@ def read_word_times(word_times: WordTimes) -> list[tuple[str, float, float]]:
         overlaps += end > limit
         words += _spread(text, start, min(end, limit))
     if overlaps:
-        logger.warning(
-            f"{overlaps} of {len(entries)} words or phrases overlapped the next; they were cut at its start."
-        )
+        logger.warning(f"{overlaps} of {len(entries)} words or phrases overlapped the next and were cut at its start.")
     return words
 
 
