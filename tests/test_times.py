@@ -66,7 +66,7 @@ def test_an_overlap_is_cut_at_the_start_of_the_next(caplog):
     words = read_word_times([("a b", 0, 9), ("c", 1, 2), ("d", 1, 3), ("e", 3, 4)])
     assert words == [("a", 0, 0.5), ("b", 0.5, 1), ("c", 1, 1), ("d", 1, 3), ("e", 3, 4)]
     assert [record.getMessage() for record in caplog.records] == [
-        "2 of 4 words or phrases overlapped the next; they were cut there."
+        "2 of 4 words or phrases overlapped the next; they were cut at its start."
     ]
     assert read_word_times(words) == words
     assert len(caplog.records) == 1
@@ -210,7 +210,7 @@ def test_cues_are_sorted_and_overlaps_cut(caplog):
     cues = ["00:05.000 --> 00:06.000\nlast", "00:01.000 --> 00:03.000\na bc", "00:02.500 --> 00:04.000\nd"]
     assert read_word_times(vtt(*cues)) == [("a", 1, 1.5), ("bc", 1.5, 2.5), ("d", 2.5, 4), ("last", 5, 6)]
     assert [record.getMessage() for record in caplog.records] == [
-        "1 of 3 words or phrases overlapped the next; they were cut there."
+        "1 of 3 words or phrases overlapped the next; they were cut at its start."
     ]
 
 
