@@ -214,7 +214,7 @@ def _check_sizes(audio: str | None, text: str | None, subtitles: str | None) -> 
         raise ValueError(f"{subtitles} belongs to a recording; add the recording, or remove the subtitles.")
     if subtitles is not None and (size := os.path.getsize(subtitles)) > MAX_SUBTITLES_BYTES:
         raise ValueError(
-            f"{subtitles} has {size} bytes; at most {MAX_SUBTITLES_BYTES} are allowed. Is it a subtitle file?"
+            f"{subtitles} has {size} bytes; at most {MAX_SUBTITLES_BYTES} are allowed. Is it the right file?"
         )
     if audio is not None:
         # Counted, since not every header declares the duration.
