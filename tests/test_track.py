@@ -293,7 +293,7 @@ def test_speech_after_silence_gets_predictions_without_a_gap(example_audio, late
         pause = np.zeros(round((6 + offset) * RATE), np.float32)
         _, spans = run(track, pause, speech, pause, speech[:RATE])
         # A second track that only detects speech.
-        finder = Track(TimelineOptions(), RATE, answers=False)
+        finder = Track(TimelineOptions(), RATE, yields_windows=False)
         run(finder, pause, speech, pause, speech[:RATE])
         for begin, end in finder.pop_speech():
             inside = [span for span in spans if span.start < end - 0.2 and span.end > begin + 0.2]
@@ -315,7 +315,7 @@ def test_audio_without_speech_counts_as_missing():
 
 
 def test_a_track_that_only_detects_speech_has_no_windows(example_audio):
-    track = Track(TimelineOptions(), RATE, answers=False)
+    track = Track(TimelineOptions(), RATE, yields_windows=False)
     windows, spans = run(track, load_audio(example_audio))
     assert not windows
     assert not spans

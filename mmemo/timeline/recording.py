@@ -270,7 +270,7 @@ class _AudioOpener:
         self.transcriber = transcriber
         self.rate = _sampling_rate(processor)
         self.blocks = AudioBlocks(item["audio"], item.get("sampling_rate"), self.rate)
-        self.make_track = partial(Track, sampling_rate=self.rate, reads="text" in modalities)
+        self.make_track = partial(Track, sampling_rate=self.rate, encodes_text="text" in modalities)
         longest = processor.max_audio_samples
         if longest is not None and options.window_s * self.rate > longest:
             raise ValueError(
@@ -296,8 +296,8 @@ class _AudioOpener:
         if text is not None and (self.blocks.duration is None or self.blocks.duration > self.options.window_s):
             _check_text_length(self.processor, text)
         # If the transcriber finds no words, there are no words or sentences to predict.
-        answers = not is_transcribed or _has_spans(self.options, words)
-        track = self.make_track(self.options, words=words, text=text, answers=answers)
+        is_predicted = not is_transcribed or _has_spans(self.options, words)
+        track = self.make_track(self.options, words=words, text=text, yields_windows=is_predicted)
         return self._recording([Source(track, channel=self.speakers.channel)])
 
     def _recording(self, sources: list[Source], has_turns: bool = False) -> Recording:
@@ -325,8 +325,8 @@ class _AudioOpener:
                 words = self._transcribe(number)
             # A channel may have no words; without any source of words the track raises if its options need them.
             is_known = by_channel is not None or self.transcriber is not None
-            answers = number in selected and (not is_known or _has_spans(self.options, words))
-            track = self.make_track(self.options, words=words, answers=answers)
+            is_predicted = number in selected and (not is_known or _has_spans(self.options, words))
+            track = self.make_track(self.options, words=words, yields_windows=is_predicted)
             sources.append(Source(track, f"channel_{number}", number, is_selected=number in selected))
         return sources
 
@@ -344,9 +344,9 @@ class _AudioOpener:
                 )
             ]
             # A turn without words has no words or sentences to predict.
-            answers = speaker in selected and _has_spans(self.options, spoken)
-            options = self.options if answers else replace(self.options, voice_activity=False)
-            track = self.make_track(options, words=spoken, answers=answers)
+            is_predicted = speaker in selected and _has_spans(self.options, spoken)
+            options = self.options if is_predicted else replace(self.options, voice_activity=False)
+            track = self.make_track(options, words=spoken, yields_windows=is_predicted)
             source = Source(track, speaker, self.speakers.channel, start, end, is_selected=speaker in selected)
             source.speech.append((start, end))
             source.words = [word for word, _, _ in spoken]

@@ -98,7 +98,7 @@ class EmotionStream:
         """Discards all state; the next chunk starts a new stream at 0 s."""
         rate = self.emotion.processor.feature_extractor.sampling_rate
         self._audio = LiveAudio(self.sampling_rate, rate)
-        self._track = Track(self.options, rate, reads="text" in self.emotion.answers.modalities)
+        self._track = Track(self.options, rate, encodes_text="text" in self.emotion.answers.modalities)
         self._last_word = 0.0
 
     def feed(self, chunk: ArrayLike, word_times: WordTimes | None = None) -> list[dict[str, Any]]:

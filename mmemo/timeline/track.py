@@ -137,8 +137,8 @@ class Track:
         sampling_rate (`int`): Sampling rate of the samples in Hz.
         words (`list` of `(word, start, end)`, *optional*): Words with timestamps in seconds.
         text (`str`, *optional*): Text without timestamps; it is part of every window.
-        answers (`bool`, *optional*, defaults to `True`): Whether to yield windows; otherwise only speech is detected.
-        reads (`bool`, *optional*, defaults to `True`):
+        yields_windows (`bool`, *optional*, defaults to `True`): Whether to yield windows; otherwise only speech is detected.
+        encodes_text (`bool`, *optional*, defaults to `True`):
             Whether the model encodes text; otherwise words only define the spans.
 
     Raises:
@@ -152,8 +152,8 @@ class Track:
         sampling_rate: int,
         words: Iterable[Word] = (),
         text: str | None = None,
-        answers: bool = True,
-        reads: bool = True,
+        yields_windows: bool = True,
+        encodes_text: bool = True,
     ):
         if options.voice_activity and sampling_rate != SAMPLING_RATE:
             raise ValueError(
@@ -167,13 +167,13 @@ class Track:
         self.duration = 0.0
         self.audio = SampleBuffer()
         self.speech = SpeechActivity(VoiceActivityDetector()) if options.voice_activity else None
-        self._yields_windows = answers
-        self._encodes_text = reads
+        self._yields_windows = yields_windows
+        self._encodes_text = encodes_text
         self._has_all_samples = False
         self._has_all_windows = False
         self._last_window = (-options.window_hop_s, 0.0)  # its start and end in seconds
         self._num_segments = 0
-        self._open: deque[Span] = deque(self._known_spans() if answers else ())
+        self._open: deque[Span] = deque(self._known_spans() if yields_windows else ())
 
     def _known_spans(self) -> list[Span]:
         """Returns the spans that do not depend on the length of the recording."""
