@@ -137,7 +137,8 @@ class Track:
         sampling_rate (`int`): Sampling rate of the samples in Hz.
         words (`list` of `(word, start, end)`, *optional*): Words with timestamps in seconds.
         text (`str`, *optional*): Text without timestamps; it is part of every window.
-        yields_windows (`bool`, *optional*, defaults to `True`): Whether to yield windows; otherwise only speech is detected.
+        yields_windows (`bool`, *optional*, defaults to `True`):
+            Whether to yield windows; otherwise only speech is detected.
         encodes_text (`bool`, *optional*, defaults to `True`):
             Whether the model encodes text; otherwise words only define the spans.
 
