@@ -320,7 +320,7 @@ def test_words_are_not_encoded_by_a_model_without_text_encoder(emotion, make_cli
         (entry,) = single(item, granularity="word", voice_activity=False)["timeline"]
         assert entry["words"] == ["so"] and entry["modality_weights"] == {"audio": 1, "text": 0}
     else:
-        with pytest.raises(ValueError, match="^this model has no text encoder; leave 'word_times' out"):
+        with pytest.raises(ValueError, match=r"^this model has no text encoder; leave 'word_times' out"):
             single(item)
 
 

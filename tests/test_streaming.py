@@ -23,7 +23,8 @@ def speech(example_audio):
     return np.concatenate([clip, np.zeros(2 * 16_000, np.float32), clip])
 
 
-def feed_all(stream, samples, size, **kwargs):
+def feed_all(stream, samples, size):
+    """Returns the segments of samples that are fed in chunks of `size`."""
     segments = [
         segment for start in range(0, len(samples), size) for segment in stream.feed(samples[start : start + size])
     ]
