@@ -191,7 +191,9 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             For a list a list of these; for any other iterable, an iterator.
 
         Raises:
-            ValueError: If an item is invalid, with its position.
+            TypeError: If an option is unknown.
+            ValueError: If an option is invalid or contradicts another, or if an item is invalid; with its position, if
+                it is one of many.
         """
         if isinstance(inputs, list) and not inputs:
             return []

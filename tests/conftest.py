@@ -1,4 +1,4 @@
-"""Tiny random parts of everything, built once a session; each test gets a copy."""
+"""Tiny random models, processors and exports, built once per session; tests get copies."""
 
 import copy
 import os
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 
-# Read by the libraries as they are imported.
+# The libraries read these variables at import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="mmemo-modules-")
@@ -29,7 +29,7 @@ from modeling_mmemo import (
 from modeling_mmemo.exporters import MMEmoQuantizer, export_onnx, save_analysis
 
 
-torch.set_num_threads(1)  # the models are too small to share
+torch.set_num_threads(1)  # more threads slow tiny models down
 LABELS = ("angry", "happy", "neutral", "sad")
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [*SPECIAL_TOKENS, "i", "am", "you", "are", "so", "happy", "sad", "not", "wait", "##ing", "!", ".", ","]
@@ -43,7 +43,7 @@ def example_audio():
 
 @pytest.fixture(scope="session")
 def make_clip():
-    """Makes float32 samples that are different for each seed, and like each other at all rates."""
+    """Returns a function that makes float32 samples: one signal per seed, the same at every sampling rate."""
 
     def make(seconds=0.5, seed=0, sampling_rate=16_000):
         time = np.arange(round(seconds * sampling_rate)) / sampling_rate
@@ -55,7 +55,7 @@ def make_clip():
 
 @pytest.fixture
 def audio_forms(make_clip, tmp_path):
-    """One clip in every form that stands for itself; a bare list of floats is a clip only where no batch may stand."""
+    """One clip in every audio form except a list of floats, which pipelines take as a batch."""
     clip = make_clip(0.5)
     path = tmp_path / "clip.wav"
     soundfile.write(path, clip, 16_000, subtype="FLOAT")
@@ -96,7 +96,7 @@ def tokenizer(session_tokenizer):
 
 @pytest.fixture
 def byte_tokenizer():
-    """One token a byte as in GPT-2: an end-of-sequence token, but none for padding, and no limit of length."""
+    """Byte-level tokens as in GPT-2: with an end-of-sequence token, without padding token and maximum length."""
     vocabulary = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -111,7 +111,7 @@ def processor(tokenizer):
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory, session_tokenizer):
-    """Folders of a tiny Whisper and a tiny BERT, as a user would pass Hub names."""
+    """Folders of a tiny Whisper and a tiny BERT, for arguments that take names of the Hub."""
     audio, text = tmp_path_factory.mktemp("audio"), tmp_path_factory.mktemp("text")
     torch.manual_seed(0)
     whisper = WhisperConfig(
@@ -161,7 +161,7 @@ def session_model():
         fusion_hidden_size=16,
         num_attention_heads=2,
         id2label=dict(enumerate(LABELS)),
-        # A random model of the usual range says nearly the same of everything.
+        # With the usual range, a random model predicts nearly the same for every input.
         initializer_range=0.5,
     )
     return MMEmoForEmotionRecognition(config).eval()
@@ -174,7 +174,7 @@ def model(session_model):
 
 @pytest.fixture
 def trained(model, processor, tmp_path):
-    """A folder as `train.py` leaves it."""
+    """A folder as `train.py` saves it."""
     folder = tmp_path / "trained"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -201,7 +201,7 @@ def emotion(model, processor):
 
 @pytest.fixture(scope="session")
 def corpora_dir():
-    """The real corpora, which lie beside the project where there are any."""
+    """Folder of the real corpora next to the repository; without it, the test is skipped."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no corpora in {folder}")

@@ -26,7 +26,7 @@ def rewrite_metadata(path, change):
     onnx.save(model, path)
 
 
-def test_int8_comes_first_and_a_folder_onnx_will_do(folder):
+def test_find_graph_prefers_int8_and_searches_the_subfolder_onnx(folder):
     assert find_graph(folder) == folder / "model_int8.onnx"
     assert find_graph(folder, "model.onnx") == folder / "model.onnx"
 
@@ -37,7 +37,7 @@ def test_int8_comes_first_and_a_folder_onnx_will_do(folder):
     assert find_graph(folder) == folder / "onnx" / "model.onnx"
 
 
-def test_a_folder_without_a_graph(folder):
+def test_a_folder_without_the_graph_raises(folder):
     with pytest.raises(FileNotFoundError, match=r"no other.onnx, but \['model.onnx', .*\]. Export the model: mmemo"):
         find_graph(folder, "other.onnx")
     for path in folder.glob("*.onnx"):
@@ -46,7 +46,7 @@ def test_a_folder_without_a_graph(folder):
         find_graph(folder)
 
 
-def test_a_graph_of_others_is_refused(folder):
+def test_a_graph_without_metadata_raises(folder):
     model = onnx.load(folder / "model.onnx")
     del model.metadata_props[:]
     onnx.save(model, folder / "model.onnx")
@@ -57,7 +57,7 @@ def test_a_graph_of_others_is_refused(folder):
         EmotionGraph(folder / "model.onnx")
 
 
-def test_a_graph_of_another_format_is_refused(folder):
+def test_a_graph_of_another_format_raises(folder):
     rewrite_metadata(folder / "model.onnx", lambda metadata: metadata.update(format=99, versions={"mmemo": "9.1"}))
 
     with pytest.raises(
@@ -66,7 +66,7 @@ def test_a_graph_of_another_format_is_refused(folder):
         EmotionGraph(folder / "model.onnx")
 
 
-def test_a_torn_file_is_refused(folder):
+def test_a_truncated_file_raises(folder):
     path = folder / "model.onnx"
     path.write_bytes(path.read_bytes()[:1000])
 
@@ -74,32 +74,32 @@ def test_a_torn_file_is_refused(folder):
         EmotionGraph(path)
 
 
-def test_without_onnx_runtime(exported, monkeypatch):
+def test_missing_onnx_runtime_raises(exported, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
 
     with pytest.raises(ImportError, match="needs ONNX Runtime: pip install onnxruntime"):
         EmotionGraph(exported / "model.onnx")
 
 
-def test_it_says_what_it_is(exported):
+def test_metadata_describes_the_model(exported):
     graph, int8 = EmotionGraph(exported / "model.onnx"), EmotionGraph(exported / "model_int8.onnx")
 
     assert graph.metadata["precision"] == "float32" and graph.metadata["versions"].keys() >= {"mmemo", "torch"}
     assert int8.metadata["precision"] == "int8" and int8.metadata["approach"] == "dynamic"
 
 
-def test_a_mask_that_is_left_out_calls_everything_real(exported, model):
+def test_a_missing_mask_counts_as_ones(exported, model):
     graph = EmotionGraph(exported / "model.onnx")
     inputs = {"input_ids": np.array([[2, 5, 6, 3], [2, 7, 9, 3]]), "input_features": np.ones((2, 16, 30), np.float32)}
 
-    answer = graph.predict(inputs)
+    outputs = graph.predict(inputs)
 
     expected = model(**{name: torch.from_numpy(values) for name, values in inputs.items()})
-    np.testing.assert_allclose(answer["logits"], expected.logits.detach().numpy(), atol=1e-4)
-    assert "segment_logits" not in answer
+    np.testing.assert_allclose(outputs["logits"], expected.logits.detach().numpy(), atol=1e-4)
+    assert "segment_logits" not in outputs
 
 
-def test_bad_inputs_are_refused(exported):
+def test_invalid_inputs_raise(exported):
     graph = EmotionGraph(exported / "model.onnx")
 
     with pytest.raises(ValueError, match=r"has no inputs \['input_values'\]; it has \['input_features'"):
@@ -112,12 +112,15 @@ def test_bad_inputs_are_refused(exported):
     "program",
     [
         "from mmemo import EmotionPredictor; EmotionPredictor()(text='so')",
-        "from modeling_mmemo import load_pipeline; load_pipeline(backend='onnx')({'text': 'so'})",
-        "from modeling_mmemo.exporters import export_onnx; import onnxruntime",
+        pytest.param(
+            "from modeling_mmemo import load_pipeline; load_pipeline(backend='onnx')({'text': 'so'})",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("from modeling_mmemo.exporters import export_onnx; import onnxruntime", marks=pytest.mark.slow),
     ],
 )
-def test_nothing_is_reported_to_anybody(program, tmp_path):
-    """ONNX Runtime keeps a number for the machine in the home folder, once it reports its use."""
+def test_no_telemetry_is_sent(program, tmp_path):
+    """ONNX Runtime writes an identifier of the machine to the home folder as soon as its telemetry is active."""
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"HOME": str(tmp_path)})
 
     assert not [path for path in tmp_path.rglob("*") if "icrosoft" in str(path)]

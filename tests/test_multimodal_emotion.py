@@ -40,7 +40,7 @@ LABELS = {"angry", "happy", "neutral", "sad"}
 
 @pytest.fixture
 def items(make_clip):
-    """Items of every mixture and length."""
+    """Items with audio, with text and with both, of different lengths."""
     return [
         {"audio": make_clip(0.5, 1), "text": "I am so sad."},
         {"audio": {"array": make_clip(1.1, 2, 8_000), "sampling_rate": 8_000}},
@@ -57,36 +57,36 @@ def items(make_clip):
 
 
 def assert_same(actual, expected):
-    """Compares answers, whatever their order of labels, within 1e-5."""
+    """Compares lists of predictions within 1e-5; the labels may be in any order."""
     assert len(actual) == len(expected)
-    for some, others in zip(actual, expected):
-        assert {s["label"]: s["score"] for s in some} == pytest.approx(
-            {o["label"]: o["score"] for o in others}, abs=1e-5
+    for found, other in zip(actual, expected):
+        assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(
+            {entry["label"]: entry["score"] for entry in other}, abs=1e-5
         )
 
 
-def test_all_labels_come_sorted_by_score(emotion, items):
-    answer = emotion(items[0])
-    scores = [entry["score"] for entry in answer]
-    assert {entry["label"] for entry in answer} == LABELS
-    assert all(set(entry) == {"label", "score"} for entry in answer)
+def test_labels_are_sorted_by_score(emotion, items):
+    prediction = emotion(items[0])
+    scores = [entry["score"] for entry in prediction]
+    assert {entry["label"] for entry in prediction} == LABELS
+    assert all(set(entry) == {"label", "score"} for entry in prediction)
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-5)
-    assert scores[0] - scores[-1] > 1e-3  # the model tells them apart
+    assert scores[0] - scores[-1] > 1e-3  # the scores of the labels differ
 
 
-def test_scores_are_the_softmax_of_the_models_logits(emotion, items):
+def test_scores_are_the_softmax_of_the_logits(emotion, items):
     inputs = emotion.processor(audio=items[0]["audio"], text=items[0]["text"], return_tensors="pt")
     expected = emotion.model(**inputs).logits.softmax(dim=-1)[0].tolist()
-    answer = {entry["label"]: entry["score"] for entry in emotion(items[0])}
-    assert [answer[emotion.model.config.id2label[i]] for i in range(4)] == pytest.approx(expected, abs=1e-6)
+    prediction = {entry["label"]: entry["score"] for entry in emotion(items[0])}
+    assert [prediction[emotion.model.config.id2label[i]] for i in range(4)] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_items_have_the_same_answers_alone_and_in_any_batch(emotion, items, batch_size):
+def test_predictions_do_not_depend_on_the_batch(emotion, items, batch_size):
     alone = [emotion(item) for item in items]
     assert_same(emotion(items, batch_size=batch_size), alone)
     assert_same(emotion(items[::-1], batch_size=batch_size), alone[::-1])
-    assert len({tuple(entry["score"] for entry in answer) for answer in alone}) == len(items)
+    assert len({tuple(entry["score"] for entry in prediction) for prediction in alone}) == len(items)
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -111,7 +111,7 @@ TOWERS = {
 
 
 @pytest.mark.parametrize("audio", TOWERS)
-def test_encoders_of_the_hub_plug_in(audio, byte_tokenizer, items):
+def test_hub_encoders_do_not_depend_on_the_batch(audio, byte_tokenizer, items):
     torch.manual_seed(0)
     extractor, audio_config = TOWERS[audio]
     text_config = GPT2Config(vocab_size=257, n_embd=16, n_layer=2, n_head=2, eos_token_id=0)
@@ -121,17 +121,17 @@ def test_encoders_of_the_hub_plug_in(audio, byte_tokenizer, items):
     )
     alone = [plugged(item) for item in items]
     assert_same(plugged(items, batch_size=4), alone)
-    assert len({tuple(entry["score"] for entry in answer) for answer in alone}) == len(items)
+    assert len({tuple(entry["score"] for entry in prediction) for prediction in alone}) == len(items)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_workers_change_nothing(emotion, items, batch_size):
+def test_workers_do_not_change_predictions(emotion, items, batch_size):
     expected = emotion(items, batch_size=batch_size)
     assert_same(emotion(items, batch_size=batch_size, num_workers=2), expected)
     assert_same(list(emotion((item for item in items), batch_size=batch_size, num_workers=2)), expected)
 
 
-def test_every_form_of_audio_has_the_same_answer(emotion, audio_forms):
+def test_all_audio_forms_have_the_same_prediction(emotion, audio_forms):
     forms = list(audio_forms.values())
     expected = emotion({"audio": audio_forms["array"]})
     for form in forms:
@@ -139,11 +139,11 @@ def test_every_form_of_audio_has_the_same_answer(emotion, audio_forms):
     assert_same(emotion(forms, batch_size=4), [expected] * len(forms))
 
 
-def test_a_recording_has_an_answer(emotion, example_audio):
+def test_a_path_equals_an_item_with_the_path(emotion, example_audio):
     assert_same([emotion(example_audio)], [emotion({"audio": str(example_audio)})])
 
 
-def test_iterables_stream(emotion, items):
+def test_iterables_are_streamed(emotion, items):
     expected = emotion(items)
     taken = []
 
@@ -152,16 +152,16 @@ def test_iterables_stream(emotion, items):
             taken.append(item)
             yield item
 
-    answers = emotion(stream())
-    assert_same([next(iter(answers))], expected[:1])
+    predictions = emotion(stream())
+    assert_same([next(iter(predictions))], expected[:1])
     assert len(taken) < len(items)
     for many in (tuple(items), map(dict, items[4:5])):
-        answers = list(emotion(many, batch_size=2))
-        assert_same(answers, expected if len(answers) > 1 else expected[4:5])
+        predictions = list(emotion(many, batch_size=2))
+        assert_same(predictions, expected if len(predictions) > 1 else expected[4:5])
     assert emotion([]) == []
 
 
-def test_datasets_of_torch_and_of_datasets(emotion, make_clip, tmp_path):
+def test_datasets_are_accepted(emotion, make_clip, tmp_path):
     paths = [tmp_path / f"{seed}.wav" for seed in range(3)]
     for seed, path in enumerate(paths):
         soundfile.write(path, make_clip(0.3 + seed / 10, seed), 16_000)
@@ -214,37 +214,37 @@ def test_function_to_apply(emotion, items):
         ("regression", "none"),
     ],
 )
-def test_the_function_follows_the_problem(emotion, items, problem_type, function):
+def test_the_default_function_follows_the_problem_type(emotion, items, problem_type, function):
     emotion.model.config.problem_type = problem_type
     by_default = scores_by_label(emotion, items[0])
     torch.testing.assert_close(by_default, scores_by_label(emotion, items[0], function_to_apply=function))
 
 
 def test_modality_weights(emotion, items):
-    answers = emotion(items, batch_size=3, return_modality_weights=True)
-    for answer in answers:
-        assert set(answer) == {"scores", "modality_weights"}
-        assert sum(answer["modality_weights"].values()) == pytest.approx(1, abs=1e-5)
-    assert_same([answer["scores"] for answer in answers], emotion(items))
-    weights = [answer["modality_weights"] for answer in answers]
+    predictions = emotion(items, batch_size=3, return_modality_weights=True)
+    for prediction in predictions:
+        assert set(prediction) == {"scores", "modality_weights"}
+        assert sum(prediction["modality_weights"].values()) == pytest.approx(1, abs=1e-5)
+    assert_same([prediction["scores"] for prediction in predictions], emotion(items))
+    weights = [prediction["modality_weights"] for prediction in predictions]
     assert [w["audio"] for w in weights[1:4]] == [1, 0, 1]
     assert 0 < weights[0]["text"] < 1
 
 
-def test_channel(emotion, make_clip):
+def test_channel_selects_one_channel(emotion, make_clip):
     stereo = np.stack([make_clip(seed=1), make_clip(seed=2)])
     assert emotion(stereo, channel=1) == emotion(stereo[1])
     assert emotion([stereo], channel=0) == [emotion(stereo[0])]
 
 
-def test_the_callers_item_is_left_alone(emotion, items):
+def test_items_are_not_modified(emotion, items):
     before = dict(items[4])
     emotion(items[4])
     assert items[4] is not before and list(items[4]) == list(before)
     assert all(items[4][key] is before[key] for key in before)
 
 
-def test_half_precision(emotion, items):
+def test_bfloat16_scores_are_close(emotion, items):
     expected = emotion(items)
     emotion.model.bfloat16()
     for some, others in zip(emotion(items, batch_size=3), expected):
@@ -271,25 +271,25 @@ def test_half_precision(emotion, items):
         ({"text": "so", "word_times": [("sad", 0, 1)]}, "word_times: word 0, 'sad', does not occur"),
     ],
 )
-def test_a_bad_item_is_named(emotion, items, item, message):
+def test_an_invalid_item_raises_with_its_position(emotion, items, item, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         emotion(item)
     many = [items[0], items[6], item, items[2]]
     with pytest.raises(ValueError, match=f"^Item 2: {message}"):
         emotion(many, batch_size=2)
-    answers = iter(emotion(item for item in many))
-    assert len([next(answers), next(answers)]) == 2
+    predictions = iter(emotion(item for item in many))
+    assert len([next(predictions), next(predictions)]) == 2
     with pytest.raises(ValueError, match=f"^Item 2: {message}"):
-        next(answers)
+        next(predictions)
 
 
-def test_a_worker_names_the_bad_item(emotion, items):
+def test_an_invalid_item_in_a_worker_raises_with_its_position(emotion, items):
     with pytest.raises(ValueError, match=r"Item 2: audio: Cannot read no_such\.wav") as raised:
         emotion([*items[:2], "no_such.wav"], num_workers=1)
-    traceback.clear_frames(raised.tb)  # or the garbage collector finds the worker, and waits 5 s for it
+    traceback.clear_frames(raised.tb)  # otherwise the garbage collector waits 5 s for the worker
 
 
-def test_bad_parameters_are_named(emotion, items):
+def test_invalid_parameters_raise(emotion, items):
     with pytest.raises(ValueError, match=r"function_to_apply='tanh' is unknown; choose one of \['softmax', 'sigmoid'"):
         emotion(items[0], function_to_apply="tanh")
     with pytest.raises(ValueError, match="top_k=0 must be an integer of at least 1"):
@@ -298,8 +298,34 @@ def test_bad_parameters_are_named(emotion, items):
         emotion(items[0], topk=1)
 
 
+def test_options_of_pipeline_and_call_are_checked_together(emotion, items):
+    emotion.model.config.problem_type = "multi_label_classification"
+    built = MultimodalEmotionPipeline(
+        model=emotion.model, processor=emotion.processor, device="cpu", threshold=0.5, function_to_apply="softmax"
+    )
+    assert "label" in built(items[0])
+    assert "label" in built(items[0], threshold=0.1)
+    with pytest.raises(ValueError, match="threshold= and coverage= need softmax scores of a single label"):
+        built(items[0], function_to_apply="none")
+    assert len(built(items[0], function_to_apply="none", threshold=None)) == 4
+
+
+@pytest.mark.parametrize("is_timeline", [True, False])
+def test_words_are_not_encoded_by_a_model_without_text_encoder(emotion, make_clip, is_timeline):
+    config = emotion.model.config.to_dict() | {"text_config": None}
+    model = MMEmoForEmotionRecognition(MMEmoConfig(**config)).eval()
+    single = MultimodalEmotionPipeline(model=model, processor=emotion.processor, device="cpu")
+    item = {"audio": make_clip(1.0), "word_times": [("so", 0.1, 0.4)]}
+    if is_timeline:
+        (entry,) = single(item, granularity="word", voice_activity=False)["timeline"]
+        assert entry["words"] == ["so"] and entry["modality_weights"] == {"audio": 1, "text": 0}
+    else:
+        with pytest.raises(ValueError, match=r"^this model has no text encoder; leave 'word_times' out"):
+            single(item)
+
+
 @pytest.mark.parametrize("absent", ["audio", "text"])
-def test_a_model_of_one_modality_refuses_the_other(emotion, items, absent):
+def test_a_model_of_one_modality_raises_for_the_other(emotion, items, absent):
     config = emotion.model.config.to_dict() | {f"{absent}_config": None}
     model = MMEmoForEmotionRecognition(MMEmoConfig(**config)).eval()
     single = MultimodalEmotionPipeline(model=model, processor=emotion.processor, device="cpu")
@@ -309,7 +335,7 @@ def test_a_model_of_one_modality_refuses_the_other(emotion, items, absent):
     assert len(single({present: items[0][present]}, return_modality_weights=True)["scores"]) == 4
 
 
-def test_random_weights_are_refused(model, processor):
+def test_newly_initialised_weights_raise(model, processor):
     for missing, named in ((("a",), "a"), (tuple("abcdefg"), r"a, b, c, d, e, \.\.\.")):
         model.missing_keys_on_load = missing
         message = f"^{len(missing)} weights of MMEmoForEmotionRecognition .*be random: {named}\\. Load a checkpoint"
@@ -317,12 +343,12 @@ def test_random_weights_are_refused(model, processor):
             MultimodalEmotionPipeline(model=model, processor=processor)
 
 
-def test_a_model_in_training_answers_without_dropout(model, processor, emotion, items):
+def test_a_model_in_training_mode_predicts_without_dropout(model, processor, emotion, items):
     model.train()
     assert_same(MultimodalEmotionPipeline(model=model, processor=processor, device="cpu")(items), emotion(items))
 
 
-def test_saved_and_loaded_it_answers_the_same(emotion, items, tmp_path):
+def test_a_saved_pipeline_predicts_the_same(emotion, items, tmp_path):
     expected = emotion(items)
     emotion.save_pretrained(tmp_path)
     assert str(Path(DEFAULT_MODEL).parent) not in (tmp_path / "config.json").read_text()
@@ -335,8 +361,8 @@ def test_saved_and_loaded_it_answers_the_same(emotion, items, tmp_path):
         assert_same(loaded(items), expected)
 
 
-def test_saved_with_its_code_it_is_heard_by_the_package_all_the_same(emotion, items, tmp_path):
-    """Without the package: see `test_remote_code.py`."""
+def test_a_saved_pipeline_with_remote_code_loads_the_installed_class(emotion, items, tmp_path):
+    """Processes without the package are tested in `test_remote_code.py`."""
     expected = emotion(items)
     emotion.save_pretrained(tmp_path)
     entry = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
@@ -352,7 +378,7 @@ def test_saved_with_its_code_it_is_heard_by_the_package_all_the_same(emotion, it
         assert_same(loaded(items), expected)
 
 
-def test_what_is_pushed_brings_its_code_along(emotion, monkeypatch):
+def test_push_to_hub_uploads_the_code(emotion, monkeypatch):
     class Hub:
         def create_repo(self, repo_id, **kwargs):
             return type("Url", (), {"repo_id": repo_id})
@@ -387,7 +413,7 @@ def test_the_embedded_model_is_the_default(emotion, items, tmp_path, monkeypatch
     assert caplog.records
 
 
-def test_a_model_of_another_type_is_refused(processor):
+def test_a_model_of_another_type_raises(processor):
     other = GPT2Model(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
 
     with pytest.raises(ValueError, match=r"models of type 'mmemo', not 'gpt2'; .*from_audio_text_pretrained"):
@@ -411,7 +437,7 @@ def test_a_timeline_has_a_segment_every_half_second(emotion, make_clip):
     assert result["spans"][-1]["end"] == pytest.approx(6.2)
 
 
-def test_the_segments_of_a_short_clip_are_those_of_the_model(emotion, make_clip):
+def test_segments_of_a_short_clip_equal_the_segments_of_the_model(emotion, make_clip):
     clip = make_clip(2.0)
     inputs = emotion.processor(clip, segment_times=[[(0.0, 2.0), (0.0, 1.0)]], return_tensors="pt")
     outputs = emotion.model(**inputs)
@@ -424,7 +450,7 @@ def test_the_segments_of_a_short_clip_are_those_of_the_model(emotion, make_clip)
 
 
 @pytest.mark.parametrize("size", [1, 3, 32])
-def test_a_timeline_does_not_depend_on_how_many_windows_are_run_at_once(emotion, make_clip, size):
+def test_a_timeline_does_not_depend_on_the_window_batch_size(emotion, make_clip, size):
     item = {"audio": make_clip(9.7), "word_times": [("so", 1.0, 1.5), ("sad", 6.0, 6.5)]}
     expected = emotion(item, return_timeline=True, voice_activity=False)
     found = emotion(item, return_timeline=True, voice_activity=False, window_batch_size=size)
@@ -433,7 +459,7 @@ def test_a_timeline_does_not_depend_on_how_many_windows_are_run_at_once(emotion,
         assert scores == pytest.approx(others, abs=1e-5)
 
 
-def test_timelines_of_many_and_of_none(emotion, make_clip):
+def test_timelines_of_lists_generators_and_built_pipelines(emotion, make_clip):
     clips = [make_clip(1.0), make_clip(1.6, 1)]
     results = emotion(clips, return_timeline=True, voice_activity=False)
     assert [len(result["timeline"]) for result in results] == [2, 4]
@@ -455,7 +481,7 @@ def test_timelines_of_many_and_of_none(emotion, make_clip):
         ("utterance", [["I", "am", "sad.", "You", "wait!"]]),
     ],
 )
-def test_granularity(emotion, make_clip, granularity, expected):
+def test_granularity_defines_the_spans(emotion, make_clip, granularity, expected):
     words = [("I", 0, 0.3), ("am", 0.3, 0.5), ("sad.", 0.5, 1), ("You", 1.2, 1.5), ("wait!", 1.5, 2)]
     result = emotion(
         {"audio": make_clip(2.5), "word_times": words}, granularity=granularity, voice_activity=False, top_k=1
@@ -464,14 +490,14 @@ def test_granularity(emotion, make_clip, granularity, expected):
     assert all(len(entry["scores"]) == 1 for entry in result["timeline"])
 
 
-def test_a_silent_recording_is_silence_and_no_error(emotion):
+def test_a_silent_recording_is_labelled_silence(emotion):
     result = emotion(np.zeros(32_000, np.float32), return_timeline=True)
     assert result["label"] == "silence"
     assert result["scores"] == result["spans"] == []
     assert [entry["label"] for entry in result["timeline"]] == ["silence"] * 4
 
 
-def test_the_two_channels_of_a_call(emotion, make_clip):
+def test_channels_of_a_call_get_predictions_of_their_own(emotion, make_clip):
     call = np.stack([make_clip(3.0), make_clip(3.0, 1)])
     result = emotion(call, channels="split", customer=1, voice_activity=False)
     assert result["speakers"].keys() == {"channel_0", "channel_1"}
@@ -481,7 +507,7 @@ def test_the_two_channels_of_a_call(emotion, make_clip):
     assert result["speakers"]["channel_1"]["scores"] == alone["scores"]
 
 
-def test_the_turns_of_a_call(emotion, make_clip):
+def test_turns_of_a_call_get_predictions_of_their_own(emotion, make_clip):
     turns = [("ann", 0.0, 1.0), ("bob", 1.0, 2.2), ("ann", 2.5, 3.0)]
     item = {"audio": make_clip(3.0), "word_times": [("so", 0.2, 0.4), ("sad", 2.6, 2.8)]}
     result = emotion(item, speaker_turns=turns, customer="ann", voice_activity=False)
@@ -494,16 +520,16 @@ def test_the_turns_of_a_call(emotion, make_clip):
     assert summarize_call(result)["speakers"]["ann"]["talk_seconds"] == pytest.approx(1.5)
 
 
-def test_below_the_threshold_it_is_uncertain(emotion):
+def test_scores_below_the_threshold_are_uncertain(emotion):
     item = {"text": "you are so sad"}
     (best,) = emotion(item, top_k=1)
-    sure, unsure = (emotion(item, threshold=best["score"] + step) for step in (-1e-4, 1e-4))
-    assert sure["label"] == best["label"]
-    assert unsure["label"] == "uncertain"
-    assert unsure["scores"] == sure["scores"] == emotion(item)
+    above, below = (emotion(item, threshold=best["score"] + step) for step in (-1e-4, 1e-4))
+    assert above["label"] == best["label"]
+    assert below["label"] == "uncertain"
+    assert below["scores"] == above["scores"] == emotion(item)
 
 
-def test_a_sound_without_a_voice_is_never_a_sure_emotion(make_clip, example_audio):
+def test_audio_without_speech_is_uncertain(make_clip, example_audio):
     embedded = load_pipeline()
     time = np.arange(48_000) / 16_000
     chord = sum(np.sin(2 * np.pi * tone * time) for tone in (220.0, 277.2, 329.6)) / 6
@@ -514,23 +540,23 @@ def test_a_sound_without_a_voice_is_never_a_sure_emotion(make_clip, example_audi
     }
     for sound in sounds.values():
         sound = sound.astype(np.float32)
-        answer = embedded(sound, threshold=0.3, coverage=0.9)
-        assert answer["label"] == "uncertain"
-        assert len(answer["label_set"]) == 7
+        prediction = embedded(sound, threshold=0.3, coverage=0.9)
+        assert prediction["label"] == "uncertain"
+        assert len(prediction["label_set"]) == 7
         assert {entry["label"] for entry in embedded(sound, return_timeline=True)["timeline"]} == {"silence"}
-        # Beside words it counts as missing.
+        # If there is text, it counts as missing.
         assert embedded({"audio": sound, "text": "What a lovely day!"}, threshold=0.3)["label"] == "happy"
     assert embedded(str(example_audio), threshold=0.3)["label"] == "angry"
 
 
-def test_coverage_gives_the_labels_that_are_likely_enough(emotion, items):
+def test_coverage_returns_a_prediction_set(emotion, items):
     steps = [index / 100 for index in range(101)]
     emotion.model.config.conformal_quantiles = {"text": steps, "both": steps, "audio": [1.0] * 101}
     item = {"text": "you are so sad"}
     scores = emotion(item)
-    answer = emotion(item, coverage=0.9)
+    prediction = emotion(item, coverage=0.9)
     # Nine in ten true labels had a score of at least 1 - 0.9.
-    assert answer["label_set"] == [entry["label"] for entry in scores if entry["score"] >= 0.1]
+    assert prediction["label_set"] == [entry["label"] for entry in scores if entry["score"] >= 0.1]
     assert emotion(item, coverage=0.01)["label_set"] == [scores[0]["label"]]
     assert set(emotion({"audio": items[0]["audio"]}, coverage=0.5)["label_set"]) == LABELS
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
@@ -546,11 +572,12 @@ def test_coverage_gives_the_labels_that_are_likely_enough(emotion, items):
         ({"threshold": 1.5}, "threshold=1.5 must be a score"),
         ({"threshold": 0.5, "function_to_apply": "none"}, "need softmax scores of a single label"),
         ({"return_timeline": False, "segment_s": 1.0}, r"return_timeline=False contradicts \['segment_s'\]"),
-        ({"window_batch_size": -1, "return_timeline": True}, "window_batch_size=-1"),
+        ({"return_timeline": False, "customer": 0}, r"return_timeline=False contradicts \['customer'\]"),
+        ({"window_batch_size": -1, "return_timeline": True}, "window_batch_size=-1 must be an integer of at least 1"),
         ({"channel": 0.0, "return_timeline": True}, "channel=0.0 does not exist"),
         ({"segment_s": 9.0}, "segment_s=9.0 exceeds window_s=3.5"),
     ],
 )
-def test_impossible_timelines_and_doubts_are_refused(emotion, make_clip, parameters, message):
+def test_invalid_options_of_timelines_and_uncertainty_raise(emotion, make_clip, parameters, message):
     with pytest.raises(ValueError, match=message):
         emotion(make_clip(1.0), **parameters)

@@ -34,8 +34,8 @@ def set_config(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def twin(exported):
-    """The pipeline over the same graph."""
+def pipe(exported):
+    """The pipeline over the int8 graph, which is the default of the predictor."""
     return load_pipeline(exported, "onnx")
 
 
@@ -44,21 +44,21 @@ def speech(example_audio, copies=4):
     return np.tile(np.concatenate([samples, np.zeros(8_000, np.float32)]), copies)
 
 
-def test_answers_are_those_of_the_pipeline(predict, emotion, example_audio, make_clip):
+def test_scores_equal_the_torch_pipeline(predict, emotion, example_audio, make_clip):
     for item in (
         {"audio": str(example_audio), "text": "I am so sad."},
         {"audio": make_clip(0.7, 1)},
         {"audio": make_clip(1.3, 2, 8_000), "sampling_rate": 8_000},
         {"audio": np.stack([make_clip(0.5, 1), make_clip(0.5, 2)]), "text": "  "},
-        {"text": "you are not happy, wait!" * 20},  # more than the tokenizer's 64 tokens
+        {"text": "you are not happy, wait!" * 20},  # more than the 64 tokens of the tokenizer
     ):
         audio, rate = item.get("audio"), item.get("sampling_rate")
         given = item if rate is None else {"audio": {"array": audio, "sampling_rate": rate}}
 
-        answer = predict(audio, item.get("text"), rate)
+        scores = predict(audio, item.get("text"), rate)
 
-        assert by_label(answer) == pytest.approx(by_label(emotion(given)), abs=1e-4)
-        scores = [entry["score"] for entry in answer]
+        assert by_label(scores) == pytest.approx(by_label(emotion(given)), abs=1e-4)
+        scores = [entry["score"] for entry in scores]
         assert scores == sorted(scores, reverse=True)
 
 
@@ -74,11 +74,11 @@ def test_answers_are_those_of_the_pipeline(predict, emotion, example_audio, make
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 2, "return_modality_weights": True}, {"threshold": 0.6}, {"channel": 0}]
 )
-def test_int8_gives_what_int8_gives_in_the_pipeline(exported, twin, example_audio, item, options):
-    """To the bit: all but what runs the graph is the same code."""
+def test_int8_predictions_equal_the_pipeline(exported, pipe, example_audio, item, options):
+    """To the bit: both share all code but the call of the graph."""
     item = {**item, "audio": str(example_audio)} if "audio" in item else item
 
-    assert EmotionPredictor(exported)(**item, **options) == twin(item, **options)
+    assert EmotionPredictor(exported)(**item, **options) == pipe(item, **options)
 
 
 @pytest.mark.parametrize(
@@ -91,36 +91,36 @@ def test_int8_gives_what_int8_gives_in_the_pipeline(exported, twin, example_audi
         {"speaker_turns": [("ann", 0.0, 2.0), ("bob", 2.5, 5.0)], "customer": "bob"},
     ],
 )
-def test_timelines_are_those_of_the_pipeline(exported, twin, example_audio, options):
+def test_timelines_equal_the_pipeline(exported, pipe, example_audio, options):
     samples = speech(example_audio)
     item = {"audio": samples, "word_times": options.pop("word_times", None)}
 
     timeline = EmotionPredictor(exported)(**item, return_timeline=True, **options)
 
-    assert timeline == twin(item, return_timeline=True, **options)
+    assert timeline == pipe(item, return_timeline=True, **options)
 
 
-def test_channels_are_heard_apart(exported, twin, example_audio):
+def test_split_channels_equal_the_pipeline(exported, pipe, example_audio):
     stereo = np.stack([speech(example_audio), np.roll(speech(example_audio), 9_000)])
     options = {"channels": "split", "customer": 1}
 
-    assert EmotionPredictor(exported)(stereo, return_timeline=True, **options) == twin(stereo, **options)
+    assert EmotionPredictor(exported)(stereo, return_timeline=True, **options) == pipe(stereo, **options)
 
 
-def test_streams_are_those_of_the_pipeline(exported, twin, example_audio):
+def test_streams_equal_the_pipeline(exported, pipe, example_audio):
     samples = speech(example_audio)
 
-    def follow(emotion):
+    def stream_segments(emotion):
         stream = EmotionStream(emotion)
         chunks = [stream.feed(samples[start : start + 5_000]) for start in range(0, len(samples), 5_000)]
         return [*chain.from_iterable(chunks), *stream.flush()]
 
-    segments = follow(EmotionPredictor(exported))
-    assert len(segments) > 10 and segments == follow(twin)
+    segments = stream_segments(EmotionPredictor(exported))
+    assert len(segments) > 10 and segments == stream_segments(pipe)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_long_texts_are_cut_and_padded_as_by_transformers(exported, tokenizer, folder, side):
+def test_truncation_and_padding_equal_transformers(exported, tokenizer, folder, side):
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": side, "truncation_side": side}))
     texts = ["you are not happy, wait!" * 20, "so sad"]
@@ -133,7 +133,7 @@ def test_long_texts_are_cut_and_padded_as_by_transformers(exported, tokenizer, f
         assert found == dict(expected)
 
 
-def test_every_form_of_a_file_is_the_same_clip(predict, make_clip, tmp_path):
+def test_all_audio_forms_of_a_file_give_the_same_scores(predict, make_clip, tmp_path):
     path = tmp_path / "clip.flac"
     soundfile.write(path, make_clip(0.5), 16_000)
 
@@ -143,36 +143,36 @@ def test_every_form_of_a_file_is_the_same_clip(predict, make_clip, tmp_path):
 def test_top_k_and_modality_weights(predict, emotion, make_clip):
     clip = make_clip(0.5)
 
-    answer = predict(clip, "so sad", top_k=2, return_modality_weights=True)
+    found = predict(clip, "so sad", top_k=2, return_modality_weights=True)
 
     expected = emotion({"audio": clip, "text": "so sad"}, top_k=2, return_modality_weights=True)
-    assert [entry["label"] for entry in answer["scores"]] == [entry["label"] for entry in expected["scores"]]
-    assert answer["modality_weights"] == pytest.approx(expected["modality_weights"], abs=1e-4)
+    assert [entry["label"] for entry in found["scores"]] == [entry["label"] for entry in expected["scores"]]
+    assert found["modality_weights"] == pytest.approx(expected["modality_weights"], abs=1e-4)
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression", "single_label_classification"])
-def test_scores_follow_the_problem(folder, problem):
+def test_scores_follow_the_problem_type(folder, problem):
     set_config(folder, problem_type=problem)
 
-    answer = EmotionPredictor(folder)(text="you are not happy")
+    scores = EmotionPredictor(folder)(text="you are not happy")
 
-    assert by_label(answer) == pytest.approx(by_label(load_pipeline(folder, "onnx")({"text": "you are not happy"})))
+    assert by_label(scores) == pytest.approx(by_label(load_pipeline(folder, "onnx")({"text": "you are not happy"})))
 
 
-def test_the_embedded_model_answers_without_torch_and_transformers(example_audio):
+def test_the_embedded_model_runs_without_torch_and_transformers(example_audio):
     program = (
         "import json, sys; from mmemo import EmotionPredictor; "
-        "answer = EmotionPredictor()(sys.argv[1], 'I hate you, leave me alone!'); "
-        "print(json.dumps([answer, sorted(name.partition('.')[0] for name in sys.modules)]))"
+        "scores = EmotionPredictor()(sys.argv[1], 'I hate you, leave me alone!'); "
+        "print(json.dumps([scores, sorted(name.partition('.')[0] for name in sys.modules)]))"
     )
 
     run = subprocess.run([sys.executable, "-c", program, example_audio], capture_output=True, text=True, check=True)
 
-    answer, modules = json.loads(run.stdout)
+    scores, modules = json.loads(run.stdout)
     assert not {"torch", "transformers", "librosa", "modeling_mmemo", "huggingface_hub"} & set(modules)
     emotion = load_pipeline(backend="onnx")
     expected = emotion({"audio": example_audio, "text": "I hate you, leave me alone!"})
-    assert answer == expected
+    assert scores == expected
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,13 @@ def test_the_embedded_model_answers_without_torch_and_transformers(example_audio
         ({"audio": np.ones(100), "return_timeline": True, "transcriber": 1}, ValueError, "int is not a transcriber"),
     ],
 )
-def test_bad_input_is_refused_in_words(predict, arguments, error, message):
+def test_invalid_inputs_raise(predict, arguments, error, message):
     with pytest.raises(error, match=message):
         predict(**arguments)
 
 
-def test_a_model_of_text_alone_refuses_audio(tokenizer, make_clip, tmp_path):
+@pytest.mark.slow
+def test_a_text_model_raises_for_audio(tokenizer, make_clip, tmp_path):
     model = tiny.make_model(None, "bert")
     export_onnx(model, MMEmoProcessor(None, tokenizer), tmp_path)
     predict = EmotionPredictor(tmp_path)
@@ -208,7 +209,7 @@ def test_a_model_of_text_alone_refuses_audio(tokenizer, make_clip, tmp_path):
         predict(make_clip(), "so happy")
 
 
-def test_folders_that_lack_something(folder, make_clip, tmp_path):
+def test_incomplete_folders_raise(folder, make_clip, tmp_path):
     (folder / "features.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no features.safetensors: .*load_pipeline\(..., backend='onnx'\)"):
         EmotionPredictor(folder)(make_clip())

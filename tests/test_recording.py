@@ -43,7 +43,7 @@ def predict(recording):
     return windows
 
 
-def test_channels_are_averaged_or_one_is_taken(processor, stereo):
+def test_channels_are_averaged_or_selected(processor, stereo):
     stereo[1] *= 0.5
     for channel, expected in ((None, stereo.mean(axis=0)), (0, stereo[0]), (1, stereo[1])):
         recording = opened(processor, stereo, channel=channel, **CUT)
@@ -52,7 +52,7 @@ def test_channels_are_averaged_or_one_is_taken(processor, stereo):
         assert len(recording.sources[0].spans) == 20
 
 
-def test_a_file_equals_its_samples(processor, stereo, tmp_path):
+def test_a_file_and_its_samples_give_the_same_windows(processor, stereo, tmp_path):
     soundfile.write(tmp_path / "call.wav", stereo.T, RATE, subtype="FLOAT")
     found, expected = (predict(opened(processor, audio, **CUT)) for audio in (tmp_path / "call.wav", stereo))
     for window, other in zip(found, expected, strict=True):
@@ -220,6 +220,6 @@ def test_a_window_longer_than_the_feature_extractor_takes_raises(stereo, tokeniz
         opened(processor, stereo[0])
 
 
-def test_one_channel_cannot_be_split(processor, stereo):
+def test_splitting_one_channel_raises(processor, stereo):
     with pytest.raises(ValueError, match="this one has 1"):
         opened(processor, stereo[0], channels="split", customer=0)

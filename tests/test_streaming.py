@@ -1,4 +1,4 @@
-"""A live stream: what the offline timeline says of the same windows, whatever the chunks."""
+"""Live streams: the same segments as the offline timeline with the same windows, for chunks of any size."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from mmemo.timeline.streaming import LiveAudio
 from modeling_mmemo import EmotionStream, load_audio, load_pipeline
 
 
-CUTTING = {"window_s": 3.0, "window_hop_s": 1.5, "latency_s": 1.5}
+WINDOWS = {"window_s": 3.0, "window_hop_s": 1.5, "latency_s": 1.5}
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +18,13 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def speech(example_audio):
-    """Two of the same utterance with a pause between them."""
+    """One utterance twice, with a pause of two seconds between."""
     clip = load_audio(example_audio)
     return np.concatenate([clip, np.zeros(2 * 16_000, np.float32), clip])
 
 
-def listen(stream, samples, size, **kwargs):
+def feed_all(stream, samples, size):
+    """Returns the segments of samples that are fed in chunks of `size`."""
     segments = [
         segment for start in range(0, len(samples), size) for segment in stream.feed(samples[start : start + size])
     ]
@@ -41,32 +42,32 @@ def assert_same(found, expected, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("size", [160, 8_000, 50_001, 10**9])
-def test_says_what_the_offline_timeline_says(embedded, speech, size):
-    offline = embedded(speech, return_timeline=True, **CUTTING)
-    found = listen(EmotionStream(embedded), speech, size)
+def test_segments_equal_the_offline_timeline(embedded, speech, size):
+    offline = embedded(speech, return_timeline=True, **WINDOWS)
+    found = feed_all(EmotionStream(embedded), speech, size)
     assert {entry["label"] for entry in found} > {"silence"}
     assert_same(found, offline["timeline"])
 
 
 @pytest.mark.parametrize("options", [{"latency_s": None}, {"window_s": 4.0, "window_hop_s": 3.0, "latency_s": None}])
-def test_says_the_same_with_other_windows(embedded, speech, options):
-    offline = embedded(speech, return_timeline=True, **{**CUTTING, **options})
-    assert_same(listen(EmotionStream(embedded, **options), speech, 8_000), offline["timeline"])
+def test_segments_equal_the_offline_timeline_with_other_windows(embedded, speech, options):
+    offline = embedded(speech, return_timeline=True, **{**WINDOWS, **options})
+    assert_same(feed_all(EmotionStream(embedded, **options), speech, 8_000), offline["timeline"])
 
 
-def test_a_segment_comes_no_later_than_stated(embedded, speech):
+def test_segments_are_returned_within_the_stated_latency(embedded, speech):
     stream = EmotionStream(embedded)
     assert stream.latency_seconds == pytest.approx(1.532)
     for index in range(len(speech) // 1_600):
-        heard = (index + 1) * 0.1
+        now = (index + 1) * 0.1
         for segment in stream.feed(speech[index * 1_600 : (index + 1) * 1_600]):
-            assert heard - segment["end"] <= max(stream.latency_seconds, 3.04 - segment["end"]) + 0.1
-    early = heard - max((segment["end"] for segment in stream.flush()), default=heard)
-    assert early <= stream.latency_seconds
+            assert now - segment["end"] <= max(stream.latency_seconds, 3.04 - segment["end"]) + 0.1
+    remaining = now - max((segment["end"] for segment in stream.flush()), default=now)
+    assert remaining <= stream.latency_seconds
 
 
-def test_many_streams_share_a_model_and_do_not_mix(embedded, speech):
-    expected = listen(EmotionStream(embedded), speech, 8_000)
+def test_streams_that_share_a_model_are_independent(embedded, speech):
+    expected = feed_all(EmotionStream(embedded), speech, 8_000)
     one, other = EmotionStream(embedded), EmotionStream(embedded)
     found = []
     for start in range(0, len(speech), 8_000):
@@ -75,30 +76,32 @@ def test_many_streams_share_a_model_and_do_not_mix(embedded, speech):
     assert_same(found + one.flush(), expected)
 
 
-def test_reset_and_flush_begin_anew(embedded, speech):
+def test_reset_and_flush_start_a_new_stream(embedded, speech):
     stream = EmotionStream(embedded)
-    first = listen(stream, speech, 8_000)
+    first = feed_all(stream, speech, 8_000)
     stream.feed(speech[:70_000])
     stream.reset()
-    assert_same(listen(stream, speech, 8_000), first, tolerance=0)
+    assert_same(feed_all(stream, speech, 8_000), first, tolerance=0)
 
 
-def test_words_count_once_they_are_known(embedded, speech):
+def test_words_apply_to_later_segments(embedded, speech):
     stream = EmotionStream(embedded)
-    said = [("I", 0.1, 0.3), ("hate", 0.3, 0.8), ("this.", 0.8, 1.2)]
-    segments = stream.feed(speech[:8_000], word_times=said[:2]) + stream.feed(
-        speech[8_000:32_000], word_times=said[2:]
+    words = [("I", 0.1, 0.3), ("hate", 0.3, 0.8), ("this.", 0.8, 1.2)]
+    segments = stream.feed(speech[:8_000], word_times=words[:2]) + stream.feed(
+        speech[8_000:32_000], word_times=words[2:]
     )
     segments += stream.feed(speech[32_000:]) + stream.flush()
     assert [entry["words"] for entry in segments[:3]] == [["I"], ["hate"], ["this."]]
     assert segments[0]["modality_weights"]["text"] > 0
-    assert_same(segments, embedded({"audio": speech, "word_times": said}, return_timeline=True, **CUTTING)["timeline"])
-    stream.feed(speech[:8_000], word_times=said)
+    assert_same(
+        segments, embedded({"audio": speech, "word_times": words}, return_timeline=True, **WINDOWS)["timeline"]
+    )
+    stream.feed(speech[:8_000], word_times=words)
     with pytest.raises(ValueError, match=r"'hate' starts at 0.3 s, before the last one at 0.8 s"):
-        stream.feed(speech[:8_000], word_times=said[1:])
+        stream.feed(speech[:8_000], word_times=words[1:])
 
 
-def test_other_rates_channels_and_types_are_brought_to_the_models(embedded, speech):
+def test_chunks_of_other_rates_channels_and_types_are_converted(embedded, speech):
     twice = np.repeat(speech, 2)
     pcm = np.stack([twice, twice]) * 32_767
     stream = EmotionStream(embedded, sampling_rate=32_000)
@@ -106,11 +109,11 @@ def test_other_rates_channels_and_types_are_brought_to_the_models(embedded, spee
     for start in range(0, pcm.shape[1], 3_200):
         segments += stream.feed(pcm[:, start : start + 3_200].astype(np.int16))
     segments += stream.flush()
-    expected = listen(EmotionStream(embedded), speech, 8_000)
+    expected = feed_all(EmotionStream(embedded), speech, 8_000)
     assert [entry["label"] for entry in segments] == [entry["label"] for entry in expected]
 
 
-def test_live_audio_is_what_the_file_is(tmp_path, make_clip):
+def test_live_audio_equals_the_loaded_file(tmp_path, make_clip):
     clip = make_clip(1.3, sampling_rate=44_100)
     soundfile.write(tmp_path / "clip.wav", clip, 44_100, subtype="FLOAT")
     live = LiveAudio(44_100)
@@ -121,7 +124,7 @@ def test_live_audio_is_what_the_file_is(tmp_path, make_clip):
     assert abs(len(found) - len(expected)) <= 1
 
 
-def test_state_is_bounded(embedded):
+def test_memory_is_bounded(embedded):
     stream = EmotionStream(embedded)
     silence = np.zeros(16_000, np.float32)
     for _ in range(100):
@@ -139,7 +142,7 @@ def test_state_is_bounded(embedded):
         (np.zeros((2, 2, 2)), "not one clip"),
     ],
 )
-def test_a_bad_chunk_is_refused_and_the_stream_goes_on(embedded, chunk, message):
+def test_an_invalid_chunk_raises_and_the_stream_continues(embedded, chunk, message):
     stream = EmotionStream(embedded)
     with pytest.raises(ValueError, match=message):
         stream.feed(chunk)
@@ -155,6 +158,6 @@ def test_a_bad_chunk_is_refused_and_the_stream_goes_on(embedded, chunk, message)
         ({"granularity": "word"}, TypeError, "granularity"),
     ],
 )
-def test_impossible_options_are_refused(embedded, options, error, message):
+def test_invalid_options_raise(embedded, options, error, message):
     with pytest.raises(error, match=message):
         EmotionStream(embedded, **options)

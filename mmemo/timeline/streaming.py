@@ -33,10 +33,11 @@ class EmotionStream:
         window_s (`float`, defaults to 3.0), window_hop_s (`float`, defaults to 1.5), latency_s (`float`, defaults to
         1.5), segment_s, hop_s, context_s, voice_activity (*optional*):
             How the stream is cut into windows; see [`TimelineOptions`].
-        answer: `top_k`, `threshold` and `coverage`, as in the pipeline.
+        answer_options: `top_k`, `threshold` and `coverage`, as in the pipeline.
 
     Raises:
-        ValueError: If an option is invalid, or needs what a stream cannot know.
+        TypeError: If an option is unknown.
+        ValueError: If an option is invalid, or the model has no audio encoder.
 
     Example:
 
@@ -62,11 +63,11 @@ class EmotionStream:
         hop_s: float | None = None,
         context_s: float = 3.5,
         voice_activity: bool = True,
-        **answer: Any,
+        **answer_options: Any,
     ):
         self.emotion = emotion
         if "audio" not in self.emotion.answers.modalities:
-            raise ValueError("A stream is audio, and this model has no audio encoder; choose a model that has one.")
+            raise ValueError("A stream needs audio, and this model has no audio encoder; choose a model that has one.")
         self.options = TimelineOptions(
             segment_s=segment_s,
             hop_s=hop_s,
@@ -77,18 +78,18 @@ class EmotionStream:
             voice_activity=voice_activity,
         )
         valid = {"top_k", "threshold", "coverage"}
-        if unknown := answer.keys() - valid:
+        if unknown := answer_options.keys() - valid:
             raise TypeError(f"Unknown arguments {sorted(unknown)}; valid options of predictions are {sorted(valid)}.")
-        self.emotion.answers.check_options(**answer)
-        self._answer = answer
+        self.emotion.answers.check_options(**answer_options)
+        self._answer_options = answer_options
         self.sampling_rate = sampling_rate
         self.reset()
 
     @property
     def latency_seconds(self) -> float:
         """
-        The longest time from the end of a segment until it is returned, in seconds of audio, without the time that the
-        model takes. Segments of the first window may take as long as that window.
+        The longest time from the end of a segment until it is returned, in seconds of audio, without the run time of
+        the model. Segments of the first window may take as long as that window.
         """
         options = self.options
         longest = options.window_s if options.latency_s is None else max(options.latency_s, options.window_hop_s)
@@ -116,7 +117,7 @@ class EmotionStream:
             `list[dict]`: The segments that are final now, as in the pipeline's `timeline`.
 
         Raises:
-            ValueError: If the chunk holds no valid samples, or the words precede earlier ones.
+            ValueError: If the samples are invalid, or the words start before earlier ones.
         """
         samples = self._audio(chunk)
         if word_times is not None:
@@ -147,4 +148,4 @@ class EmotionStream:
 
     def _final_segments(self) -> list[dict[str, Any]]:
         self._track.pop_speech()
-        return [self.emotion.answers.format_span(span, **self._answer) for span in self._track.pop()]
+        return [self.emotion.answers.format_span(span, **self._answer_options) for span in self._track.pop()]
