@@ -48,7 +48,7 @@ def clips() -> list[bytes]:
 @contextmanager
 def service(**settings):
     """A service with settings of [`ServiceSettings`]; its process."""
-    environment = {f"MMEMO_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = {f"MMEMO_SERVE__{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "mmemo.cli", "serve", "--port", str(PORT)]
     with open(os.devnull, "wb") as nowhere:
         process = subprocess.Popen(command, env=os.environ | environment, stdout=nowhere, stderr=nowhere)
