@@ -43,15 +43,20 @@ class Running:
     def open_files(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def get(self, path):
+        return httpx.get(self.address + path, timeout=PATIENCE_S)
+
+    def post(self, path, **request):
+        return httpx.post(self.address + path, timeout=PATIENCE_S, **request)
+
     def is_ready(self):
         try:
-            return httpx.get(f"{self.address}/ready", timeout=PATIENCE_S).status_code == 200
+            return self.get("/ready").status_code == 200
         except httpx.TransportError:
             return False
 
     def metric(self, name):
-        text = httpx.get(f"{self.address}/metrics", timeout=PATIENCE_S).text
-        line = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        line = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
         return float(line[1]) if line else 0.0
 
     def wait_until(self, condition):

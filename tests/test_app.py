@@ -1,10 +1,10 @@
 """The service in a process of its own, over the network."""
 
+import asyncio
 import base64
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -13,6 +13,8 @@ import pytest
 import soundfile
 from running import PATIENCE_S, running
 
+from mmemo.serving.app import create_app
+from mmemo.serving.settings import ServiceSettings
 from modeling_mmemo import load_pipeline
 
 
@@ -136,7 +138,7 @@ def test_concurrent_requests_do_not_change_predictions(client, service, clip):
     alone = [client.post("/predict", json=request).json() for request in requests[:3]] * 8
 
     with ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(lambda request: httpx.post(f"{service.address}/predict", json=request).json(), requests))
+        found = list(pool.map(lambda request: service.post("/predict", json=request).json(), requests))
 
     assert found == alone
 
@@ -147,7 +149,11 @@ def test_concurrent_requests_do_not_change_predictions(client, service, clip):
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "The body is not valid JSON"),
         ({"content": b"\xff\xfe", "headers": {"content-type": "application/json"}}, 400, "The body is not valid JSON"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
-        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "The Content-Type is text/plain; send multipart/form-data"),
+        (
+            {"content": b"x", "headers": {"content-type": "text/plain"}},
+            415,
+            "The Content-Type is text/plain",
+        ),
         ({"content": b""}, 415, "The Content-Type is missing"),
         ({"json": {}}, 422, "audio and text are both missing"),
         ({"json": []}, 422, "The body: Input should be an object"),
@@ -204,7 +210,9 @@ def test_metrics(client, service):
     service.wait_until(lambda: service.metric(count) == refused + 1)
     assert service.metric("mmemo_batch_size_count") == batches + 1
     assert service.metric('mmemo_rejects_total{reason="refused"}') >= refused + 1
-    service.wait_until(lambda: service.metric("mmemo_requests_in_flight") == service.metric("mmemo_pending_bytes") == 0)
+    service.wait_until(
+        lambda: service.metric("mmemo_requests_in_flight") == service.metric("mmemo_pending_bytes") == 0
+    )
     client.get("/unknown")
     service.wait_until(lambda: 'path="other"' in client.get("/metrics").text)
 
@@ -226,13 +234,13 @@ def test_api_keys(exported, tmp_path):
     with running(tmp_path / "log", exported, api_keys="alpha-key, beta-key") as service:
 
         def status(**headers):
-            return httpx.post(f"{service.address}/predict", json={"text": "so"}, headers=headers).status_code
+            return service.post("/predict", json={"text": "so"}, headers=headers).status_code
 
         assert status() == status(authorization="Bearer gamma-key") == status(authorization="beta-key") == 401
         assert status(authorization="Bearer alpha-key") == status(authorization="bEARER  beta-key") == 200
-        assert httpx.get(f"{service.address}/ready").status_code == 200
+        assert service.get("/ready").status_code == 200
         assert service.metric('mmemo_rejects_total{reason="key"}') == 3
-        schema = httpx.get(f"{service.address}/openapi.json").json()
+        schema = service.get("/openapi.json").json()
         assert schema["paths"]["/predict"]["post"]["security"] == [{"key": []}]
         assert "alpha-key" not in service.log and "beta-key" not in service.log
 
@@ -243,11 +251,10 @@ def test_a_shutdown_completes_requests_in_flight(exported, example_audio, tmp_pa
     soundfile.write(path, np.tile(samples, 200), rate)
     with running(tmp_path / "log", exported) as service, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(
-            httpx.post,
-            f"{service.address}/predict",
+            service.post,
+            "/predict",
             files={"audio_file": path.read_bytes()},
             data={"return_timeline": "1"},
-            timeout=PATIENCE_S,
         )
         service.wait_until(lambda: service.metric("mmemo_requests_in_flight") == 1)
 
@@ -267,11 +274,10 @@ def test_a_shutdown_has_a_time_limit(exported, example_audio, tmp_path):
     with running(tmp_path / "log", exported, **settings) as service, ThreadPoolExecutor(4) as pool:
         responses = [
             pool.submit(
-                httpx.post,
-                f"{service.address}/predict",
+                service.post,
+                "/predict",
                 files={"audio_file": path.read_bytes()},
                 data={"return_timeline": "1", "segment_s": "0.1"},
-                timeout=PATIENCE_S,
             )
             for _ in range(4)
         ]
@@ -279,33 +285,68 @@ def test_a_shutdown_has_a_time_limit(exported, example_audio, tmp_path):
 
         assert service.stop() == 0
 
-    # Some were cut off, which no slow machine can complete in time.
     assert "timeout graceful shutdown exceeded" in service.log
-    assert any(isinstance(response.exception(), httpx.TransportError) for response in responses)
+    assert sorted(response.result().status_code for response in responses) == [500, 500, 503, 503]
 
 
-def test_requests_over_the_limits_are_told_when_to_retry(exported, example_audio, tmp_path):
-    samples, rate = soundfile.read(example_audio, dtype="float32")
-    path = tmp_path / "long.flac"
-    soundfile.write(path, np.tile(samples, 100), rate)
-    with running(tmp_path / "log", exported, workers=1, max_waiting=2, max_recordings=1) as service:
+@pytest.mark.parametrize(
+    ("request_", "what"),
+    [({"text": "so"}, "2 requests"), ({"word_times": [["so", 0.1, 0.5]], "return_timeline": True}, "1 timelines")],
+)
+def test_requests_over_the_limits_are_told_when_to_retry(exported, request_, what):
+    app = create_app(ServiceSettings(model=str(exported), workers=1, max_waiting=2, max_recordings=1))
+    service, may_run = app.state.service, threading.Event()
+    predict = service._predict
+    service._predict = lambda *args, **options: may_run.wait() and predict(*args, **options)
+    slots = service.recordings if "return_timeline" in request_ else service.clips
 
-        def post(**request):
-            return httpx.post(f"{service.address}/predict", timeout=PATIENCE_S, **request)
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            running = [asyncio.create_task(client.post("/predict", json=request_)) for _ in range(slots.limit)]
+            while slots.taken < slots.limit:
+                await asyncio.sleep(0)
+            refused = await client.post("/predict", json=request_)
+            may_run.set()
+            return refused, await asyncio.gather(*running)
 
-        with ThreadPoolExecutor(16) as pool:
-            timelines = [
-                pool.submit(post, files={"audio_file": path.read_bytes()}, data={"return_timeline": "1"})
-                for _ in range(3)
-            ]
-            texts = [pool.submit(post, json={"text": "so " * 50}) for _ in range(60)]
-        timelines, texts = ([future.result() for future in futures] for futures in (timelines, texts))
+    refused, answers = asyncio.run(ask())
+    service.close()
 
-    for answers in (timelines, texts):
-        assert {answer.status_code for answer in answers} == {200, 503}
-        for answer in answers:
-            if answer.status_code == 503:
-                assert 1 <= int(answer.headers["retry-after"]) <= 60 and "try again later" in answer.json()["detail"]
+    assert refused.status_code == 503
+    assert refused.json() == {"detail": f"{what} are in progress; try again later."}
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert [answer.status_code for answer in answers] == [200] * slots.limit
+
+
+def test_an_internal_error_of_one_item_reaches_that_item_only(exported, caplog):
+    app = create_app(ServiceSettings(model=str(exported), workers=1, max_batch_size=8))
+    service = app.state.service
+    run = service.predictor.graph.answer
+
+    def fail_on_long_text(inputs):
+        if inputs["attention_mask"].sum(axis=1).max() > 5:
+            raise RuntimeError("a secret of the user")
+        return run(inputs)
+
+    service.predictor.graph.answer = fail_on_long_text
+
+    async def ask():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            items = [{"text": "so"}, {"text": "so " * 20}, {"text": "sad"}, {"text": ""}]
+            return await client.post("/predict/batch", json={"items": items}), await client.post(
+                "/predict", json=items[1]
+            )
+
+    batch, alone = asyncio.run(ask())
+    service.close()
+
+    assert batch.status_code == 200
+    first, second, third, fourth = batch.json()["answers"]
+    assert "scores" in first and "scores" in third and "both missing" in fourth["detail"]
+    assert second == {"detail": "Internal error; see the log of the service."}
+    assert (alone.status_code, alone.json()) == (500, second)
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 2
 
 
 def test_requests_have_a_time_limit(exported, example_audio, tmp_path):
@@ -313,9 +354,7 @@ def test_requests_have_a_time_limit(exported, example_audio, tmp_path):
     path = tmp_path / "long.flac"
     soundfile.write(path, np.tile(samples, 300), rate)
     with running(tmp_path / "log", exported, timeout_s=0.01) as service:
-        response = httpx.post(
-            f"{service.address}/predict", files={"audio_file": path.read_bytes()}, data={"return_timeline": "1"}
-        )
+        response = service.post("/predict", files={"audio_file": path.read_bytes()}, data={"return_timeline": "1"})
         assert response.status_code == 503 and "took more than 0.01 s" in response.json()["detail"]
         service.wait_until(lambda: service.metric("mmemo_requests_in_flight") == 0)
 
@@ -332,7 +371,7 @@ def test_aborted_uploads_free_memory_and_files(service):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + b"\0" * 2_000_000)
     service.wait_until(lambda: service.metric("mmemo_pending_bytes") == 0 and service.open_files() <= before)
-    assert httpx.post(f"{service.address}/predict", json={"text": "so"}).status_code == 200
+    assert service.post("/predict", json={"text": "so"}).status_code == 200
 
 
 def test_uploads_have_a_time_limit(exported, tmp_path):
@@ -350,7 +389,7 @@ def test_many_threads(client, service):
 
     def ask():
         for _ in range(5):
-            response = httpx.post(f"{service.address}/predict", json={"text": "you are happy"})
+            response = service.post("/predict", json={"text": "you are happy"})
             if response.status_code != 200:
                 errors.append(response.text)
 

@@ -8,7 +8,7 @@ import struct
 
 import httpx
 import pytest
-from running import running
+from running import PATIENCE_S, running
 
 
 MIB = 2**20
@@ -23,7 +23,7 @@ def service(exported, tmp_path_factory):
 
 def connect(service):
     host, port = service.address.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=60)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
 
 def read_to_end(connection):

@@ -5,7 +5,6 @@ from contextlib import suppress
 from fractions import Fraction
 from io import BytesIO
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -217,7 +216,7 @@ def test_a_lost_connection_frees_its_slot(service, speech):
             socket.send("{}")
             socket.send(speech[:8000].tobytes())
             socket.socket.close()
-    assert httpx.get(f"{service.address}/health").status_code == 200
+    assert service.get("/health").status_code == 200
     received, _ = exchange(service, {}, [END])
     assert received[-1]["type"] == "end"
 
