@@ -125,7 +125,7 @@ def serve(
 ) -> None:
     """Serves a model over HTTP and WebSocket. Every setting has an environment variable; --settings prints them."""
     with _reported_errors():
-        from mmemo.serving.settings import ServiceSettings
+        from mmemo.serving.settings import ServiceSettings, environment_warnings
 
         given = {
             "model": model,
@@ -140,6 +140,7 @@ def serve(
         )
         if settings:
             typer.echo(chosen.describe())
+            typer.echo("".join(f"Warning: {warning}\n" for warning in environment_warnings()), err=True, nl=False)
             return
         from mmemo.serving.server import serve as run
 

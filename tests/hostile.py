@@ -1,4 +1,4 @@
-"""Files that are made to bring a service down."""
+"""Audio files made to overload a service."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ import soundfile
 
 
 def endless_opus(seconds, bitrate=6_000):
-    """Ogg Opus of any length in no time: one packet of 60 ms, again and again."""
+    """Ogg Opus of any duration, made quickly: the same packet of 60 ms repeated."""
     import av
 
     encoder = av.CodecContext.create("libopus", "w")
@@ -36,18 +36,18 @@ def endless_opus(seconds, bitrate=6_000):
 
 
 def forged_flac(rate=655_350, channels=8, samples=2**36 - 1):
-    """FLAC whose header announces more than there is."""
+    """FLAC with a header that announces more samples than the file has."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros((4096, 2)), 16_000, format="FLAC")
     data = bytearray(buffer.getvalue())
-    # STREAMINFO begins behind "fLaC" and its own header of 4 bytes: 10 bytes on come 20 bits of rate, 3 of channels
-    # less one, 5 of bits a sample less one, and 36 of samples.
+    # STREAMINFO follows "fLaC" and a header of 4 bytes. After 10 bytes it has 20 bits of sampling rate, 3 of channels
+    # minus one, 5 of bits per sample minus one, and 36 of samples. Source: RFC 9639, section 8.2.
     data[18:26] = struct.pack(">Q", rate << 44 | (channels - 1) << 41 | 15 << 36 | samples)
     return bytes(data)
 
 
 def forged_wav(rate=16_000, channels=1024, data_bytes=2**31):
-    """WAV whose header announces more than there is."""
+    """WAV with a header that announces more samples than the file has."""
     block = 2 * channels
     header = struct.pack(
         "<4sI4s4sIHHIIHH4sI",
@@ -69,7 +69,7 @@ def forged_wav(rate=16_000, channels=1024, data_bytes=2**31):
 
 
 def noise(seconds, rate=16_000, channels=1, kind="WAV"):
-    """A file of noise, 16 bits."""
+    """A 16-bit file of noise."""
     buffer = io.BytesIO()
     samples = np.random.default_rng(0).normal(scale=0.1, size=(round(seconds * rate), channels)).astype(np.float32)
     soundfile.write(buffer, samples, rate, format=kind, subtype="PCM_16")

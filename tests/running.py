@@ -1,4 +1,4 @@
-"""A service in a process of its own, as `mmemo serve` starts it."""
+"""Starts `mmemo serve` in a process of its own."""
 
 import os
 import re
@@ -13,8 +13,11 @@ from pathlib import Path
 import httpx
 
 
+PATIENCE_S = 120  # of tests; passes on a machine that is busy
+
+
 class Running:
-    """A service that runs: where it listens, and what it takes of the machine."""
+    """A running service: its address, log, memory and metrics."""
 
     def __init__(self, process, address, log):
         self.process = process
@@ -30,47 +33,59 @@ class Running:
         return self.address.replace("http://", "ws://") + "/stream"
 
     def memory(self, name="VmRSS"):
-        """MiB that it holds now, or with VmHWM held at most."""
+        """Memory in MiB: now, or with `VmHWM` at its peak."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024
 
-    def forget_peak(self):
+    def reset_peak(self):
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def open_files(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def get(self, path):
+        return httpx.get(self.address + path, timeout=PATIENCE_S)
+
+    def post(self, path, **request):
+        return httpx.post(self.address + path, timeout=PATIENCE_S, **request)
+
+    def is_ready(self):
+        try:
+            return self.get("/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
     def metric(self, name):
-        line = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{self.address}/metrics").text, re.MULTILINE)
+        line = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
         return float(line[1]) if line else 0.0
+
+    def wait_until(self, condition):
+        """Waits for a condition. The limit ends a test that hangs; no test waits for it otherwise."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, "the condition was never true"
+            time.sleep(0.02)
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=PATIENCE_S)
 
 
 @contextmanager
 def running(log, model=None, **settings):
-    """Runs `mmemo serve`; `settings` are those of [`ServiceSettings`], by environment variables."""
+    """Runs `mmemo serve` with settings of [`ServiceSettings`], given as environment variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {f"MMEMO_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = {f"MMEMO_SERVE__{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "mmemo.cli", "serve", "--port", str(port)]
     command += ["--model", str(model)] if model is not None else []
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=file)
     service = Running(process, f"http://127.0.0.1:{port}", log)
     try:
-        deadline = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{service.address}/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.05)
-        else:
-            raise AssertionError(f"The service did not start:\n{service.log}")
+        service.wait_until(service.is_ready)
         yield service
     finally:
         if process.poll() is None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from running import running
+from running import PATIENCE_S, running
 
 from mmemo.serving.settings import ServiceSettings
 
@@ -158,7 +158,7 @@ def nginx_before(ports, folder):
         yield f"http://127.0.0.1:{port}", folder / "access.log"
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def proxy(replicas, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(proxy):
-    with httpx.Client(base_url=proxy[0], timeout=30) as client:
+    with httpx.Client(base_url=proxy[0], timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -189,7 +189,7 @@ def answered(replica):
 def test_the_service_answers_through_nginx(proxy):
     pytest.importorskip("av")
     command = [sys.executable, "docker/smoke.py", proxy[0]]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
 
     assert result.returncode == 0, result.stderr
 
@@ -209,7 +209,7 @@ def test_requests_reach_both_replicas(client, replicas, example_audio):
 def test_a_body_that_is_too_large_is_refused_in_the_words_of_the_service(client, replicas):
     content = bytes(26 * 2**20)
     through = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
-    direct = httpx.post(f"{replicas[0].address}/predict", content=content)
+    direct = replicas[0].post("/predict", content=content)
 
     assert through.status_code == direct.status_code == 413
     assert through.json() == direct.json()
@@ -221,7 +221,7 @@ def test_a_body_that_is_too_large_is_refused_in_the_words_of_the_service(client,
 @needs_nginx
 @pytest.mark.parametrize("path", ["/metrics", "//metrics", "/%6Detrics", "/docs/../metrics", "/metrics?name[]=x"])
 def test_metrics_are_not_for_the_world(proxy, replicas, path):
-    assert "mmemo_request_seconds" in httpx.get(f"{replicas[0].address}/metrics").text
+    assert "mmemo_request_seconds" in replicas[0].get("/metrics").text
     with socket.create_connection(("127.0.0.1", httpx.URL(proxy[0]).port)) as raw:  # no client tidies the path
         raw.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         answer = b"".join(iter(lambda: raw.recv(4096), b"")).decode()

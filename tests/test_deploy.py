@@ -7,7 +7,6 @@ import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -98,15 +97,15 @@ def test_its_table_has_all_settings():
 
 def test_its_tables_have_all_paths_and_metrics(service):
     page = PAGE.read_text(encoding="utf-8")
-    for path in httpx.get(f"{service.address}/openapi.json").json()["paths"]:
+    for path in service.get("/openapi.json").json()["paths"]:
         assert f" {path}`" in page, path
-    for metric in re.findall(r"^# TYPE (mmemo_\w+) ", httpx.get(f"{service.address}/metrics").text, re.MULTILINE):
+    for metric in re.findall(r"^# TYPE (mmemo_\w+) ", service.get("/metrics").text, re.MULTILINE):
         assert f"`{metric.removesuffix('_created')}" in page, metric
 
 
 def test_its_line_of_log_is_one(service):
     (line,) = [json.loads(block.code) for block in blocks_of(PAGE) if block.language == "json"]
-    httpx.post(f"{service.address}/predict", json={"text": ""})
+    service.post("/predict", json={"text": ""})
 
     logged = [json.loads(text) for text in service.log.splitlines()]
     assert list(line) == list(next(entry for entry in logged if entry["event"] == "request"))

@@ -1,4 +1,4 @@
-"""Broken audio files by the hundred, sent to a service: each is answered for or refused, and the service lives on."""
+"""Hundreds of damaged audio files: the service predicts or refuses each, and keeps running."""
 
 import io
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 from hostile import endless_opus
-from running import running
+from running import PATIENCE_S, running
 
 
 FORMATS = [
@@ -34,7 +34,7 @@ MEMORY_MIB = 256
 
 @pytest.fixture(scope="module")
 def files(example_audio):
-    """One recording in all formats that can be written here."""
+    """One recording in every format that libsndfile can write here."""
     samples, rate = soundfile.read(example_audio, dtype="float32")
     found = []
     for kind, subtype in FORMATS:
@@ -49,7 +49,7 @@ def files(example_audio):
 
 
 def mutate(data, rng):
-    """A file with one to eight faults, half of them where its header is."""
+    """Returns a file with one to eight faults, half of them in its header."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 9)):
         end = min(HEADER_BYTES, len(data)) if rng.random() < 0.5 else len(data)
@@ -71,13 +71,13 @@ def mutate(data, rng):
     return bytes(data)
 
 
-def bombard(service, files, count, seed):
+def send_damaged(service, files, count, seed):
     rng = np.random.default_rng(seed)
-    httpx.post(f"{service.address}/predict", files={"audio_file": files[0]})
+    service.post("/predict", files={"audio_file": files[0]})
     idle = service.memory()
-    service.forget_peak()
+    service.reset_peak()
     statuses = {}
-    with httpx.Client(base_url=service.address, timeout=60) as client:
+    with httpx.Client(base_url=service.address, timeout=PATIENCE_S) as client:
         for number in range(count):
             data = mutate(files[number % len(files)], rng)
             form = {"return_timeline": "1"} if number % 4 == 0 else {}
@@ -91,15 +91,20 @@ def bombard(service, files, count, seed):
     return statuses
 
 
-def test_broken_files(exported, files, tmp_path):
+def test_damaged_files(exported, files, tmp_path):
     with running(tmp_path / "log", exported) as service:
-        statuses = bombard(service, files, 500, seed=0)
+        statuses = send_damaged(service, files, 4 * len(files), seed=0)
 
-    # Some are broken beyond reading, and some are not.
-    assert statuses[422] > 50 and statuses[200] > 50
+    assert statuses[422] > 10 and statuses[200] > 10
+
+
+@pytest.mark.slow
+def test_more_damaged_files(exported, files, tmp_path):
+    with running(tmp_path / "log", exported) as service:
+        send_damaged(service, files, 1000, seed=1)
 
 
 @pytest.mark.nightly
-def test_many_broken_files(exported, files, tmp_path):
+def test_many_damaged_files(exported, files, tmp_path):
     with running(tmp_path / "log", exported) as service:
-        bombard(service, files, 10_000, seed=1)
+        send_damaged(service, files, 10_000, seed=2)

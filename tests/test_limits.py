@@ -1,17 +1,16 @@
-"""What is too much is refused, in bounded memory, on every way in."""
+"""Requests and streams over a limit are refused, in bounded memory."""
 
 import base64
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from hostile import endless_opus, forged_flac, forged_wav, noise
-from running import running
+from running import PATIENCE_S, running
 from websockets.sync.client import connect
 
-from mmemo.serving.limits import PendingBytes, TooLargeError, check_sound
+from mmemo.serving.limits import PendingBytes, TooLargeError, check_audio
 from mmemo.serving.settings import ServiceSettings
 
 
@@ -20,7 +19,7 @@ MEMORY_MIB = 256
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    """The embedded model under the limits that a service has by default."""
+    """The embedded model under the default limits."""
     with running(tmp_path_factory.mktemp("service") / "log") as service:
         yield service
 
@@ -31,32 +30,32 @@ def hours():
 
 
 def post(service, **request):
-    return httpx.post(f"{service.address}/predict", timeout=120, **request)
+    return service.post("/predict", **request)
 
 
 @pytest.mark.parametrize("timeline", ["0", "1"])
-def test_hours_of_opus_are_refused_at_once(service, hours, timeline):
+def test_hours_of_opus_are_refused(service, hours, timeline):
     files, data = {"audio_file": hours}, {"return_timeline": timeline}
 
     response = post(service, files=files, data=data)
 
     assert response.status_code == 413
-    assert f"lasts more than {14400.0 if timeline == '1' else 30.0} s" in response.json()["detail"]
+    assert f"longer than {14400.0 if timeline == '1' else 30.0} s" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
     ("data", "status", "detail"),
     [
-        (forged_flac(), 413, "The audio has 655350 Hz; this service takes at most 192000 Hz"),
-        (forged_flac(rate=96_000), 413, "lasts more than 10.9 s, the most that this service takes of 8 channel(s) at"),
-        (forged_flac(rate=16_000, channels=1), 413, "lasts more than 30.0 s"),
+        (forged_flac(), 413, "a sampling rate of 655350 Hz; this service accepts at most 192000 Hz"),
+        (forged_flac(rate=96_000), 413, "longer than 10.9 s, the limit of this service for 8 channel(s) at 96000 Hz"),
+        (forged_flac(rate=16_000, channels=1), 413, "longer than 30.0 s"),
         (forged_wav(), 413, "has 1024 channels"),
-        (noise(1, channels=9), 413, "The audio has 9 channels; this service takes at most 8"),
-        (noise(31, rate=8_000), 413, "lasts more than 30.0 s"),
+        (noise(1, channels=9), 413, "The audio has 9 channels; this service accepts at most 8"),
+        (noise(31, rate=8_000), 413, "longer than 30.0 s"),
     ],
     ids=["forged rate", "forged width", "forged length", "forged wav", "wide", "long"],
 )
-def test_sound_is_refused_by_its_header(service, data, status, detail):
+def test_audio_is_refused_by_its_header(service, data, status, detail):
     as_file = post(service, files={"audio_file": data})
     as_json = post(service, json={"audio": base64.b64encode(data).decode()})
 
@@ -65,11 +64,11 @@ def test_sound_is_refused_by_its_header(service, data, status, detail):
 
 
 def test_hostile_requests_take_bounded_memory(service, hours):
-    """All at once, and again and again; with timelines that are answered."""
+    """Thirty at once, among them timelines that are accepted."""
     long = noise(60, rate=48_000, channels=2)
     post(service, files={"audio_file": noise(3)})
     idle = service.memory()
-    service.forget_peak()
+    service.reset_peak()
     requests = [
         {"files": {"audio_file": hours}},
         {"files": {"audio_file": hours}, "data": {"return_timeline": "1"}},
@@ -91,7 +90,7 @@ def test_hostile_requests_take_bounded_memory(service, hours):
     assert service.metric("mmemo_pending_bytes") == 0
 
 
-def test_bytes_are_counted_before_they_are_parsed(service):
+def test_a_request_has_a_maximum_size(service):
     before = service.metric('mmemo_rejects_total{reason="too large"}')
     response = post(service, files={"audio_file": b"\0" * 27_000_000})
     assert service.metric('mmemo_rejects_total{reason="too large"}') == before + 1
@@ -106,9 +105,9 @@ def test_bytes_are_counted_before_they_are_parsed(service):
 
 
 @pytest.mark.parametrize("length", [b"-1", b"abc", b"99999999999999999999999", b""])
-def test_lengths_that_are_none(service, length):
+def test_invalid_content_lengths(service, length):
     host, port = service.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: %b\r\n\r\n{}" % length
@@ -116,13 +115,13 @@ def test_lengths_that_are_none(service, length):
         connection.shutdown(socket.SHUT_WR)
         answer = connection.recv(100)
         assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
-    assert httpx.get(f"{service.address}/health").status_code == 200
+    assert service.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize(
     ("request_", "detail"),
     [
-        ({"json": {"text": "a" * 200_001}}, "text has 200001 characters; this service takes at most 200000"),
+        ({"json": {"text": "a" * 200_001}}, "text has 200001 characters; this service accepts at most 200000"),
         ({"data": {"text": "a" * 200_001}, "files": {"subtitles": b""}}, "text has 200001 characters"),
         (
             {"files": {"subtitles": b"1\n00:00:01,000 --> 00:00:02,000\n" + b"a" * 200_000}},
@@ -131,19 +130,19 @@ def test_lengths_that_are_none(service, length):
         ({"json": {"word_times": [["a" * 1000, 0, 1]] * 201}}, "word_times has 201000 characters"),
     ],
 )
-def test_words_are_bounded(service, request_, detail):
+def test_text_has_a_maximum_length(service, request_, detail):
     response = post(service, **request_)
 
     assert response.status_code == 413 and detail in response.json()["detail"]
 
 
-def test_batches_are_bounded(service):
-    response = httpx.post(f"{service.address}/predict/batch", json={"items": [{"text": "so"}] * 33})
+def test_a_batch_has_a_maximum_number_of_items(service):
+    response = service.post("/predict/batch", json={"items": [{"text": "so"}] * 33})
 
     assert response.status_code == 413 and "has 33 items" in response.json()["detail"]
 
 
-def test_forms_of_many_parts_are_refused(service):
+def test_a_form_has_a_maximum_number_of_parts(service):
     many = [("files", (f"audio_file{index}", b"")) for index in range(50)]
     assert post(service, files=many).status_code == 400
     assert (
@@ -153,7 +152,7 @@ def test_forms_of_many_parts_are_refused(service):
 
 def test_streams_take_bounded_memory(service):
     idle = service.memory()
-    service.forget_peak()
+    service.reset_peak()
     sockets = [connect(service.stream_address) for _ in range(16)]
     try:
         for socket_ in sockets:
@@ -162,24 +161,24 @@ def test_streams_take_bounded_memory(service):
             for socket_ in sockets:
                 socket_.send(b"\0" * 250_000)
         for socket_ in sockets:
-            assert json.loads(socket_.recv(timeout=60))["type"] == "ready"
+            assert json.loads(socket_.recv(timeout=PATIENCE_S))["type"] == "ready"
     finally:
         for socket_ in sockets:
             socket_.close()
     assert service.memory("VmHWM") - idle < MEMORY_MIB
 
 
-def test_lengths_that_a_header_does_not_tell_are_counted():
-    """As of FLAC that was written to a pipe."""
+def test_audio_without_a_duration_in_its_header_is_measured():
+    """Such as FLAC written to a pipe."""
     settings = ServiceSettings(max_clip_s=2.0, max_recording_s=5.0)
     data = bytearray(forged_flac(rate=16_000, channels=2, samples=0))
-    check_sound(bytes(data), settings, is_recording=False)
+    check_audio(bytes(data), settings, is_recording=False)
     long = bytearray(noise(3, kind="FLAC"))
     long[18:26] = (int.from_bytes(long[18:26], "big") >> 36 << 36).to_bytes(8, "big")
 
-    check_sound(bytes(long), settings, is_recording=True)
-    with pytest.raises(TooLargeError, match=r"lasts more than 2.0 s, .*ask for a timeline"):
-        check_sound(bytes(long), settings, is_recording=False)
+    check_audio(bytes(long), settings, is_recording=True)
+    with pytest.raises(TooLargeError, match=r"longer than 2.0 s, .* set return_timeline"):
+        check_audio(bytes(long), settings, is_recording=False)
 
 
 def test_pending_bytes_are_given_back():

@@ -1,1 +1,1 @@
-"""The HTTP and WebSocket service, `mmemo serve`."""
+"""The HTTP and WebSocket service of `mmemo serve`."""

@@ -1,10 +1,10 @@
 """
-The application: its paths, and how it says that something is refused.
+The application: its paths and its error responses.
 
 Deliberate choices:
-- A request is refused as early as it can be: by its key, its size, its number, its header, and only then by its sound.
-- Whatever a client sends is answered with a sentence, in `detail`.
-- Bodies are read by the handlers and not by FastAPI, so that one path takes forms and JSON.
+- A request is refused as early as possible: by its key, its size, the load, its audio header, and then its samples.
+- Every error response is JSON with one sentence in `detail`.
+- The handlers read the body themselves, because `/predict` accepts both forms and JSON.
 """
 
 import asyncio
@@ -25,32 +25,40 @@ from starlette.requests import ClientDisconnect
 from mmemo.serving import streams
 from mmemo.serving.limits import LimitBodies, TooLargeError
 from mmemo.serving.observing import Observe
-from mmemo.serving.openapi import DESCRIPTION, PATHS, REFUSALS, describe
-from mmemo.serving.reading import as_item, as_options, check_words, read_form, validate
-from mmemo.serving.schemas import Answer, BatchAnswer, BatchRequest, Failure, PredictRequest, Version
+from mmemo.serving.openapi import DESCRIPTION, ERRORS, PATHS, openapi_document
+from mmemo.serving.reading import check_text, read_form, to_item, to_options, validate
+from mmemo.serving.schemas import (
+    ErrorResponse,
+    PredictBatchRequest,
+    PredictBatchResponse,
+    PredictRequest,
+    PredictResponse,
+    VersionResponse,
+)
 from mmemo.serving.service import Service, warm_up
 from mmemo.serving.settings import ServiceSettings
 
 
 logger = logging.getLogger("mmemo.serving")
+INTERNAL_ERROR = "Internal error; see the log of the service."
 
 
 def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     """
-    The application of a service.
+    Creates the application and loads its model.
 
     Args:
-        settings ([`ServiceSettings`], *optional*): Its settings.
+        settings ([`ServiceSettings`], *optional*): The settings of the service.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: If there is no model to run; see [`EmotionPredictor`].
+        FileNotFoundError, ImportError, ValueError: If the model cannot be loaded; see [`EmotionPredictor`].
     """
     settings = settings or ServiceSettings()
     service = Service(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # What the first request would otherwise wait for.
+        # Otherwise the first request would be slow.
         await asyncio.to_thread(warm_up, service.predictor)
         app.state.is_ready = True
         yield
@@ -68,16 +76,14 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.service = service
     app.add_middleware(LimitBodies, settings=settings, pending=service.pending, refused=service.refused)
     app.add_middleware(Observe, metrics=service.metrics, paths=PATHS)
-    _add_refusals(app, service)
-    _add_predictions(app, service)
-    _add_states(app, service)
-    app.openapi = partial(describe, app, bool(settings.api_keys))  # type: ignore[method-assign]
+    _add_error_handlers(app, service)
+    _add_predict_paths(app, service)
+    _add_status_paths(app, service)
+    app.openapi = partial(openapi_document, app, bool(settings.api_keys))  # type: ignore[method-assign]
     return app
 
 
-def _add_refusals(app: FastAPI, service: Service) -> None:
-    """Says errors in one sentence, always in the same form."""
-
+def _add_error_handlers(app: FastAPI, service: Service) -> None:
     def refuse(reason: str, status: int) -> Callable[[Request, Any], Awaitable[Response]]:
         async def handler(request: Request, error: Exception) -> Response:
             service.refused(reason)
@@ -85,99 +91,115 @@ def _add_refusals(app: FastAPI, service: Service) -> None:
 
         return handler
 
-    async def as_they_are(request: Request, error: Any) -> Response:
+    async def http_error(request: Request, error: Any) -> Response:
         return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-    async def unforeseen(request: Request, error: Exception) -> Response:
+    async def internal_error(request: Request, error: Exception) -> Response:
         logger.error("error", exc_info=error)
-        return JSONResponse({"detail": "Something went wrong here; the service's log says what."}, 500)
+        # The body of the request may still be arriving.
+        return JSONResponse({"detail": INTERNAL_ERROR}, 500, {"Connection": "close"})
 
-    async def gone(request: Request, error: Any) -> Response:
+    async def disconnected(request: Request, error: Any) -> Response:
         return Response(status_code=499)
 
     app.add_exception_handler(TooLargeError, refuse("too large", 413))
     app.add_exception_handler(ValueError, refuse("refused", 422))
-    app.add_exception_handler(StarletteHTTPException, as_they_are)
-    app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, unforeseen)
+    app.add_exception_handler(StarletteHTTPException, http_error)
+    app.add_exception_handler(ClientDisconnect, disconnected)
+    app.add_exception_handler(Exception, internal_error)
 
 
-def _add_predictions(app: FastAPI, service: Service) -> None:
+def _add_predict_paths(app: FastAPI, service: Service) -> None:
     settings = service.settings
-    described: dict[str, Any] = {"responses": REFUSALS, "response_model_exclude_none": True}
+    documented: dict[str, Any] = {"responses": ERRORS, "response_model_exclude_none": True}
 
     def check_key(request: Request) -> None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if not service.check_key(key.strip() if scheme.lower() == "bearer" else ""):
-            service.refused("key")
+        if not service.check_key(request.headers):
             raise HTTPException(
                 401,
                 "The API key is missing or wrong; send it as 'Authorization: Bearer KEY'.",
                 {"WWW-Authenticate": "Bearer"},
             )
 
-    async def answer(item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        (one,) = await service.answer([item], options)
-        if isinstance(one, ValueError):
-            raise one
-        return one
+    async def predict_one(item: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        (prediction,) = await service.predict([item], options)
+        if isinstance(prediction, Exception):
+            raise prediction
+        return prediction
 
-    @app.post("/predict", response_model=Answer, summary="One item", **described)
+    @app.post("/predict", response_model=PredictResponse, summary="Predict one item", **documented)
     async def predict(request: Request) -> dict[str, Any]:
-        """The emotions in a voice, its words, or both; over time if `return_timeline` is set."""
+        """Predicts the emotions in audio, text, or both; over time if `return_timeline` is set."""
         check_key(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json":
-            given = validate(PredictRequest, await request.body())
-            check_words(given, settings.max_text_chars)
-            return await answer(as_item(given), as_options(given))
+            body = validate(PredictRequest, await request.body())
+            check_text(body, settings.max_text_chars)
+            return await predict_one(to_item(body), to_options(body))
         if kind != "multipart/form-data":
-            raise HTTPException(415, f"{kind or 'Nothing'} is no form; send multipart/form-data or application/json.")
+            raise HTTPException(
+                415,
+                f"The Content-Type is {kind or 'missing'}; send multipart/form-data or application/json.",
+            )
         async with request.form(max_files=2, max_fields=32, max_part_size=4 * settings.max_text_chars) as form:
             fields, audio = await read_form(form)
-            check_words(fields, settings.max_text_chars)
-            return await answer(as_item(fields, audio), as_options(fields))
+            check_text(fields, settings.max_text_chars)
+            return await predict_one(to_item(fields, audio), to_options(fields))
 
-    @app.post("/predict/batch", response_model=BatchAnswer, summary="Several items", **described)
+    @app.post("/predict/batch", response_model=PredictBatchResponse, summary="Predict several items", **documented)
     async def predict_batch(request: Request) -> dict[str, Any]:
-        """An answer for each item; where one is refused, the others are answered, and it has a `detail` instead."""
+        """Predicts each item. An item that fails has a `detail` instead of a prediction; the others are unaffected."""
         check_key(request)
-        given = validate(BatchRequest, await request.body())
-        if len(given.items) > settings.max_items:
+        body = validate(PredictBatchRequest, await request.body())
+        if len(body.items) > settings.max_items:
             raise TooLargeError(
-                f"The batch has {len(given.items)} items; this service takes at most {settings.max_items}."
+                f"The batch has {len(body.items)} items; this service accepts at most {settings.max_items}."
             )
-        for item in given.items:
-            check_words(item, settings.max_text_chars)
-
-        answers = await service.answer(list(map(as_item, given.items)), as_options(given))
-        return {"answers": [{"detail": str(one)} if isinstance(one, ValueError) else one for one in answers]}
+        for item in body.items:
+            check_text(item, settings.max_text_chars)
+        predictions = await service.predict(list(map(to_item, body.items)), to_options(body))
+        return {"answers": [_or_detail(prediction) for prediction in predictions]}
 
     @app.websocket("/stream")
     async def stream(socket: WebSocket) -> None:
         await socket.accept()
         try:
-            await streams.follow(socket, service)
+            await streams.serve_stream(socket, service)
         except Exception as error:
             logger.error("error", exc_info=error)
-            detail = "Something went wrong here; the service's log says what."
-            await streams.end(socket, {"type": "error", "detail": detail}, streams.INTERNAL_ERROR)
+            await streams.end(socket, {"type": "error", "detail": INTERNAL_ERROR}, streams.INTERNAL_ERROR)
 
 
-def _add_states(app: FastAPI, service: Service) -> None:
-    @app.get("/health", summary="Whether it lives")
+def _or_detail(prediction: dict[str, Any] | Exception) -> dict[str, Any]:
+    if isinstance(prediction, ValueError):
+        return {"detail": str(prediction)}
+    if isinstance(prediction, Exception):
+        logger.error("error", exc_info=prediction)
+        return {"detail": INTERNAL_ERROR}
+    return prediction
+
+
+def _add_status_paths(app: FastAPI, service: Service) -> None:
+    @app.get("/health", summary="Liveness probe")
     async def health() -> dict[str, str]:
+        """Returns 200 while the process runs."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: {"model": Failure}}, summary="Whether it answers")
+    @app.get(
+        "/ready",
+        responses={503: {"model": ErrorResponse, "description": "Starting or stopping."}},
+        summary="Readiness probe",
+    )
     async def ready() -> dict[str, str]:
+        """Returns 200 once the model is loaded, and 503 before and while the service stops."""
         if not app.state.is_ready:
             raise HTTPException(503, "The service is starting or stopping.")
         return {"status": "ready"}
 
-    @app.get("/version", summary="What runs")
-    async def version() -> Version:
-        return Version(
+    @app.get("/version", summary="Versions and model")
+    async def version() -> VersionResponse:
+        """Returns the versions of the software, and the model with its labels."""
+        return VersionResponse(
             mmemo=app.version,
             onnxruntime=importlib.metadata.version("onnxruntime"),
             model=Path(service.settings.model).name if service.settings.model else "embedded",
@@ -185,6 +207,7 @@ def _add_states(app: FastAPI, service: Service) -> None:
             labels=service.predictor.answers.labels,
         )
 
-    @app.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
+    @app.get("/metrics", response_class=Response, summary="Prometheus metrics")
     async def metrics() -> Response:
+        """Returns the metrics of this process in the format of Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,10 +1,11 @@
 """
-Inferences of many requests on few threads.
+Runs the inferences of many requests on a few threads.
 
 Deliberate choices:
-- A worker takes what is waiting, up to a batch, and never waits for more: under load batches fill by themselves.
-- Everything that a predictor does passes `run`, so one queue serves clips, the windows of timelines, and live streams.
-- Who asks blocks in a thread of its own; the event loop never does.
+- A worker takes the items that are waiting, up to a batch, and never waits for more: batches form only under load.
+- `EmotionPredictor` runs the model only in `run`, so one queue serves clips, timelines and live streams.
+- `run` blocks its caller until the result is there. Callers have threads of their own; the event loop never blocks.
+- If a batch fails, each of its jobs runs again alone, so that an error reaches only the request that caused it.
 """
 
 import time
@@ -29,12 +30,12 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 class OutOfTimeError(Exception):
-    """A request took longer than it may."""
+    """A request exceeded its time limit, or the service is stopping."""
 
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Has a [`QueuedPredictor`] answer in this thread no later than `deadline`, by `time.monotonic`."""
+    """Makes a [`QueuedPredictor`] in this thread refuse inferences after `deadline`, a value of `time.monotonic()`."""
     token = _deadline.set(deadline)
     try:
         yield
@@ -44,7 +45,7 @@ def until(deadline: float) -> Iterator[None]:
 
 @dataclass(eq=False)
 class Job:
-    """Items that pass the model together, and what becomes of them."""
+    """Items of one caller, which run in one batch, and the future of their outputs."""
 
     items: list[PreparedItem]
     outputs: Future = field(default_factory=Future)
@@ -56,13 +57,13 @@ class Job:
 
 class Batcher:
     """
-    Runs items on threads of its own.
+    Runs items in batches on worker threads.
 
     Args:
-        run (`Callable`): From a list of items to arrays with a row for each.
-        workers (`int`): How many threads.
-        max_batch_size (`int`): How many items of different jobs may share a run. A larger job runs alone.
-        observe (`Callable[[int], None]`): Told the size of every batch.
+        run (`Callable`): Function from a list of items to arrays with a row for each item.
+        workers (`int`): Number of threads.
+        max_batch_size (`int`): Maximum number of items in a batch of several jobs. A larger job runs alone.
+        observe (`Callable[[int], None]`, *optional*): Called with the size of each batch.
     """
 
     def __init__(
@@ -83,12 +84,17 @@ class Batcher:
             thread.start()
 
     def __len__(self) -> int:
-        """How many items wait."""
+        """Number of waiting items."""
         with self._changed:
             return sum(len(job.items) for job in self._waiting)
 
     def submit(self, items: list[PreparedItem]) -> Outputs:
-        """Runs items, when it is their turn; blocks until then."""
+        """
+        Runs items and blocks until their outputs are there.
+
+        Raises:
+            RuntimeError: If the batcher is closed.
+        """
         job = Job(items)
         with self._changed:
             if self._is_closed:
@@ -98,7 +104,7 @@ class Batcher:
         return job.outputs.result()
 
     def close(self) -> None:
-        """Runs what waits, and ends the threads."""
+        """Runs the waiting items and ends the threads."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -107,22 +113,28 @@ class Batcher:
 
     def _work(self) -> None:
         while jobs := self._next_batch():
-            items = [item for job in jobs for item in job.items]
-            self._observe(len(items))
-            try:
-                outputs = self._run(items)
-            except Exception as error:  # of any kind: whoever waits for it is to know
+            self._run_jobs(jobs)
+
+    def _run_jobs(self, jobs: list[Job]) -> None:
+        items = [item for job in jobs for item in job.items]
+        self._observe(len(items))
+        try:
+            outputs = self._run(items)
+        except Exception as error:  # of any type: the caller must receive it
+            if len(jobs) == 1:
+                jobs[0].outputs.set_exception(error)
+            else:
                 for job in jobs:
-                    job.outputs.set_exception(error)
-                continue
-            first = 0
-            for job in jobs:
-                last = first + len(job.items)
-                job.outputs.set_result({name: values[first:last] for name, values in outputs.items()})
-                first = last
+                    self._run_jobs([job])
+            return
+        first = 0
+        for job in jobs:
+            last = first + len(job.items)
+            job.outputs.set_result({name: values[first:last] for name, values in outputs.items()})
+            first = last
 
     def _next_batch(self) -> list[Job]:
-        """The jobs to run next; none once it is closed."""
+        """Waits for jobs and returns those of the next batch; an empty list once the batcher is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if not self._waiting:
@@ -140,14 +152,15 @@ class Batcher:
 
 class QueuedPredictor(EmotionPredictor):
     """
-    An [`EmotionPredictor`] whose inferences wait for their turn; to be called from many threads.
+    An [`EmotionPredictor`] for many threads: their inferences wait in one queue.
 
     Args:
-        model, revision: See [`EmotionPredictor`].
-        workers (`int`): How many run at once, each on one core.
+        model (`str`, *optional*), revision (`str`, *optional*): See [`EmotionPredictor`].
+        workers (`int`, *optional*, defaults to 1): Number of inferences that run at the same time, on one core each.
         max_batch_size (`int`, *optional*):
-            How many of different callers may share a run; 1 by default if the graph is dynamic int8, 8 otherwise.
-        observe (`Callable[[int], None]`): Told the size of every batch.
+            Maximum number of items of different callers in a batch. Defaults to 1 for a dynamic int8 graph and to 8
+            for any other.
+        observe (`Callable[[int], None]`, *optional*): Called with the size of each batch.
     """
 
     def __init__(
@@ -158,7 +171,7 @@ class QueuedPredictor(EmotionPredictor):
         max_batch_size: int | None = None,
         observe: Callable[[int], None] = lambda size: None,
     ):
-        # More threads an inference than one would spin in each other's way.
+        # With more than one thread each, concurrent inferences would compete for the cores.
         super().__init__(model, num_threads=1, revision=revision)
         if max_batch_size is None:
             max_batch_size = 1 if self.graph.is_batch_dependent else BATCH_SIZE
@@ -167,14 +180,16 @@ class QueuedPredictor(EmotionPredictor):
         self.batcher = Batcher(super().run, workers, max_batch_size, observe)
 
     def stop(self) -> None:
-        """Refuses what is still asked, and ends its threads."""
+        """Refuses further inferences and ends the threads."""
         self._is_stopped = True
         self.batcher.close()
 
     def run(self, items: list[PreparedItem]) -> Outputs:
         """
+        Runs the model over prepared items; see [`~EmotionPredictor.run`].
+
         Raises:
-            OutOfTimeError: If the caller's time is up, see [`until`], or everybody's.
+            OutOfTimeError: If the deadline of the caller has passed, see [`until`], or the predictor is stopped.
         """
         deadline = _deadline.get()
         if self._is_stopped or (deadline is not None and time.monotonic() > deadline):

@@ -1,10 +1,10 @@
 """
-What a request may weigh: its bytes before anybody parses them, and its sound before anybody decodes it.
+Limits on requests: on their size before they are parsed, and on their audio before it is decoded.
 
 Deliberate choices:
-- Bytes are counted as they come, whatever the header says; a header that announces too many is believed.
-- A container says how long, how wide and how fast its sound is. What is announced is never decoded beyond; what is not
-  announced is decoded once to be counted, block by block.
+- Bytes are counted as they arrive, whatever `Content-Length` says; one over the limit is refused at once.
+- The header of an audio file gives its duration, channels and sampling rate, and decoding never goes beyond the
+  duration given there. A file without a duration is decoded once, block by block, to measure it.
 """
 
 import asyncio
@@ -16,57 +16,72 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from mmemo.audio.loading import AudioBlocks
-from mmemo.serving.settings import MIB, ServiceSettings
+from mmemo.serving.settings import ServiceSettings
 
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+DECODED_RATE = 16_000  # Hz, of the blocks of [`AudioBlocks`]
 
 
 class TooLargeError(ValueError):
-    """Something exceeds what the service takes."""
+    """A part of a request exceeds a limit of the service."""
 
 
-def check_sound(data: bytes, settings: ServiceSettings, is_recording: bool) -> None:
+def check_audio(data: bytes, settings: ServiceSettings, is_recording: bool) -> None:
     """
-    Refuses the bytes of a file that hold more sound than the service takes.
+    Checks an audio file against the limits of the service.
 
     Args:
-        data (`bytes`): Of the file.
-        settings ([`ServiceSettings`]): What it takes.
-        is_recording (`bool`): Whether it is to be followed over time, and not held as a whole.
+        data (`bytes`): Content of the file.
+        settings ([`ServiceSettings`]): The limits.
+        is_recording (`bool`): Whether the request asks for a timeline, for which the file is read in blocks.
 
     Raises:
-        TooLargeError: If it is too long, or has too many channels or too high a rate.
-        ValueError: If it is no audio; see [`AudioBlocks`].
+        TooLargeError: If it is too long, or has too many channels or too high a sampling rate.
+        ValueError: If it is not readable audio; see [`AudioBlocks`].
     """
     blocks = AudioBlocks(data)
     rate, channels = blocks.source_rate, blocks.channels
     if channels > settings.max_channels:
-        raise TooLargeError(f"The audio has {channels} channels; this service takes at most {settings.max_channels}.")
-    if rate > settings.max_sampling_rate:
-        raise TooLargeError(f"The audio has {rate:g} Hz; this service takes at most {settings.max_sampling_rate} Hz.")
-    longest = settings.max_recording_s
-    if not is_recording:
-        longest = min(settings.max_clip_s, settings.max_decoded_bytes / (4 * channels * rate))
-    seconds = 0.0
-    if blocks.duration is None:
-        for block in blocks:
-            seconds += block.shape[1] / 16_000
-            if seconds > longest:
-                break
-    else:
-        seconds = blocks.duration
-    if seconds > longest:
-        remedy = "Cut it." if is_recording else "Cut it, or ask for a timeline (return_timeline)."
         raise TooLargeError(
-            f"The audio lasts more than {longest:.1f} s, the most that this service takes of {channels} channel(s) at "
-            f"{rate:g} Hz{'' if is_recording else ' as one clip'}. {remedy}"
+            f"The audio has {channels} channels; this service accepts at most {settings.max_channels}."
+        )
+    if rate > settings.max_sampling_rate:
+        raise TooLargeError(
+            f"The audio has a sampling rate of {rate:g} Hz; this service accepts at most "
+            f"{settings.max_sampling_rate} Hz."
+        )
+    max_seconds = settings.max_recording_s
+    if not is_recording:
+        max_seconds = min(settings.max_clip_s, settings.max_decoded_bytes / (4 * channels * rate))
+    if _exceeds(blocks, max_seconds):
+        what = f"{channels} channel(s) at {rate:g} Hz" + ("" if is_recording else " without a timeline")
+        remedy = "Send a shorter file." if is_recording else "Send a shorter file, or set return_timeline."
+        raise TooLargeError(
+            f"The audio is longer than {max_seconds:.1f} s, the limit of this service for {what}. {remedy}"
         )
 
 
+def _exceeds(blocks: AudioBlocks, max_seconds: float) -> bool:
+    if blocks.duration is not None:
+        return blocks.duration > max_seconds
+    seconds = 0.0
+    for block in blocks:
+        seconds += block.shape[1] / DECODED_RATE
+        if seconds > max_seconds:
+            return True
+    return False
+
+
 class PendingBytes:
-    """How many bytes of requests are in flight."""
+    """
+    Counts the bytes of all requests in flight.
+
+    Args:
+        limit (`int`): Maximum number of bytes.
+    """
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -74,7 +89,7 @@ class PendingBytes:
         self._lock = Lock()
 
     def take(self, count: int) -> bool:
-        """Takes so many more, if there is room for them."""
+        """Adds `count` bytes and returns `True`, or returns `False` if that would exceed the limit."""
         with self._lock:
             if self.count + count > self.limit:
                 return False
@@ -87,7 +102,18 @@ class PendingBytes:
 
 
 class LimitBodies:
-    """ASGI middleware: refuses requests that are too large or too slow, and too many at once."""
+    """
+    ASGI middleware that refuses requests that are too large or too slow, or exceed the total of bytes in flight.
+
+    A response that starts before the whole body has arrived closes the connection, so that the rest of the body is
+    discarded within the limits of [`LingeringTransport`].
+
+    Args:
+        app: The ASGI application.
+        settings ([`ServiceSettings`]): The limits.
+        pending ([`PendingBytes`]): Counts the bytes in flight.
+        refused (`Callable[[str], None]`): Called with the reason of each refusal.
+    """
 
     def __init__(self, app: Any, settings: ServiceSettings, pending: PendingBytes, refused: Callable[[str], None]):
         self.app = app
@@ -95,63 +121,84 @@ class LimitBodies:
         self.pending = pending
         self.refused = refused
 
-    async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        announced = headers.get(b"content-length", b"")
-        taken = int(announced) if announced.isdigit() else 0
-        if taken > self.settings.max_request_bytes:
-            await _refusal(self._too_large())(scope, receive, send)
-            return
-        if not self.pending.take(taken):
-            await _refusal(self._no_room())(scope, receive, send)
-            return
-        received = 0
-        deadline = asyncio.get_running_loop().time() + self.settings.upload_timeout_s
+        body = _Body(self, dict(scope["headers"]), receive)
 
-        async def counted() -> Message:
-            nonlocal received, taken
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError as error:
-                raise HTTPException(
-                    408, f"The request took more than {self.settings.upload_timeout_s:g} s to arrive."
-                ) from error
-            received += len(message.get("body", b""))
-            if received > self.settings.max_request_bytes:
-                raise self._too_large()
-            if received > taken:
-                if not self.pending.take(received - taken):
-                    raise self._no_room()
-                taken = received
-            return message
-
-        body_is_there = False
-
-        async def until_the_body_is_there() -> Message:
-            nonlocal body_is_there
-            # What comes behind the body is that the client has left, which may be never.
-            message = await (receive() if body_is_there else counted())
-            body_is_there = body_is_there or not message.get("more_body", False)
-            return message
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and not body.is_complete:
+                message["headers"] = [*message.get("headers", []), (b"connection", b"close")]
+            await send(message)
 
         try:
-            await self.app(scope, until_the_body_is_there, send)
+            body.announce()
+            await self.app(scope, body.receive, send_and_close)
+        except HTTPException as error:  # from `announce`; the application handles its own
+            response = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+            await response(scope, receive, send_and_close)
         finally:
-            self.pending.give_back(taken)
-
-    def _too_large(self) -> HTTPException:
-        self.refused("too large")
-        limit = self.settings.max_request_bytes / MIB
-        return HTTPException(413, f"The request is larger than {limit:g} MiB, the most that this service takes.")
-
-    def _no_room(self) -> HTTPException:
-        self.refused("pending bytes")
-        return HTTPException(503, "Too many requests are in flight; try again later.", {"Retry-After": "1"})
+            self.pending.give_back(body.taken)
 
 
-def _refusal(error: HTTPException) -> JSONResponse:
-    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+class _Body:
+    """The body of one request while it arrives."""
+
+    def __init__(self, limits: LimitBodies, headers: dict[bytes, bytes], receive: Receive):
+        self._limits = limits
+        self._receive = receive
+        self._settings = limits.settings
+        self._deadline = asyncio.get_running_loop().time() + self._settings.upload_timeout_s
+        length = headers.get(b"content-length", b"")
+        self._announced = int(length) if length.isdigit() else 0
+        self._received = 0
+        self.taken = 0
+        self._has_ended = False
+        self._is_empty = not self._announced and b"transfer-encoding" not in headers
+
+    @property
+    def is_complete(self) -> bool:
+        return self._has_ended or self._is_empty
+
+    def announce(self) -> None:
+        """
+        Reserves the bytes that `Content-Length` announces.
+
+        Raises:
+            HTTPException: If they exceed a limit.
+        """
+        self._reserve(self._announced)
+
+    async def receive(self) -> Message:
+        """
+        Receives the next part of the body. Once the body is complete, waits without a time limit for the next event,
+        which is that the client disconnects.
+
+        Raises:
+            HTTPException: If the body is too large or takes too long to arrive.
+        """
+        if self._has_ended:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError as error:
+            seconds = self._settings.upload_timeout_s
+            raise HTTPException(408, f"The request took more than {seconds:g} s to arrive.") from error
+        self._received += len(message.get("body", b""))
+        self._reserve(self._received)
+        self._has_ended = not message.get("more_body", False)
+        return message
+
+    def _reserve(self, count: int) -> None:
+        if count > self._settings.max_request_bytes:
+            self._limits.refused("too large")
+            raise HTTPException(
+                413, f"The request is larger than {self._settings.max_request_mib:g} MiB, the limit of this service."
+            )
+        if count > self.taken:
+            if not self._limits.pending.take(count - self.taken):
+                self._limits.refused("pending bytes")
+                raise HTTPException(503, "Too many requests are in flight; try again later.", {"Retry-After": "1"})
+            self.taken = count

@@ -1,9 +1,9 @@
 """
-What can be seen of a service: metrics for Prometheus, and a line of log for each request.
+Metrics for Prometheus, and a log line for each request.
 
 Deliberate choices:
-- A line says when, what path, how large, how long, and which status; never what anybody said or asked.
-- Of an error that nobody foresaw, the log has its kind and where it was raised. Its message might quote the user.
+- A log line has the time, path, size, duration and status of a request; never its audio, its text or the prediction.
+- For an unexpected error the log has its class and its stack, but not its message, which might quote the user.
 """
 
 import json
@@ -29,25 +29,23 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.seconds = Histogram(
             "mmemo_request_seconds",
-            "Time from the first byte of a request to the last one of its answer",
+            "Time from the first byte of a request to the last byte of its response",
             ["path", "status"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self.batch_size = Histogram(
-            "mmemo_batch_size", "Items that passed the model together", buckets=BATCH_SIZES, registry=self.registry
+            "mmemo_batch_size", "Items per inference", buckets=BATCH_SIZES, registry=self.registry
         )
-        self.rejects = Counter(
-            "mmemo_rejects", "Requests and streams that were refused", ["reason"], registry=self.registry
-        )
-        self.streams = Gauge("mmemo_streams", "Live streams", registry=self.registry)
-        self.waiting = Gauge("mmemo_queue_depth", "Items that wait for the model", registry=self.registry)
-        self.requests = Gauge("mmemo_requests_in_flight", "Requests that wait or are answered", registry=self.registry)
+        self.rejects = Counter("mmemo_rejects", "Refused requests and streams", ["reason"], registry=self.registry)
+        self.streams = Gauge("mmemo_streams", "Open live streams", registry=self.registry)
+        self.waiting = Gauge("mmemo_queue_depth", "Items waiting for inference", registry=self.registry)
+        self.requests = Gauge("mmemo_requests_in_flight", "Requests in progress or waiting", registry=self.registry)
         self.pending = Gauge("mmemo_pending_bytes", "Bytes of requests in flight", registry=self.registry)
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object a line."""
+    """Formats each record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -66,24 +64,31 @@ def _frames(exc_info: Any) -> list[traceback.FrameSummary]:
     return traceback.extract_tb(exc_info[2])
 
 
-def _is_ours_to_tell(record: logging.LogRecord) -> bool:
-    """Leaves out what uvicorn says of who connects, with which query, and of errors that are told already."""
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Drops uvicorn's records of connections, which have addresses and queries, and of errors logged by `app`."""
     return "WebSocket" not in record.msg and not record.msg.startswith("Exception in ASGI application")
 
 
 def configure_logging() -> None:
-    """Has all logs of the process come as JSON lines, on standard error."""
+    """Writes all logs of the process to standard error as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    logging.getLogger("uvicorn.error").addFilter(_is_ours_to_tell)
-    # Of what the package warns of, items are told; they may quote words.
+    logging.getLogger("uvicorn.error").addFilter(_is_wanted)
+    # Warnings of these modules may quote text of the user.
     for name in ("mmemo.audio", "mmemo.words", "mmemo.timeline", "mmemo.items"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class Observe:
-    """ASGI middleware: a line and a measurement for each request."""
+    """
+    ASGI middleware that measures and logs each request, and adds its `X-Request-Id`.
+
+    Args:
+        app: The ASGI application.
+        metrics ([`Metrics`]): The metrics to update.
+        paths (`frozenset[str]`): Paths that are reported by name; all others are reported as `other`.
+    """
 
     def __init__(self, app: Any, metrics: Metrics, paths: frozenset[str]):
         self.app = app
@@ -97,13 +102,13 @@ class Observe:
         started, status, received = time.perf_counter(), 500, 0
         request_id = uuid.uuid4().hex[:12]
 
-        async def counted() -> Any:
+        async def receive_and_count() -> Any:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             return message
 
-        async def told(message: Any) -> None:
+        async def send_with_id(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -111,7 +116,7 @@ class Observe:
             await send(message)
 
         try:
-            await self.app(scope, counted, told)
+            await self.app(scope, receive_and_count, send_with_id)
         finally:
             seconds = time.perf_counter() - started
             path = scope["path"] if scope["path"] in self.paths else "other"

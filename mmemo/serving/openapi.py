@@ -1,4 +1,4 @@
-"""What the service says of itself: FastAPI's own, with the bodies that the application reads by itself."""
+"""The OpenAPI document: FastAPI's, completed with the request bodies that the application reads itself."""
 
 from typing import Any
 
@@ -6,51 +6,58 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from mmemo.serving.schemas import BatchRequest, Failure, PredictForm, PredictRequest
+from mmemo.serving.schemas import ErrorResponse, PredictBatchRequest, PredictForm, PredictRequest
 
 
 PATHS = frozenset(
     {"/predict", "/predict/batch", "/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs"}
 )
 DESCRIPTION = """
-Which emotions are in a voice, in its words, or in both. Acted emotion is not felt emotion; decide nothing about a
-person by this. Inferring the emotions of people at work is prohibited in the European Union (AI Act, Art. 5(1)(f)).
+Multimodal emotion recognition from audio, text, or both. The embedded model was trained on acted emotion, which is not
+felt emotion; do not base decisions about people on its predictions. Inferring the emotions of people at work or in
+education is prohibited in the European Union (AI Act, Art. 5(1)(f)).
 
-`WS /stream` follows a live voice: see the documentation of mmemo.
+`WS /stream` predicts emotions of live audio; OpenAPI cannot describe it: see docs/deploy.md.
 """
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Failure, "description": "The request is broken."},
-    401: {"model": Failure, "description": "The API key is missing or wrong."},
-    408: {"model": Failure, "description": "The request took too long to arrive."},
-    413: {"model": Failure, "description": "The request, or the sound in it, is larger than the service takes."},
-    415: {"model": Failure, "description": "The request is neither a form nor JSON."},
-    422: {"model": Failure, "description": "What is sent cannot be answered for."},
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The body is malformed."},
+    401: {"model": ErrorResponse, "description": "The API key is missing or wrong."},
+    408: {"model": ErrorResponse, "description": "The body took too long to arrive."},
+    413: {"model": ErrorResponse, "description": "The request exceeds a limit of the service."},
+    415: {"model": ErrorResponse, "description": "The body is neither a form nor JSON."},
+    422: {"model": ErrorResponse, "description": "A field is invalid, or the audio is unreadable or silent."},
     503: {
-        "model": Failure,
-        "description": "Too many requests, or no answer in time; try again later.",
+        "model": ErrorResponse,
+        "description": "Too many requests, or a timeout; try again later.",
         "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}},
     },
 }
 
 
-def describe(app: FastAPI, has_keys: bool) -> dict[str, Any]:
-    """The OpenAPI of the application."""
+def openapi_document(app: FastAPI, has_keys: bool) -> dict[str, Any]:
+    """
+    Returns the OpenAPI document of the application, which is built once.
+
+    Args:
+        app (`FastAPI`): The application.
+        has_keys (`bool`): Whether requests need an API key.
+    """
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        models: Any = [(model, "validation") for model in (PredictRequest, PredictForm, BatchRequest)]
+        models: Any = [(model, "validation") for model in (PredictRequest, PredictForm, PredictBatchRequest)]
         _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
         components = schema["components"]["schemas"]
         components.update(definitions["$defs"])
         components["PredictForm"]["properties"] |= {
             "audio_file": {"type": "string", "format": "binary", "description": "An audio file."},
             "subtitles": {"type": "string", "format": "binary", "description": "An SRT or WebVTT file."},
-            "speaker_turns": {"type": "string", "description": "Turns, as JSON."},
+            "speaker_turns": {"type": "string", "description": "Speaker turns, as JSON."},
         }
         paths = schema["paths"]
         paths["/predict"]["post"]["requestBody"] = _body(
             {"multipart/form-data": "PredictForm", "application/json": "PredictRequest"}
         )
-        paths["/predict/batch"]["post"]["requestBody"] = _body({"application/json": "BatchRequest"})
+        paths["/predict/batch"]["post"]["requestBody"] = _body({"application/json": "PredictBatchRequest"})
         if has_keys:
             schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path in ("/predict", "/predict/batch"):

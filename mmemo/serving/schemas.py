@@ -1,4 +1,4 @@
-"""What the service takes and gives, as its OpenAPI says it."""
+"""Request and response bodies of the service, which its OpenAPI document describes."""
 
 import base64
 import binascii
@@ -15,140 +15,145 @@ def _decode(value: Any) -> Any:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"is not base64 ({error}); encode the bytes of an audio file") from error
+        raise ValueError(f"not valid base64 ({error}); encode the content of an audio file") from error
 
 
-def _only_content(value: Any) -> Any:
-    # A path would be read here, on the service's own machine.
+def _check_content(value: Any) -> Any:
+    # A path would be opened on the machine of the service.
     if isinstance(value, str) and value.strip("\ufeff \t\r\n") and not is_subtitles(value):
-        raise ValueError("holds no subtitles; send the content of an SRT or WebVTT file")
+        raise ValueError("not SRT or WebVTT; send the content of a subtitle file, not its path")
     return value
 
 
 Base64Audio = Annotated[bytes, BeforeValidator(_decode), Field(json_schema_extra={"contentEncoding": "base64"})]
-Subtitles = Annotated[str, BeforeValidator(_only_content)]
+Subtitles = Annotated[str, BeforeValidator(_check_content)]
 TimedWord = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1)], float, float],
-    Field(description="A word, and when it starts and ends, in seconds."),
+    Field(description="A word, its start and its end, both in seconds."),
 ]
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Turn(BaseModel):
-    """A stretch in which a speaker speaks."""
+class SpeakerTurnRequest(BaseModel):
+    """A time span in which one speaker speaks."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
     speaker: str
     start: float = Field(ge=0, description="In seconds.")
     end: float = Field(ge=0, description="In seconds.")
 
 
-class DialogueTurn(BaseModel):
-    """What somebody said."""
+class ContextTurnRequest(BaseModel):
+    """An earlier turn of the dialogue."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
     text: str
     speaker: str | None = None
 
 
-class Options(BaseModel):
-    """What an answer is to be like; see the pipeline of mmemo."""
+class PredictOptions(BaseModel):
+    """Options of a prediction; they are those of the mmemo pipeline."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
-    top_k: int | None = Field(None, ge=1, description="How many labels, best first; all by default.")
-    threshold: float | None = Field(None, gt=0, lt=1, description="The score below which the label is `uncertain`.")
+    top_k: int | None = Field(None, ge=1, description="Number of labels to return, highest score first; default all.")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="If the highest score is below this, the label is `uncertain`."
+    )
     coverage: float | None = Field(
-        None, gt=0, lt=1, description="Adds the set of labels that holds the true one so often."
+        None, gt=0, lt=1, description="Adds `label_set`, a prediction set with this coverage."
     )
-    channel: int | None = Field(None, ge=0, description="The channel to hear; their mean by default.")
-    return_timeline: bool = Field(False, description="An answer for every half second of a recording.")
+    channel: int | None = Field(None, ge=0, description="Audio channel to use; default is the mean of all channels.")
+    return_timeline: bool = Field(False, description="Returns predictions over time.")
     granularity: Literal["segment", "word", "sentence", "utterance"] | None = Field(
-        None, description="What has an entry of the timeline; half a second by default."
+        None, description="Unit of the timeline; default `segment`."
     )
-    segment_s: float | None = Field(None, ge=0.1, le=30, description="Length of an entry, in seconds.")
-    channels: Literal["split"] | None = Field(None, description="Hears each channel apart.")
-    speaker_turns: list[Turn] | None = Field(None, description="Who speaks when; each turn is heard apart.")
-    customer: int | str | None = Field(None, description="The channel or speaker whose emotions are asked for.")
-    everyone: bool | None = Field(None, description="Whether everyone's emotions are asked for.")
-
-
-class Item(BaseModel):
-    """A voice, its words, or both."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    audio: Base64Audio | None = Field(None, description="The bytes of an audio file, in base64.")
-    text: str | None = Field(None, description="What is said.")
-    subtitles: Subtitles | None = Field(None, description="What is said when, as SRT or WebVTT.")
-    word_times: list[TimedWord] | None = Field(None, description="What is said when, word by word.")
-    context: list[DialogueTurn] | None = Field(
-        None, description="What was said before the text, oldest first; for models that read dialogues."
+    segment_s: float | None = Field(None, ge=0.1, le=30, description="Length of a segment in seconds; default 0.5.")
+    channels: Literal["split"] | None = Field(None, description="`split` predicts each audio channel separately.")
+    speaker_turns: list[SpeakerTurnRequest] | None = Field(
+        None, description="Speaker turns; each is predicted separately."
     )
-    speaker: str | None = Field(None, description="Who says the text, as in the context.")
+    customer: int | str | None = Field(None, description="The channel or speaker whose emotions to predict.")
+    everyone: bool | None = Field(None, description="Predicts the emotions of all channels or speakers.")
 
 
-class PredictRequest(Item, Options):
-    """An item, and what its answer is to be like."""
+class PredictItem(BaseModel):
+    """Audio, text, or both."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={"examples": [{"text": "I have been waiting for an hour.", "top_k": 2}]},
+    model_config = STRICT
+
+    audio: Base64Audio | None = Field(None, description="Content of an audio file, in base64.")
+    text: str | None = Field(None, description="The transcript.")
+    subtitles: Subtitles | None = Field(None, description="A transcript with timestamps, as SRT or WebVTT.")
+    word_times: list[TimedWord] | None = Field(None, description="A transcript with a timestamp for each word.")
+    context: list[ContextTurnRequest] | None = Field(
+        None, description="Dialogue before the text, oldest turn first; for models trained with dialogues."
+    )
+    speaker: str | None = Field(None, description="Speaker of the text, as named in `context`.")
+
+
+class PredictRequest(PredictItem, PredictOptions):
+    """An item and its options."""
+
+    model_config = STRICT | ConfigDict(
+        json_schema_extra={"examples": [{"text": "I have been waiting for an hour.", "top_k": 2}]}
     )
 
 
-class BatchRequest(Options):
-    """Items, and what their answers are to be like."""
+class PredictBatchRequest(PredictOptions):
+    """Several items and the options for all of them."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
+    model_config = STRICT | ConfigDict(
         json_schema_extra={
             "examples": [{"items": [{"text": "I have been waiting for an hour."}, {"text": "Thank you!"}], "top_k": 1}]
         },
     )
 
-    items: list[Item] = Field(min_length=1)
+    items: list[PredictItem] = Field(min_length=1)
 
 
-class PredictForm(Options):
-    """The fields of a form, but for its files."""
+class PredictForm(PredictOptions):
+    """An item and its options, as a form."""
 
-    text: str | None = None
+    text: str | None = Field(None, description="The transcript.")
     subtitles: Subtitles | None = None
-    context: list[DialogueTurn] | None = None
-    speaker: str | None = None
-    customer: int | str | None = Field(None, union_mode="left_to_right")
+    context: list[ContextTurnRequest] | None = None
+    speaker: str | None = Field(None, description="Speaker of the text, as named in `context`.")
+    customer: int | str | None = Field(
+        None, union_mode="left_to_right", description="The channel or speaker whose emotions to predict."
+    )
 
 
-class Score(BaseModel):
+class LabelScore(BaseModel):
+    """A label and its score."""
+
     label: str
     score: float
 
 
 class ModalityWeights(BaseModel):
-    """How much audio and text had to say."""
+    """Weight of each modality in a prediction. Their sum is 1; for silence both are 0."""
 
     audio: float
     text: float
 
 
-class Segment(BaseModel):
-    """An entry of a timeline."""
+class SegmentResponse(BaseModel):
+    """A segment of a timeline; times are in seconds."""
 
     start: float
     end: float
     words: list[str]
     label: str
-    scores: list[Score]
+    scores: list[LabelScore]
     modality_weights: ModalityWeights
     label_set: list[str] | None = None
 
 
-class Span(BaseModel):
-    """A stretch of one label."""
+class SpanResponse(BaseModel):
+    """Consecutive segments with the same label; times are in seconds."""
 
     start: float
     end: float
@@ -156,20 +161,20 @@ class Span(BaseModel):
     score: float
 
 
-class Found(BaseModel):
-    """What was found: of a whole, a speaker, or a turn."""
+class SpeakerResponse(BaseModel):
+    """The prediction for one channel or speaker. If its emotions were not asked for, it has `speech` only."""
 
     label: str | None = None
-    scores: list[Score] | None = None
+    scores: list[LabelScore] | None = None
     modality_weights: ModalityWeights | None = None
     label_set: list[str] | None = None
-    speech: list[tuple[float, float]] | None = None
-    timeline: list[Segment] | None = None
-    spans: list[Span] | None = None
+    speech: list[tuple[float, float]] | None = Field(None, description="Start and end of speech, in seconds.")
+    timeline: list[SegmentResponse] | None = None
+    spans: list[SpanResponse] | None = None
 
 
-class TurnFound(Found):
-    """What was found in a turn."""
+class TurnResponse(SpeakerResponse):
+    """The prediction for one speaker turn; times are in seconds."""
 
     speaker: str
     start: float
@@ -177,10 +182,10 @@ class TurnFound(Found):
     words: list[str] | None = None
 
 
-class Answer(Found):
+class PredictResponse(SpeakerResponse):
     """
-    The answer for an item: its `label`, the highest of its `scores`, and with a timeline what the pipeline returns. Of
-    channels or turns, it is in `speakers` and `turns`.
+    The prediction for an item. Its `label` is the one with the highest score, or `uncertain`. With `return_timeline`
+    it has the `timeline` and its `spans`; with `channels` or `speaker_turns`, `speakers` and `turns`.
     """
 
     model_config = ConfigDict(
@@ -195,27 +200,27 @@ class Answer(Found):
         }
     )
 
-    duration: float | None = None
-    speakers: dict[str, Found] | None = None
-    turns: list[TurnFound] | None = None
+    duration: float | None = Field(None, description="Duration of the audio in seconds.")
+    speakers: dict[str, SpeakerResponse] | None = None
+    turns: list[TurnResponse] | None = None
 
 
-class Failure(BaseModel):
-    """Why there is no answer."""
+class ErrorResponse(BaseModel):
+    """Why a request or an item failed."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"detail": "The audio is silent. Leave it out."}]})
 
     detail: str
 
 
-class BatchAnswer(BaseModel):
-    """An answer for each item, in their order, or why there is none."""
+class PredictBatchResponse(BaseModel):
+    """The prediction or the error for each item, in the order of the request."""
 
-    answers: list[Answer | Failure]
+    answers: list[PredictResponse | ErrorResponse]
 
 
-class Version(BaseModel):
-    """What runs."""
+class VersionResponse(BaseModel):
+    """Versions of the software, and the model being served."""
 
     mmemo: str
     onnxruntime: str
@@ -227,7 +232,7 @@ class Version(BaseModel):
 class StreamStart(BaseModel):
     """The first message of a live stream."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
     encoding: Literal["pcm_s16le", "pcm_f32le", "mulaw", "opus"] = "pcm_s16le"
     sampling_rate: int = Field(16_000, ge=4_000, le=192_000)
@@ -239,17 +244,17 @@ class StreamStart(BaseModel):
 
 
 class StreamWords(BaseModel):
-    """Words that were recognised meanwhile."""
+    """Words recognised since the last message."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
     type: Literal["words"]
     word_times: list[TimedWord]
 
 
 class StreamEnd(BaseModel):
-    """Nothing follows."""
+    """The last message of a live stream."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
     type: Literal["end"]

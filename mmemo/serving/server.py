@@ -1,6 +1,7 @@
-"""Runs the service until it is told to stop."""
+"""Runs the service until it receives SIGTERM or SIGINT."""
 
 import ctypes
+import logging
 import platform
 import signal
 import sys
@@ -8,31 +9,34 @@ import sys
 import uvicorn
 
 from mmemo.serving.app import create_app
+from mmemo.serving.connections import LingeringH11Protocol
 from mmemo.serving.observing import configure_logging
-from mmemo.serving.settings import MIB, ServiceSettings
+from mmemo.serving.settings import MIB, ServiceSettings, environment_warnings
 
 
-# A stream holds at most so many messages of such a size, beside what the network does.
-STREAM_MESSAGE_BYTES, STREAM_MESSAGES = 2**18, 8
+logger = logging.getLogger("mmemo.serving")
 
-
-# Numbers of parameters of glibc's `mallopt`.
+# Maximum size of a WebSocket message. uvicorn stops reading while a message waits for the service.
+STREAM_MESSAGE_BYTES = 2**18
+# Parameters of glibc's `mallopt`.
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
 def serve(settings: ServiceSettings) -> None:
     """
-    Serves until SIGTERM or SIGINT; what is in flight then is answered.
+    Serves until SIGTERM or SIGINT, then completes the requests in flight within `shutdown_s`.
 
     Args:
-        settings ([`ServiceSettings`]): What is served, where, and how much of it.
+        settings ([`ServiceSettings`]): The settings of the service.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: If there is no model to run; see [`EmotionPredictor`].
+        FileNotFoundError, ImportError, ValueError: If the model cannot be loaded; see [`EmotionPredictor`].
     """
-    _share_memory()
+    _limit_memory_pools()
     configure_logging()
-    # Where uvicorn has stopped in good order, it raises the signal once more.
+    for warning in environment_warnings():
+        logger.warning(warning)
+    # uvicorn raises the signal again after a regular shutdown; the exit status is 0 nevertheless.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         create_app(settings),
@@ -41,16 +45,18 @@ def serve(settings: ServiceSettings) -> None:
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=round(settings.shutdown_s),
+        http=LingeringH11Protocol,
+        ws="websockets-sansio",
         ws_max_size=STREAM_MESSAGE_BYTES,
-        ws_max_queue=STREAM_MESSAGES,
         server_header=False,
     )
 
 
-def _share_memory() -> None:
+def _limit_memory_pools() -> None:
     """
-    Has all threads take memory from the same two pools, and what is large from the system, to which it goes back. By
-    itself glibc has a pool for every thread, each of which keeps what a large request took.
+    Makes all threads share two glibc memory pools and allocates large blocks with `mmap`, which returns them to the
+    system when they are freed. By default glibc gives threads pools of their own, which keep the memory of a large
+    request.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -1,9 +1,9 @@
 """
-A predictor, who waits for it, and for how long.
+The predictor of the service, its queues, and its limits on concurrent work.
 
 Deliberate choices:
-- Clips and timelines have places of their own, so that an hour of sound never keeps a sentence waiting.
-- Who gets no place is told at once, and when to come again.
+- Clips and timelines have separate limits and threads, so that a long recording does not delay short requests.
+- A request over a limit is refused at once, with the time after which to retry.
 """
 
 import asyncio
@@ -15,21 +15,27 @@ from contextlib import nullcontext
 from threading import Semaphore
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
-from mmemo.serving.limits import PendingBytes, check_sound
+from mmemo.serving.limits import PendingBytes, check_audio
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
 
 
-# Clips that are decoded at once: each may take several times `max_decoded_mib`.
+# Number of clips decoded at the same time: each may take several times `max_decoded_mib`.
 DECODERS = 2
 
 
-class Places:
-    """So many things may be done at once, and their rate is known."""
+class Slots:
+    """
+    A limit on concurrent work, with an estimate of its duration.
+
+    Args:
+        limit (`int`): Number of slots.
+    """
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -37,26 +43,31 @@ class Places:
         self._mean_seconds = 0.1
 
     def take(self) -> bool:
+        """Takes a slot and returns `True`, or returns `False` if none is free."""
         if self.taken >= self.limit:
             return False
         self.taken += 1
         return True
 
     def give_back(self, seconds: float) -> None:
+        """Frees a slot that was taken for so many seconds."""
         self.taken -= 1
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
 
     def retry_after(self, workers: int) -> int:
-        """When there should be room again, in seconds."""
+        """Returns the seconds after which a slot should be free, 1 to 60."""
         return min(max(1, math.ceil(self.taken * self._mean_seconds / workers)), 60)
 
 
 class Service:
     """
-    A predictor, and who waits for it.
+    A predictor, its queues, its threads and its metrics.
 
     Args:
-        settings ([`ServiceSettings`]): What it may be asked.
+        settings ([`ServiceSettings`]): The model and the limits.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: If the model cannot be loaded; see [`EmotionPredictor`].
     """
 
     def __init__(self, settings: ServiceSettings):
@@ -70,9 +81,9 @@ class Service:
             settings.max_batch_size,
             self.metrics.batch_size.observe,
         )
-        self.clips, self.recordings = Places(settings.max_waiting), Places(settings.max_recordings)
-        self.open_streams = Places(settings.max_streams)
-        # Who is about to be answered decodes meanwhile.
+        self.clips, self.recordings = Slots(settings.max_waiting), Slots(settings.max_recordings)
+        self.open_streams = Slots(settings.max_streams)
+        # One more than the workers need, to decode the next clip during an inference.
         threads = settings.workers * (self.predictor.max_batch_size + 1)
         self._clip_threads = ThreadPoolExecutor(threads, "mmemo-clip")
         self._recording_threads = ThreadPoolExecutor(settings.max_recordings, "mmemo-recording")
@@ -84,90 +95,106 @@ class Service:
         self.metrics.streams.set_function(lambda: self.open_streams.taken)
 
     def close(self) -> None:
-        """Ends all threads. Nobody waits any more for what is still in flight then."""
+        """Ends all threads and drops work that is still in progress."""
         self.predictor.stop()
         for executor in (self._clip_threads, self._recording_threads, self.stream_threads):
             executor.shutdown(cancel_futures=True)
 
-    def check_key(self, given: str) -> bool:
-        """Whether an API key is right, in a time that says nothing of how nearly."""
-        keys = self.settings.api_keys
-        matches = [secrets.compare_digest(given.encode(), key.encode()) for key in keys]
-        return not keys or any(matches)
+    def check_key(self, headers: Headers, key: str | None = None) -> bool:
+        """
+        Checks an API key in constant time.
+
+        Args:
+            headers (`Headers`): Of the request; the key is expected as `Authorization: Bearer KEY`.
+            key (`str`, *optional*): A key from elsewhere in the request, which overrides the header.
+        """
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        given = key or (credentials.strip() if scheme.lower() == "bearer" else "")
+        valid = self.settings.api_keys
+        matches = [secrets.compare_digest(given.encode(), one.encode()) for one in valid]
+        if valid and not any(matches):
+            self.refused("key")
+            return False
+        return True
 
     def refused(self, reason: str) -> None:
+        """Counts a refused request or stream."""
         self.metrics.rejects.labels(reason).inc()
 
-    async def answer(self, items: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any] | ValueError]:
+    async def predict(self, items: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any] | Exception]:
         """
-        The answers for the items of one request, when it is its turn, or what is wrong with an item.
+        Predicts the items of one request.
+
+        Returns:
+            `list`: for each item its prediction, or the exception that it raised.
 
         Raises:
-            HTTPException: If too many requests wait, or it takes too long.
+            HTTPException: If too many requests are in progress, or the request exceeds its time limit.
         """
         is_recording = options["return_timeline"]
-        places = self.recordings if is_recording else self.clips
-        if not places.take():
+        slots = self.recordings if is_recording else self.clips
+        if not slots.take():
             self.refused("recordings" if is_recording else "queue")
-            raise HTTPException(
-                503,
-                f"{places.limit} {'timelines are being made' if is_recording else 'requests wait'} already; try again "
-                "later.",
-                {"Retry-After": str(places.retry_after(self.settings.workers))},
-            )
+            what = "timelines" if is_recording else "requests"
+            raise self._unavailable(f"{slots.limit} {what} are in progress; try again later.", slots)
         started = time.monotonic()
         executor = self._recording_threads if is_recording else self._clip_threads
         shares = 1 if is_recording else min(len(items), self.settings.workers * self.predictor.max_batch_size)
         future = asyncio.gather(
             *(
                 asyncio.get_running_loop().run_in_executor(
-                    executor, self._answer_all, items[share::shares], options, started + self.settings.timeout_s
+                    executor, self._predict_all, items[share::shares], options, started + self.settings.timeout_s
                 )
                 for share in range(shares)
             )
         )
-        # Who gives up waiting leaves the work behind, until it finds that its time is up.
-        future.add_done_callback(lambda _: places.give_back(time.monotonic() - started))
+        # After a timeout the threads go on until their next inference, and hold the slot until then.
+        future.add_done_callback(lambda _: slots.give_back(time.monotonic() - started))
         try:
             found = await asyncio.wait_for(asyncio.shield(future), self.settings.timeout_s)
         except (TimeoutError, OutOfTimeError) as error:
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
             self.refused("timeout")
-            raise HTTPException(
-                503,
-                f"There was no answer within {self.settings.timeout_s:g} s; send less, or try again later.",
-                {"Retry-After": str(places.retry_after(self.settings.workers))},
+            raise self._unavailable(
+                f"The request took more than {self.settings.timeout_s:g} s; send less, or try again later.", slots
             ) from error
         return [found[index % shares][index // shares] for index in range(len(items))]
 
-    def _answer_all(self, items: list[dict], options: dict[str, Any], deadline: float) -> list[dict | ValueError]:
-        answers: list[dict | ValueError] = []
+    def _unavailable(self, detail: str, slots: Slots) -> HTTPException:
+        return HTTPException(503, detail, {"Retry-After": str(slots.retry_after(self.settings.workers))})
+
+    def _predict_all(
+        self, items: list[dict[str, Any]], options: dict[str, Any], deadline: float
+    ) -> list[dict[str, Any] | Exception]:
+        predictions: list[dict[str, Any] | Exception] = []
         with until(deadline):
             for item in items:
                 try:
-                    answers.append(self._answer(item, **options))
-                except ValueError as error:
-                    answers.append(error)
-        return answers
+                    predictions.append(self._predict(item, **options))
+                except OutOfTimeError:
+                    raise
+                except Exception as error:  # of any type: the other items of the request are not affected
+                    predictions.append(error)
+        return predictions
 
-    def _answer(
+    def _predict(
         self, item: dict[str, Any], return_timeline: bool, channel: int | None = None, **options: Any
     ) -> dict[str, Any]:
         audio = item.get("audio")
         if audio is not None:
             with self._decoders:
-                check_sound(audio, self.settings, return_timeline)
+                check_audio(audio, self.settings, return_timeline)
         if return_timeline:
             return self.predictor.predict_timeline(item, channel=channel, **options)
         find_voice = options.get("threshold") is not None or options.get("coverage") is not None
         with self._decoders if audio is not None else nullcontext():
             prepared = self.predictor.prepare(item, channel, find_voice)
-        answer = self.predictor.predict_item(prepared, return_modality_weights=True, **options)
-        return {"label": answer["scores"][0]["label"], **answer}
+        prediction = self.predictor.predict_item(prepared, return_modality_weights=True, **options)
+        return {"label": prediction["scores"][0]["label"], **prediction}
 
 
 def warm_up(predictor: EmotionPredictor) -> None:
-    """Runs the model once on each modality that it has."""
+    """Runs the model once with each of its modalities."""
     if "text" in predictor.answers.modalities:
         predictor(text="Hello.")
     if "audio" in predictor.answers.modalities:

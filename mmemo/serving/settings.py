@@ -1,45 +1,63 @@
-"""What a service may be told, by the flags of `mmemo serve` or by environment variables."""
+"""
+Settings of the service: flags of `mmemo serve` or environment variables.
+
+Deliberate choices:
+- Variables are named `MMEMO_SERVE__PORT`. For every Service Kubernetes sets variables such as `{NAME}_PORT=tcp://...`
+  and `{NAME}_SERVICE_HOST`, with the name in capitals and underscores for dashes. A name cannot end with a dash, so no
+  Service can set one of ours; `MMEMO_PORT`, as it was called before, is set by a Service called `mmemo`.
+- Unknown variables cause a warning, not an error, because others may set them.
+"""
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from mmemo.serving.cores import available_cores
 
 
 MIB = 2**20
-PREFIX = "MMEMO_"
+PREFIX = "MMEMO_SERVE__"
+OLD_PREFIX = "MMEMO_"
 
 
 @dataclass(frozen=True)
 class ServiceSettings:
     """
-    Settings of a service.
+    Settings of the service.
 
     Args:
         model (`str`, *optional*), revision (`str`, *optional*): See [`EmotionPredictor`].
-        host (`str`), port (`int`): Where it listens.
-        api_keys (`tuple[str, ...]`): Any of which a client has to send; none by default, and everybody may ask.
-        workers (`int`, *optional*): How many inferences run at once, each on one core; as many as there are cores.
+        host (`str`, *optional*, defaults to `"127.0.0.1"`), port (`int`, *optional*, defaults to 8000):
+            Address to listen on.
+        api_keys (`tuple[str, ...]`, *optional*):
+            Valid API keys; requests need one of them. By default no key is needed.
+        workers (`int`, *optional*):
+            Number of inferences that run at the same time, on one core each; defaults to the number of cores.
         max_batch_size (`int`, *optional*):
-            How many waiting items pass the model together. 1 by default for an int8 graph that measures its
-            activations as it runs, where neighbours would move an answer; 8 for any other.
-        max_waiting (`int`): Requests that are answered or wait; more are refused with 503.
-        max_recordings (`int`): Timelines that are made at once; more are refused with 503.
-        max_streams (`int`): Live streams at once; more are refused.
-        timeout_s (`float`): How long a request may take, from its last byte to its answer.
-        upload_timeout_s (`float`): How long its bytes may take.
-        shutdown_s (`float`): How long requests in flight may take once the service is told to stop.
-        max_request_mib (`float`): Size of a request.
-        max_pending_mib (`float`): Size of all requests in flight; more are refused with 503.
-        max_clip_s (`float`): Length of a clip that is answered for as a whole.
-        max_recording_s (`float`): Length of a recording with a timeline, and of a live stream.
-        max_decoded_mib (`float`): Size of a decoded clip, as float32 of all its channels at its own rate.
-        max_channels (`int`), max_sampling_rate (`int`): Of a recording.
-        max_text_chars (`int`): Length of a text, or of subtitles.
-        max_items (`int`): Items of a batch.
-        idle_s (`float`): How long a live stream may say nothing.
+            Maximum number of waiting items that run as one batch. Defaults to 1 for a dynamic int8 graph, which
+            measures its activations over the batch, so that other items would change a score; and to 8 otherwise.
+        max_waiting (`int`, *optional*, defaults to 64): Requests in progress or waiting; more are refused with 503.
+        max_recordings (`int`, *optional*, defaults to 2): Timelines in progress; more are refused with 503.
+        max_streams (`int`, *optional*, defaults to 16): Open live streams; more are refused.
+        timeout_s (`float`, *optional*, defaults to 300): Maximum time from the end of a request to its response.
+        upload_timeout_s (`float`, *optional*, defaults to 60): Maximum time for the body of a request to arrive.
+        shutdown_s (`float`, *optional*, defaults to 30): Time to complete requests in flight when the service stops.
+        max_request_mib (`float`, *optional*, defaults to 25): Maximum size of a request.
+        max_pending_mib (`float`, *optional*, defaults to 40):
+            Maximum size of all requests in flight; more are refused with 503.
+        max_clip_s (`float`, *optional*, defaults to 30): Maximum duration of audio without a timeline.
+        max_recording_s (`float`, *optional*, defaults to 14400):
+            Maximum duration of audio with a timeline, and of a live stream.
+        max_decoded_mib (`float`, *optional*, defaults to 32):
+            Maximum size of a decoded clip, as float32 with all its channels at its own sampling rate.
+        max_channels (`int`, *optional*, defaults to 8), max_sampling_rate (`int`, *optional*, defaults to 192000):
+            Maximum number of audio channels, and maximum sampling rate in Hz.
+        max_text_chars (`int`, *optional*, defaults to 200000): Maximum length of a text or of subtitles.
+        max_items (`int`, *optional*, defaults to 32): Maximum number of items in a batch request.
+        idle_s (`float`, *optional*, defaults to 60): Maximum time between two messages of a live stream.
 
     Raises:
-        ValueError: If a number is not positive, or two contradict each other.
+        ValueError: If a number is not positive, if two settings contradict each other, or if an API key is blank.
     """
 
     model: str | None = None
@@ -47,7 +65,7 @@ class ServiceSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
-    workers: int = os.cpu_count() or 1
+    workers: int = field(default_factory=available_cores)
     max_batch_size: int | None = None
     max_waiting: int = 64
     max_recordings: int = 2
@@ -67,37 +85,45 @@ class ServiceSettings:
     idle_s: float = 60.0
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for setting in fields(self):
+            value = getattr(self, setting.name)
             if isinstance(value, (int, float)) and not value > 0:
-                raise ValueError(f"{field.name}={value!r} must be positive.")
+                raise ValueError(f"{setting.name}={value!r} must be positive.")
         if self.max_pending_mib < self.max_request_mib:
             raise ValueError(
-                f"max_pending_mib={self.max_pending_mib:g} is less than max_request_mib={self.max_request_mib:g}: the "
-                "largest request could never be taken. Raise the one or lower the other."
+                f"max_pending_mib={self.max_pending_mib:g} is less than max_request_mib={self.max_request_mib:g}: "
+                "the service would refuse the largest requests. Raise the former or lower the latter."
             )
         if any(not key.strip() for key in self.api_keys):
-            raise ValueError("An API key is blank; leave it out, and everybody may ask, or choose another.")
+            raise ValueError("An API key is blank; remove it. Without any key, requests need none.")
 
     @classmethod
     def from_environment(cls, **given: Any) -> "ServiceSettings":
         """
-        The settings that are `given`, and for others those of environment variables such as `MMEMO_PORT`; several keys
-        in `MMEMO_API_KEYS` are parted by commas.
+        Reads the settings from environment variables such as `MMEMO_SERVE__PORT`. An empty variable counts as unset;
+        `MMEMO_SERVE__API_KEYS` is a list separated by commas.
+
+        Args:
+            given: Settings that override the environment.
 
         Raises:
-            ValueError: If a variable is no setting, or its value is none.
+            ValueError: If a value is invalid, or if API keys are set under the former name of the variable only: the
+                service would run without keys.
         """
-        known = {f"{PREFIX}{field.name.upper()}": field for field in fields(cls)}
-        set_there = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
-        if unknown := sorted(set_there.keys() - known.keys()):
-            raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(known))}.")
-        read = {known[name].name: _read(name, value, known[name].type) for name, value in set_there.items() if value}
-        return cls(**(read | given))
+        known = _variables(PREFIX)
+        values = {
+            known[name].name: _parse(name, value, known[name].type)
+            for name, value in os.environ.items()
+            if name in known and value
+        }
+        old_keys = f"{OLD_PREFIX}API_KEYS"
+        if os.environ.get(old_keys) and "api_keys" not in values | given:
+            raise ValueError(f"{old_keys} is now called {PREFIX}API_KEYS; rename it, or the service needs no key.")
+        return cls(**(values | given))
 
     def describe(self) -> str:
-        """All settings, as environment variables; of keys, only how many there are."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Returns all settings as lines `VARIABLE=value`; instead of the API keys, their number."""
+        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
         values["api_keys"] = f"({len(self.api_keys)} keys)" if self.api_keys else None
         return "\n".join(f"{PREFIX}{name.upper()}={'' if value is None else value}" for name, value in values.items())
 
@@ -114,7 +140,24 @@ class ServiceSettings:
         return round(self.max_decoded_mib * MIB)
 
 
-def _read(name: str, value: str, kind: Any) -> Any:
+def environment_warnings() -> list[str]:
+    """Returns a sentence for each environment variable that looks like a setting but is ignored."""
+    known, old = _variables(PREFIX), _variables(OLD_PREFIX)
+    warnings = []
+    for name, value in sorted(os.environ.items()):
+        if name.startswith(PREFIX) and name not in known:
+            warnings.append(f"{name} is ignored: it is not a setting. Valid are {', '.join(sorted(known))}.")
+        # Kubernetes sets MMEMO_PORT=tcp://... for a Service called mmemo.
+        if name in old and "://" not in value:
+            warnings.append(f"{name} is ignored: the setting is now called {PREFIX}{name.removeprefix(OLD_PREFIX)}.")
+    return warnings
+
+
+def _variables(prefix: str) -> dict[str, Any]:
+    return {f"{prefix}{setting.name.upper()}": setting for setting in fields(ServiceSettings)}
+
+
+def _parse(name: str, value: str, kind: Any) -> Any:
     if kind == tuple[str, ...]:
         return tuple(key.strip() for key in value.split(","))
     number = next((number for number in (int, float) if kind in (number, number | None)), None)
@@ -123,5 +166,5 @@ def _read(name: str, value: str, kind: Any) -> Any:
     try:
         return number(value)
     except ValueError as error:
-        what = "a whole number" if number is int else "a number"
+        what = "an integer" if number is int else "a number"
         raise ValueError(f"{name}={value!r} must be {what}.") from error

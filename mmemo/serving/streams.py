@@ -1,13 +1,12 @@
 """
-A live stream: sound goes in as binary messages, segments come out as JSON as soon as they can be known.
+Live streams: audio arrives as binary messages, and segments are returned as JSON as soon as they are final.
 
-The client's first message says what comes ([`StreamStart`]). Then binary messages are sound (of Opus, a packet each),
-and text messages are words with their times ([`StreamWords`]) or say that nothing follows ([`StreamEnd`]). The service
-says `{"type": "ready"}`, then `{"type": "segment", ...}`, and at last `{"type": "end"}` or `{"type": "error"}`.
+The first message of the client describes the audio ([`StreamStart`]). After that, binary messages are audio (for Opus,
+one packet each), and text messages are words with timestamps ([`StreamWords`]) or the end ([`StreamEnd`]). The service
+sends `{"type": "ready"}`, then `{"type": "segment", ...}`, and finally `{"type": "end"}` or `{"type": "error"}`.
 """
 
 import asyncio
-import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -21,59 +20,64 @@ from mmemo.serving.service import Service
 from mmemo.timeline.streaming import EmotionStream
 
 
-POLICY_VIOLATION, BAD_DATA, TRY_AGAIN_LATER, INTERNAL_ERROR = 1008, 1007, 1013, 1011
+# Close codes; source: RFC 6455, section 7.4.1.
+NORMAL, BAD_DATA, POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1007, 1008, 1011, 1013
 OPUS_RATE = 48_000
-# More words than can be said would be kept until their time comes.
+# Words wait in memory for their audio, so their number is limited.
 WORDS_PER_SECOND, SPARE_WORDS = 20, 500
-# How long a client may take to say what comes: until then it has no place.
+# Time limit for the first message; until then the stream does not count towards `max_streams`.
 START_SECONDS = 10.0
+START: TypeAdapter[StreamStart] = TypeAdapter(StreamStart)
 MESSAGES: TypeAdapter[StreamWords | StreamEnd] = TypeAdapter(StreamWords | StreamEnd)
 
 Decode = Callable[[bytes], np.ndarray]
 
 
 class RefusedError(Exception):
-    """A stream that is ended by the service, with a sentence and a code of RFC 6455."""
+    """
+    Ends a stream with an error.
 
-    def __init__(self, sentence: str, code: int = BAD_DATA):
-        super().__init__(sentence)
-        self.sentence = sentence
+    Args:
+        detail (`str`): Sent to the client.
+        code (`int`, *optional*, defaults to 1007): Close code.
+    """
+
+    def __init__(self, detail: str, code: int = BAD_DATA):
+        super().__init__(detail)
+        self.detail = detail
         self.code = code
 
 
-async def follow(socket: WebSocket, service: Service) -> None:
+async def serve_stream(socket: WebSocket, service: Service) -> None:
     """
-    Follows one live stream to its end.
+    Serves one live stream until it ends.
 
     Args:
-        socket (`WebSocket`): Accepted already.
-        service ([`Service`]): What answers.
+        socket (`WebSocket`): An accepted connection.
+        service ([`Service`]): Holds the predictor and the limits.
     """
     try:
-        start = _read(TypeAdapter(StreamStart), await _receive(socket, min(service.settings.idle_s, START_SECONDS)))
-        if not service.check_key(start.api_key or socket.headers.get("authorization", "").removeprefix("Bearer ")):
-            service.refused("key")
+        start = _parse(START, await _receive(socket, min(service.settings.idle_s, START_SECONDS)))
+        if not service.check_key(socket.headers, start.api_key):
             raise RefusedError("The API key is missing or wrong.", POLICY_VIOLATION)
         if not service.open_streams.take():
             service.refused("streams")
-            raise RefusedError(
-                f"{service.open_streams.limit} streams are open already; try again later.", TRY_AGAIN_LATER
-            )
+            raise RefusedError(f"{service.open_streams.limit} streams are open; try again later.", TRY_AGAIN_LATER)
         try:
-            await _follow(socket, start, service)
+            await _serve(socket, start, service)
         finally:
             service.open_streams.give_back(0.0)
     except WebSocketDisconnect:
         return
     except RefusedError as refusal:
-        await end(socket, {"type": "error", "detail": refusal.sentence}, refusal.code)
+        await end(socket, {"type": "error", "detail": refusal.detail}, refusal.code)
 
 
-async def _follow(socket: WebSocket, start: StreamStart, service: Service) -> None:
+async def _serve(socket: WebSocket, start: StreamStart, service: Service) -> None:
     loop, executor, settings = asyncio.get_running_loop(), service.stream_threads, service.settings
     try:
         decode = _decoder(start)
-        options = {"top_k": start.top_k, "threshold": start.threshold, "coverage": start.coverage}
+        options: dict[str, Any] = {"top_k": start.top_k, "threshold": start.threshold, "coverage": start.coverage}
         rate = OPUS_RATE if start.encoding == "opus" else start.sampling_rate
         stream = EmotionStream(service.predictor, rate, **options)
     except ValueError as error:
@@ -82,31 +86,33 @@ async def _follow(socket: WebSocket, start: StreamStart, service: Service) -> No
     seconds, num_words = 0.0, 0
     while True:
         message = await _receive(socket, settings.idle_s)
-        chunk, words = np.zeros(0, np.float32), None
+        samples, words = np.zeros(0, np.float32), None
         try:
             if isinstance(message, bytes):
-                chunk = decode(message)
-                seconds += chunk.shape[-1] / rate
+                samples = decode(message)
+                seconds += samples.shape[-1] / rate
             else:
-                parsed = _read(MESSAGES, message)
+                parsed = _parse(MESSAGES, message)
                 if isinstance(parsed, StreamEnd):
                     break
                 words = [tuple(word) for word in parsed.word_times]
                 num_words += len(words)
             if num_words > SPARE_WORDS + WORDS_PER_SECOND * seconds:
-                raise RefusedError(f"{num_words} words came with {seconds:.1f} s of sound; nobody speaks so fast.")
+                raise RefusedError(
+                    f"{num_words} words are too many for {seconds:.1f} s of audio; send words after their audio."
+                )
             if seconds > settings.max_recording_s:
                 raise RefusedError(
-                    f"The stream lasts more than {settings.max_recording_s:g} s; begin a new one.", POLICY_VIOLATION
+                    f"The stream is longer than {settings.max_recording_s:g} s; start a new one.", POLICY_VIOLATION
                 )
-            segments = await loop.run_in_executor(executor, stream.feed, chunk, words)
+            segments = await loop.run_in_executor(executor, stream.feed, samples, words)
         except ValueError as error:
             raise RefusedError(str(error)) from error
         for segment in segments:
             await socket.send_json({"type": "segment", **segment})
     for segment in await loop.run_in_executor(executor, stream.flush):
         await socket.send_json({"type": "segment", **segment})
-    await end(socket, {"type": "end", "duration": seconds}, 1000)
+    await end(socket, {"type": "end", "duration": seconds}, NORMAL)
 
 
 async def _receive(socket: WebSocket, seconds: float) -> bytes | str:
@@ -114,71 +120,91 @@ async def _receive(socket: WebSocket, seconds: float) -> bytes | str:
         async with asyncio.timeout(seconds):
             message = await socket.receive()
     except TimeoutError as error:
-        raise RefusedError(f"Nothing came for {seconds:g} s.", POLICY_VIOLATION) from error
+        raise RefusedError(f"No message arrived for {seconds:g} s.", POLICY_VIOLATION) from error
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
     content = message.get("bytes")
     return message["text"] if content is None else content
 
 
-def _read(adapter: TypeAdapter, message: bytes | str) -> Any:
+def _parse(adapter: TypeAdapter, message: bytes | str) -> Any:
     if isinstance(message, bytes):
-        raise RefusedError('Sound comes before its description; say first what it is: {"encoding": "pcm_s16le", ...}.')
+        raise RefusedError('The first message must describe the audio: {"encoding": "pcm_s16le", ...}.')
     try:
         return adapter.validate_json(message)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RefusedError(f"The message is not what it must be: {place}: {first['msg']}.") from error
+        field = ".".join(map(str, first["loc"]))
+        raise RefusedError(f"The message is invalid: {field + ': ' if field else ''}{first['msg']}.") from error
 
 
 def _decoder(start: StreamStart) -> Decode:
-    """What turns messages into samples, `(samples,)` or `(channels, samples)`."""
+    """Returns a function that decodes one message to float32 mono samples of shape `(samples,)`."""
     if start.encoding == "opus":
         return _OpusDecoder(start.channels)
     return _PcmDecoder(start.encoding, start.channels)
 
 
-class _PcmDecoder:
-    """PCM or G.711, interleaved; a message may end within a sample."""
+def _mu_law_values() -> np.ndarray:
+    """
+    Returns the samples of the 256 mu-law codes, as float32 of shape `(256,)`.
 
-    TYPES = {"pcm_s16le": ("<i2", "PCM_16"), "pcm_f32le": ("<f4", "FLOAT"), "mulaw": ("u1", "ULAW")}
+    A code has inverted bits: a sign, 3 bits of exponent and 4 of mantissa. Source: ITU-T G.711.
+    """
+    codes = ~np.arange(256, dtype=np.uint8)
+    exponents, mantissas = (codes >> 4 & 7).astype(int), (codes & 15).astype(int)
+    magnitudes = ((mantissas << 3) + 132 << exponents) - 132
+    return (np.where(codes & 128, -magnitudes, magnitudes) / 2**15).astype(np.float32)
+
+
+MU_LAW = _mu_law_values()
+
+
+class _PcmDecoder:
+    """
+    Decodes interleaved PCM or mu-law. A message may end within a sample.
+
+    Args:
+        encoding (`str`): `"pcm_s16le"`, `"pcm_f32le"` or `"mulaw"`.
+        channels (`int`): Number of channels, which are averaged.
+    """
+
+    DTYPES = {"pcm_s16le": "<i2", "pcm_f32le": "<f4", "mulaw": "u1"}
 
     def __init__(self, encoding: str, channels: int):
-        kind, self._subtype = self.TYPES[encoding]
+        self._dtype = np.dtype(self.DTYPES[encoding])
         self._channels = channels
-        self._frame_bytes = np.dtype(kind).itemsize * channels
         self._rest = b""
 
     def __call__(self, message: bytes) -> np.ndarray:
-        import soundfile
-
         data = self._rest + message
-        whole = len(data) // self._frame_bytes * self._frame_bytes
-        self._rest = data[whole:]
-        if not whole:
-            return np.zeros(0, np.float32)
-        samples, _ = soundfile.read(
-            io.BytesIO(data[:whole]),
-            dtype="float32",
-            always_2d=True,
-            format="RAW",
-            subtype=self._subtype,
-            endian="LITTLE",
-            samplerate=OPUS_RATE,
-            channels=self._channels,
-        )
-        return samples.mean(axis=1)
+        frame_bytes = self._dtype.itemsize * self._channels
+        end = len(data) // frame_bytes * frame_bytes
+        self._rest = data[end:]
+        samples = np.frombuffer(data[:end], self._dtype).reshape(-1, self._channels)
+        if self._dtype.kind == "u":
+            samples = MU_LAW[samples]
+        elif self._dtype.kind == "i":
+            samples = samples / np.float32(2**15)
+        return samples.mean(axis=1, dtype=np.float32)
 
 
 class _OpusDecoder:
-    """Opus, a packet a message, as WebRTC sends it. Whatever it was made of, it decodes at 48 kHz."""
+    """
+    Decodes Opus packets, one in each message, at 48 kHz whatever the sampling rate of the source.
+
+    Args:
+        channels (`int`): Number of channels, which are averaged.
+
+    Raises:
+        ValueError: If PyAV is not installed.
+    """
 
     def __init__(self, channels: int):
         try:
             import av
         except ModuleNotFoundError as error:
-            raise ValueError("This service was installed without PyAV, which decodes Opus; send PCM.") from error
+            raise ValueError("This service cannot decode Opus, because PyAV is not installed; send PCM.") from error
         self._av = av
         self._context = av.CodecContext.create("opus", "r")
         self._context.sample_rate = OPUS_RATE
@@ -188,13 +214,13 @@ class _OpusDecoder:
         try:
             frames = self._context.decode(self._av.Packet(message)) if message else []
         except self._av.error.FFmpegError as error:
-            raise ValueError("A message is no packet of Opus; send one a message, without a container.") from error
+            raise ValueError("A message is not an Opus packet; send one packet each, without a container.") from error
         samples = [frame.to_ndarray().mean(axis=0) for frame in frames]
         return np.concatenate(samples) if samples else np.zeros(0, np.float32)
 
 
 async def end(socket: WebSocket, message: dict[str, Any], code: int) -> None:
-    """Says a last word and closes, if the other side still listens."""
+    """Sends the last message and closes the connection, unless the client has closed it."""
     try:
         await socket.send_text(json.dumps(message))
         await socket.close(code)
