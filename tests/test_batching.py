@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mmemo.items import PreparedItem
 from mmemo.serving.batching import Batcher
 
 
@@ -20,15 +21,16 @@ def submit(values):
     def run(items):
         is_running.set()
         may_run.wait()
-        if any(item["value"] < 0 for item in items):
+        values = [int(item.text) for item in items]
+        if min(values) < 0:
             raise RuntimeError(f"failed with {len(items)} items")
-        return {"doubled": np.array([2 * item["value"] for item in items])}
+        return {"doubled": np.array([2 * value for value in values])}
 
     batcher = Batcher(run, workers=1, max_batch_size=4, observe=sizes.append)
     with ThreadPoolExecutor(len(values)) as pool:
-        futures = [pool.submit(batcher.submit, [{"value": values[0]}])]
+        futures = [pool.submit(batcher.submit, [PreparedItem(text=str(values[0]))])]
         is_running.wait()
-        futures += [pool.submit(batcher.submit, [{"value": value}]) for value in values[1:]]
+        futures += [pool.submit(batcher.submit, [PreparedItem(text=str(value))]) for value in values[1:]]
         while len(batcher) < len(values) - 1:
             time.sleep(0.001)
         may_run.set()
@@ -52,4 +54,4 @@ def test_a_closed_batcher_refuses_items():
     batcher.close()
 
     with pytest.raises(RuntimeError, match="shutting down"):
-        batcher.submit([{"value": 1}])
+        batcher.submit([PreparedItem(text="1")])

@@ -46,8 +46,6 @@ def test_serve_prints_its_settings(run, monkeypatch):
     assert result.exit_code == 0 and "secret" not in result.stdout
     settings = {"MMEMO_SERVE__PORT=1234", "MMEMO_SERVE__MAX_CLIP_S=12.5", "MMEMO_SERVE__API_KEYS=(1 keys)"}
     assert settings <= set(result.stdout.splitlines())
-        result.stdout.splitlines()
-    )
 
 
 def test_predict_a_text(run, exported):
