@@ -1,11 +1,11 @@
 """
-How many requests a service answers, and how long they take: a running `mmemo serve`, asked over the network.
+Measures throughput and latency of `mmemo serve` over the network.
 
     python benchmarks/load.py                      1, 8 and 32 clients, with and without batches
-    python benchmarks/load.py --growth 20000       memory over so many requests
+    python benchmarks/load.py --growth 20000       memory over 20000 requests
 
-Every client sends a clip of 3 s and a sentence, waits for the answer, and sends the next. The service runs in a
-process of its own with the embedded model, on the same machine: clients take their share of the cores. Each row is the
+Each client sends a clip of 3 s and a sentence, waits for the response, and sends the next request. The service runs
+the embedded model in a process of its own on the same machine, so the clients use a part of the cores. Each row is the
 median of the repetitions, which alternate between the rows.
 """
 
@@ -35,7 +35,7 @@ CLIENTS = (1, 8, 32)
 
 
 def clips() -> list[bytes]:
-    """The example clips, each brought to 3 s, as FLAC."""
+    """Returns the example clips as FLAC, each cut or repeated to 3 s."""
     found = []
     for path in sorted((Path(str(files("modeling_mmemo.examples"))) / "audio").glob("*.flac")):
         samples, rate = soundfile.read(path, dtype="float32")
@@ -47,7 +47,7 @@ def clips() -> list[bytes]:
 
 @contextmanager
 def service(**settings):
-    """A service with settings of [`ServiceSettings`]; its process."""
+    """Runs a service with settings of [`ServiceSettings`], and yields its process."""
     environment = {f"MMEMO_SERVE__{name.upper()}": str(value) for name, value in settings.items()}
     command = [sys.executable, "-m", "mmemo.cli", "serve", "--port", str(PORT)]
     with open(os.devnull, "wb") as nowhere:
@@ -59,7 +59,7 @@ def service(**settings):
                 break
             except httpx.HTTPError:
                 if process.poll() is not None:
-                    raise SystemExit("The service did not start; run mmemo serve to see why.") from None
+                    raise SystemExit("The service did not start; run `mmemo serve` to see the error.") from None
                 time.sleep(0.1)
         yield process
     finally:
@@ -68,13 +68,13 @@ def service(**settings):
 
 
 def memory(process: subprocess.Popen) -> float:
-    """MiB that a process holds."""
+    """Returns the resident memory of a process in MiB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
 
 async def ask(clients: int, requests: int) -> tuple[list[float], float]:
-    """How long each request took, in seconds, and all of them."""
+    """Returns the duration of each request and of the whole run, in seconds."""
     audio, seconds, sent = clips(), [], 0
 
     async def client(http: httpx.AsyncClient) -> None:
@@ -95,6 +95,7 @@ async def ask(clients: int, requests: int) -> tuple[list[float], float]:
 
 
 def compare(requests: int, repetitions: int, batches: list[int]) -> None:
+    """Prints throughput and latency for each batch size and number of clients."""
     found: dict[tuple[int, int], list] = {}
     for _ in range(repetitions):
         for size in batches:
@@ -103,7 +104,7 @@ def compare(requests: int, repetitions: int, batches: list[int]) -> None:
                 for clients in CLIENTS:
                     found.setdefault((size, clients), []).append(asyncio.run(ask(clients, requests)))
     print(f"{requests} requests of {SECONDS} s and a sentence, {os.cpu_count()} CPUs, median of {repetitions} runs\n")
-    print(f"{'batches of at most':<20}{'clients':>8}{'requests/s':>12}{'p50, ms':>10}{'p95, ms':>10}{'p99, ms':>10}")
+    print(f"{'max_batch_size':<20}{'clients':>8}{'requests/s':>12}{'p50, ms':>10}{'p95, ms':>10}{'p99, ms':>10}")
     for (size, clients), runs in sorted(found.items()):
         rate = statistics.median(len(seconds) / total for seconds, total in runs)
         quantiles = np.median([np.quantile(seconds, (0.5, 0.95, 0.99)) for seconds, _ in runs], axis=0) * 1e3
@@ -111,6 +112,7 @@ def compare(requests: int, repetitions: int, batches: list[int]) -> None:
 
 
 def grow(requests: int) -> None:
+    """Prints the memory of the service over a number of requests."""
     with service() as process:
         asyncio.run(ask(8, 500))
         first = memory(process)
@@ -125,10 +127,10 @@ def grow(requests: int) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=300, help="For each row.")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="Values of max_batch_size.")
-    parser.add_argument("--growth", type=int, help="Requests over which to watch the memory.")
+    parser.add_argument("--requests", type=int, default=300, help="Requests for each row.")
+    parser.add_argument("--repetitions", type=int, default=3, help="Runs of which to take the median.")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="Values of max_batch_size to compare.")
+    parser.add_argument("--growth", type=int, help="Measure memory over this number of requests instead.")
     args = parser.parse_args(argv)
     if args.growth:
         grow(args.growth)

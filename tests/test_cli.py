@@ -166,13 +166,17 @@ def test_evaluate_is_eval_py(run):
 
 
 def test_settings_of_a_service(run, monkeypatch):
-    monkeypatch.setenv("MMEMO_MAX_CLIP_S", "12.5")
-    monkeypatch.setenv("MMEMO_API_KEYS", "secret")
+    monkeypatch.setenv("MMEMO_SERVE__MAX_CLIP_S", "12.5")
+    monkeypatch.setenv("MMEMO_SERVE__API_KEYS", "secret")
+
+    monkeypatch.setenv("MMEMO_PORT", "1")
 
     result = run("serve", "--port", 1234, "--settings")
 
     assert result.exit_code == 0 and "secret" not in result.stdout
-    assert {"MMEMO_PORT=1234", "MMEMO_MAX_CLIP_S=12.5", "MMEMO_API_KEYS=(1 keys)"} <= set(result.stdout.splitlines())
+    expected = {"MMEMO_SERVE__PORT=1234", "MMEMO_SERVE__MAX_CLIP_S=12.5", "MMEMO_SERVE__API_KEYS=(1 keys)"}
+    assert expected <= set(result.stdout.splitlines())
+    assert "Warning: MMEMO_PORT is ignored: the setting is now called MMEMO_SERVE__PORT." in result.stderr
 
 
 def test_a_text_alone(run, exported):
