@@ -1,9 +1,9 @@
-# `mmemo serve` over an exported model: without torch, without root, and with nothing to write to but /tmp.
+# `mmemo serve`: serves an exported model without torch, without root, and writes to /tmp only.
 #
 #   docker build --tag mmemo .
 #   docker run --rm --publish 127.0.0.1:8000:8000 --read-only --tmpfs /tmp mmemo
 #
-# docker/rehearse.py takes the same steps without Docker.
+# docker/rehearse.py runs the same steps without Docker.
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
@@ -24,14 +24,14 @@ LABEL org.opencontainers.image.title="mmemo" \
 RUN groupadd --gid 10001 mmemo \
     && useradd --uid 10001 --gid mmemo --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mmemo
 COPY --from=build /opt/mmemo /opt/mmemo
-# Uploads of more than 1 MiB lie in TMPDIR while they are read; models of the Hub lie in HF_HOME.
+# TMPDIR holds uploads of more than 1 MiB during their request; HF_HOME holds models from the Hub.
 ENV PATH=/opt/mmemo/bin:$PATH \
     TMPDIR=/tmp \
     HF_HOME=/tmp/huggingface \
-    MMEMO_HOST=0.0.0.0 \
-    MMEMO_PORT=8000
+    MMEMO_SERVE__HOST=0.0.0.0 \
+    MMEMO_SERVE__PORT=8000
 USER 10001:10001
 EXPOSE 8000
-# By http.client, which no proxy of the environment diverts.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --start-interval=1s CMD ["python", "-c", "import http.client, os; asked = http.client.HTTPConnection('127.0.0.1', int(os.environ['MMEMO_PORT']), timeout=2); asked.request('GET', '/ready'); raise SystemExit(asked.getresponse().status != 200)"]
+# http.client ignores proxy settings of the environment.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --start-interval=1s CMD ["python", "-c", "import http.client, os; probe = http.client.HTTPConnection('127.0.0.1', int(os.environ['MMEMO_SERVE__PORT']), timeout=2); probe.request('GET', '/ready'); raise SystemExit(probe.getresponse().status != 200)"]
 CMD ["mmemo", "serve"]

@@ -62,7 +62,7 @@ def service(*options: str):
                 break
             except httpx.HTTPError:
                 if process.poll() is not None:
-                    raise SystemExit("The service did not start; run mmemo serve to see why.") from None
+                    raise SystemExit("The service did not start; run `mmemo serve` to see the error.") from None
                 time.sleep(0.1)
         yield process, address
     finally:

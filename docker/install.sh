@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a virtual environment that holds the service and neither torch nor transformers.
+# Creates a virtual environment with the service, without torch and transformers.
 # Usage: docker/install.sh WHEEL FOLDER
 set -eu
 wheel=$1
@@ -13,5 +13,5 @@ install() {
 
 python3 -m venv --without-pip "$folder"
 install --requirement "$here/requirements.txt"
-# mmemo depends on what its pipeline needs. Of silero-vad only the weights are read, and it depends on torch.
+# Without dependencies: mmemo requires torch for its pipeline, and silero-vad, of which only the weights are used, too.
 install --no-deps "$wheel" silero-vad

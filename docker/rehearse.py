@@ -1,9 +1,9 @@
 """
-Takes the steps of the Dockerfile without Docker: builds, starts, asks, checks and stops what it describes.
+Runs the steps of the Dockerfile without Docker: builds, starts, checks and stops the service.
 
-It does in a folder what stands there: the files that it copies, the RUN of its first stage, ENV, HEALTHCHECK and CMD.
-It cannot show what Docker itself does: the base image, the user, and the file system that cannot be written to.
-Instead, nothing may have been written.
+It runs COPY and RUN of the first stage, and ENV, HEALTHCHECK and CMD of the last, in a temporary folder. It cannot
+check what Docker provides: the base image, the user, and the read-only file system. Instead of the last, it checks
+that the service has written no files.
 """
 
 import argparse
@@ -33,13 +33,13 @@ def main(argv: list[str] | None = None) -> None:
         place = build(first, folder)
         there = {path.name for path in place.glob("lib/python*/site-packages/*")}
         if found := there & set(UNWANTED):
-            raise SystemExit(f"{', '.join(found)}: not for the service.")
+            raise SystemExit(f"{', '.join(found)} must not be installed.")
         print(f"{sum(path.lstat().st_size for path in place.rglob('*')) / 1e6:.0f} MB installed")
         run(last, place, folder)
 
 
 def stages(text: str) -> list[list[tuple[str, str]]]:
-    """The instructions of each stage, in pairs such as `("RUN", "...")`."""
+    """Returns the instructions of each stage as pairs such as `("RUN", "...")`."""
     text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
     lines = [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
     starts = [index for index, (word, _) in enumerate(lines) if word == "FROM"]
@@ -47,7 +47,7 @@ def stages(text: str) -> list[list[tuple[str, str]]]:
 
 
 def build(stage: list[tuple[str, str]], folder: Path) -> Path:
-    """Does what a stage copies and runs, and returns what has become of /opt/mmemo."""
+    """Runs COPY and RUN of a stage, and returns the folder that replaces /opt/mmemo."""
     source, place = folder / "src", folder / PLACE.strip("/")
     ignored = shutil.ignore_patterns("__pycache__")
     for word, rest in stage:
@@ -67,7 +67,7 @@ def build(stage: list[tuple[str, str]], folder: Path) -> Path:
 
 
 def run(stage: list[tuple[str, str]], place: Path, folder: Path) -> None:
-    """Starts what a stage starts, asks it, and stops it."""
+    """Runs HEALTHCHECK and CMD of a stage, sends requests, and stops the service."""
     scratch, home = folder / "tmp", folder / "home"
     scratch.mkdir()
     home.mkdir()
@@ -81,7 +81,7 @@ def run(stage: list[tuple[str, str]], place: Path, folder: Path) -> None:
         "HOME": str(home),
         "TMPDIR": str(scratch),
         "HF_HOME": str(scratch),
-        "MMEMO_PORT": str(port),
+        "MMEMO_SERVE__PORT": str(port),
     }
     command = next(json.loads(rest) for word, rest in stage if word == "CMD")
     health = next(json.loads(rest.partition("CMD ")[2]) for word, rest in stage if word == "HEALTHCHECK")
@@ -94,13 +94,13 @@ def run(stage: list[tuple[str, str]], place: Path, folder: Path) -> None:
         return subprocess.run(health, env=environment, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
     if is_healthy():
-        raise SystemExit("The HEALTHCHECK is content though nothing runs.")
+        raise SystemExit("The HEALTHCHECK succeeds although no service runs.")
     service = subprocess.Popen(command, env=environment)
     try:
         deadline = time.monotonic() + 30
         while not is_healthy():
             if service.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("The service does not come up.")
+                raise SystemExit("The service did not start.")
         status = Path(f"/proc/{service.pid}/status").read_text()
         resident = re.search(r"VmRSS:\s+(\d+) kB", status)
         print(f"{int(resident[1]) / 1024:.0f} MiB of memory, idle")
@@ -108,15 +108,16 @@ def run(stage: list[tuple[str, str]], place: Path, folder: Path) -> None:
         subprocess.run(smoke, env=environment, check=True)
         service.send_signal(signal.SIGTERM)
         if code := service.wait(timeout=60):
-            raise SystemExit(f"After SIGTERM the service ends with {code}.")
+            raise SystemExit(f"The service exited with status {code} after SIGTERM.")
     finally:
         if service.poll() is None:
             service.kill()
     if written := (files(place) ^ before) | files(scratch) | files(home):
-        raise SystemExit(f"The service leaves files: {sorted(name for name, _ in written)}.")
+        raise SystemExit(f"The service has written files: {sorted(name for name, _ in written)}.")
 
 
 def files(folder: Path) -> set[tuple[str, int]]:
+    """Returns the name and the modification time of each file in a folder."""
     return {(str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 

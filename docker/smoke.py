@@ -1,9 +1,9 @@
 """
-Asks a service that runs for all that it offers, and ends with 1 if an answer is not what it must be.
+Sends requests of every kind to a running service, and exits with status 1 if a response is wrong.
 
     python docker/smoke.py http://127.0.0.1:8080 --key KEY
 
-It needs av, numpy, soundfile and websockets, as the service does; the answers are those of the embedded model.
+Requires av, numpy, soundfile and websockets, as the service does. It expects the predictions of the embedded model.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     samples, _ = soundfile.read(CLIP, dtype="float32")
 
     answer = ask(f"{address}/predict", key, {"audio_file": CLIP.read_bytes()}, {"text": WORDS})
-    expect(answer["label"] == "angry", f"a voice and its words: {answer}")
+    expect(answer["label"] == "angry", f"audio and text: {answer}")
 
     pause = np.zeros(2 * RATE, np.float32)
     recording = io.BytesIO()
@@ -51,13 +51,13 @@ def main(argv: list[str] | None = None) -> None:
         expect(labels.count("angry") * 2 > len(labels) > 3, f"{encoding}: {labels}")
 
 
-def expect(is_so: bool, otherwise: str) -> None:
-    if not is_so:
-        raise SystemExit(otherwise)
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise SystemExit(f"Unexpected response: {message}")
 
 
 def ask(address: str, key: str, files: dict[str, bytes], fields: dict[str, str]) -> dict:
-    """What the service says to a form."""
+    """Sends a form to the service and returns its response."""
     boundary = uuid.uuid4().hex
     parts = [(f'name="{name}"', value.encode()) for name, value in fields.items()]
     parts += [(f'name="{name}"; filename="{name}"', value) for name, value in files.items()]
@@ -72,7 +72,7 @@ def ask(address: str, key: str, files: dict[str, bytes], fields: dict[str, str])
 
 
 def follow(address: str, key: str, encoding: str, messages: Iterator[bytes]) -> list[dict]:
-    """The segments of a live stream."""
+    """Sends a live stream and returns its segments."""
     start = {"encoding": encoding, "sampling_rate": RATE, "top_k": 1} | ({"api_key": key} if key else {})
     with connect(f"{address.replace('http', 'ws', 1)}/stream", proxy=None) as socket:
         socket.send(json.dumps(start))
@@ -85,13 +85,13 @@ def follow(address: str, key: str, encoding: str, messages: Iterator[bytes]) -> 
 
 
 def pcm(samples: np.ndarray) -> Iterator[bytes]:
-    """Messages of 0.1 s."""
+    """Yields messages of 0.1 s."""
     for chunk in np.split(samples, range(RATE // 10, len(samples), RATE // 10)):
         yield (chunk * 32767).astype("<i2").tobytes()
 
 
 def opus(samples: np.ndarray) -> Iterator[bytes]:
-    """Packets as WebCodecs gives them to a browser."""
+    """Yields Opus packets, as WebCodecs in a browser does."""
     encoder = av.CodecContext.create("libopus", "w")
     encoder.sample_rate, encoder.layout, encoder.format = RATE, "mono", "s16"
     encoder.open()

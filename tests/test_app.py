@@ -159,6 +159,8 @@ def test_concurrent_requests_do_not_change_predictions(client, service, clip):
         ({"json": []}, 422, "The body: Input should be an object"),
         ({"json": {"txt": "so"}}, 422, "txt: Extra inputs are not permitted"),
         ({"json": {"text": "so", "top_k": 0}}, 422, "top_k: Input should be greater than or equal to 1"),
+        ({"json": {"text": "so", "top_k": True}}, 422, "top_k: Input should be a valid integer"),
+        ({"json": {"text": "so", "top_k": "2"}}, 422, "top_k: Input should be a valid integer"),
         ({"json": {"audio": "!", "text": "so"}}, 422, "audio: not valid base64"),
         ({"json": {"audio": ""}}, 422, "is empty"),
         ({"json": {"text": "so", "segment_s": 1.0}}, 422, "segment_s: only for timelines; set return_timeline"),

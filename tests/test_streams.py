@@ -151,6 +151,7 @@ def test_a_message_may_end_within_a_sample():
     [
         ({"encoding": "mp3"}, [], "encoding: Input should be", 1007),
         ({"sampling_rate": 1}, [], "sampling_rate: Input should be greater", 1007),
+        ({"channels": True}, [], "channels: Input should be a valid integer", 1007),
         ({"threshold": 2}, [], "threshold: Input should be less than 1", 1007),
         ({"coverage": 0.9}, [], "coverage= needs this model's conformal_quantiles", 1007),
         ("hello", [], "The message is invalid", 1007),

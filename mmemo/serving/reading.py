@@ -18,14 +18,16 @@ TIMELINE_OPTIONS = {"granularity", "segment_s", "channels", "speaker_turns", "cu
 
 def validate(model: type[Model], content: bytes | dict[str, Any]) -> Model:
     """
-    Validates JSON, or the fields of a form.
+    Validates JSON, without conversions such as `true` to 1, or the fields of a form, which are strings.
 
     Raises:
         HTTPException: If the content is not JSON.
         ValueError: If it does not match the schema.
     """
     try:
-        return model.model_validate_json(content) if isinstance(content, bytes) else model.model_validate(content)
+        if isinstance(content, bytes):
+            return model.model_validate_json(content, strict=True)
+        return model.model_validate(content)
     except ValidationError as error:
         raise _http_error(error) from error
 

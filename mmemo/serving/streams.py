@@ -131,7 +131,7 @@ def _parse(adapter: TypeAdapter, message: bytes | str) -> Any:
     if isinstance(message, bytes):
         raise RefusedError('The first message must describe the audio: {"encoding": "pcm_s16le", ...}.')
     try:
-        return adapter.validate_json(message)
+        return adapter.validate_json(message, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
