@@ -323,14 +323,14 @@ def test_requests_over_the_limits_are_told_when_to_retry(exported, request_, wha
 def test_an_internal_error_of_one_item_reaches_that_item_only(exported, caplog):
     app = create_app(ServiceSettings(model=str(exported), workers=1, max_batch_size=8))
     service = app.state.service
-    run = service.predictor.graph.answer
+    run = service.predictor.graph.predict
 
     def fail_on_long_text(inputs):
         if inputs["attention_mask"].sum(axis=1).max() > 5:
             raise RuntimeError("a secret of the user")
         return run(inputs)
 
-    service.predictor.graph.answer = fail_on_long_text
+    service.predictor.graph.predict = fail_on_long_text
 
     async def ask():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

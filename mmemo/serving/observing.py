@@ -18,6 +18,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 logger = logging.getLogger("mmemo.serving")
+
+# Loggers of the modules that read items.
+ITEM_LOGGERS = ("mmemo.audio", "mmemo.words", "mmemo.timeline", "mmemo.items")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
@@ -69,15 +72,18 @@ def _is_wanted(record: logging.LogRecord) -> bool:
     return "WebSocket" not in record.msg and not record.msg.startswith("Exception in ASGI application")
 
 
+def _is_free_of_user_text(record: logging.LogRecord) -> bool:
+    """Excludes warnings about items, which may quote text of the user."""
+    return record.levelno >= logging.ERROR or not record.name.startswith(ITEM_LOGGERS)
+
+
 def configure_logging() -> None:
     """Writes all logs of the process to standard error as lines of JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    handler.addFilter(_is_free_of_user_text)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("uvicorn.error").addFilter(_is_wanted)
-    # Warnings of these modules may quote text of the user.
-    for name in ("mmemo.audio", "mmemo.words", "mmemo.timeline", "mmemo.items"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class Observe:
