@@ -13,5 +13,5 @@ install() {
 
 python3 -m venv --without-pip "$folder"
 install --requirement "$here/requirements.txt"
-# Without dependencies: mmemo requires torch for its pipeline, and silero-vad, of which only the weights are used, too.
+# Both depend on torch: mmemo for its pipeline, and silero-vad, of which the service uses only the weights.
 install --no-deps "$wheel" silero-vad

@@ -52,7 +52,12 @@ def test_many_responses_match_the_document(service, path, mode):
 
 
 def check_responses(service, path, mode, max_examples):
-    api = schemathesis.openapi.from_url(f"{service.address}/openapi.json")
+    document = service.get("/openapi.json").json()
+    if mode is GenerationMode.NEGATIVE:
+        # schemathesis 4.32 raises "Unsupported type: 'Binary'" for some invalid files; send text in their place.
+        for name in ("audio_file", "subtitles"):
+            del document["components"]["schemas"]["PredictForm"]["properties"][name]["format"]
+    api = schemathesis.openapi.from_dict(document)
     method = "POST" if path.startswith("/predict") else "GET"
 
     @settings(
@@ -64,7 +69,7 @@ def check_responses(service, path, mode, max_examples):
     )
     @given(case=api[path][method].as_strategy(generation_mode=mode))
     def ask(case):
-        response = case.call_and_validate(checks=CHECKS)
+        response = case.call_and_validate(base_url=service.address, checks=CHECKS)
         if response.status_code == 200 and case.media_type == "application/json":
             schema = {"$ref": f"#/components/schemas/{MODELS[path]}", "components": api.raw_schema["components"]}
             jsonschema_rs.validate(schema, json.loads(response.request.body))
@@ -82,6 +87,12 @@ def test_the_examples_of_the_document_work(service):
         "multipart/form-data",
         "application/json",
     }
+
+
+def test_audio_in_json_is_base64(service):
+    components = service.get("/openapi.json").json()["components"]["schemas"]
+    audio = components["PredictRequest"]["properties"]["audio"]["anyOf"][0]
+    assert audio == {"type": "string", "contentEncoding": "base64"}
 
 
 def test_all_references_of_the_document_resolve(service):

@@ -4,7 +4,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from mmemo.words.times import is_subtitles
 
@@ -25,7 +25,9 @@ def _check_content(value: Any) -> Any:
     return value
 
 
-Base64Audio = Annotated[bytes, BeforeValidator(_decode), Field(json_schema_extra={"contentEncoding": "base64"})]
+Base64Audio = Annotated[
+    bytes, BeforeValidator(_decode), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+]
 Subtitles = Annotated[str, BeforeValidator(_check_content)]
 TimedWord = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1)], float, float],
