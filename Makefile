@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
+# Two processes, each with whole test files: module fixtures are built once.
+PARALLEL := -n 2 --dist loadfile
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
@@ -22,10 +24,10 @@ demo: install ## Predict the emotions of the example clips
 	@$(RUN)/python -m modeling_mmemo.examples.demo
 
 test: install ## Run the quick tests, offline, in under five minutes
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest $(PARALLEL)
 
 test-all: test ## Run the quick and the slow tests: traced architectures, fresh processes, training runs, fuzzing
-	$(RUN)/python -m pytest -m "slow and not nightly"
+	$(RUN)/python -m pytest $(PARALLEL) -m "slow and not nightly"
 
 check: install ## Check lint, format and types
 	$(RUN)/ruff check .
