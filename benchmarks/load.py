@@ -115,7 +115,7 @@ def compare(requests: int, repetitions: int, batches: list[int], clients: list[i
 
 
 def grow(requests: int) -> None:
-    """Prints the memory of the service while it answers requests."""
+    """Prints the memory of the service over many requests."""
     with service() as (process, address):
         done = min(GROWTH_START, requests)
         asyncio.run(send(address, 8, done))

@@ -1,4 +1,4 @@
-"""mmemo: multimodal emotion recognition from voice and words, in the manner of `transformers`."""
+"""mmemo: multimodal emotion recognition from audio and text, with the interfaces of `transformers`."""
 
 from typing import Any
 

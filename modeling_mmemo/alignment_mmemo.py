@@ -24,7 +24,7 @@ def audio_times(audio_config: PreTrainedConfig, frame_seconds: float | None, num
         num_positions (`int`): The number of positions.
 
     Raises:
-        ValueError: If the seconds between two positions are in neither.
+        ValueError: If neither of them defines the seconds between two positions.
     """
     seconds = frame_seconds or seconds_per_position(audio_config)
     if seconds is None:

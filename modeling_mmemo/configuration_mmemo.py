@@ -223,7 +223,8 @@ class MMEmoConfig(PreTrainedConfig):
         if self.label2id is None and self.id2label is not None:
             self.label2id = {label: int(index) for index, label in self.id2label.items()}
         if not __name__.startswith("transformers_modules."):
-            # The entry of a saved model: `pipeline` would ask to trust its code, although this package has the task.
+            # With this entry of a saved model, `pipeline` would require `trust_remote_code`, although this package
+            # registers the task.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self._validate()
@@ -234,7 +235,11 @@ class MMEmoConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """Reads a `config.json`; that of another model raises, while transformers only warns."""
+        """Reads a `config.json`.
+
+        Raises:
+            ValueError: If it belongs to another type of model, about which transformers only warns.
+        """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -355,7 +360,11 @@ class MMEmoConfig(PreTrainedConfig):
         return self.is_bimodal and self.fusion in ("cross_attention", "hybrid")
 
     def temperature_of(self, presence: str) -> float:
-        """Returns the temperature for predictions from `presence`, one of `"audio"`, `"text"`, `"both"`."""
+        """Returns the temperature for predictions from `presence`, one of `"audio"`, `"text"`, `"both"`.
+
+        Raises:
+            ValueError: If the configuration has temperatures for other keys.
+        """
         if not isinstance(self.temperature, dict):
             return float(self.temperature)
         if unknown := set(self.temperature) - set(PRESENCES):

@@ -43,7 +43,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
       80 dB below the clip's maximum), `mfcc` is `librosa.feature.mfcc`; `1 + samples // hop_length` frames.
 
     This feature extractor inherits from [`~feature_extraction_sequence_utils.SequenceFeatureExtractor`]. Its
-    `feature_size` follows from `features`, and is what an encoder takes as `num_mel_bins`.
+    `feature_size` follows from `features`, and must equal the `num_mel_bins` of the encoder.
 
     Args:
         preset (`str`, *optional*, defaults to `"whisper"`):

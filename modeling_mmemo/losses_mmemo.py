@@ -38,8 +38,8 @@ def emotion_loss(
         logits (`torch.Tensor` of shape `(batch, num_labels)`): The logits of one head.
         labels (`torch.Tensor`): `(batch,)` class indices, -100 for an ignored row, for a single label; otherwise
             `(batch, num_labels)` values, NaN for a missing one.
-        label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels that take part. The
-            class of a row takes part in any case.
+        label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels included in the
+            loss. The true class of a row is always included.
         rows (`torch.Tensor` of shape `(batch,)`): The rows that count.
 
     Returns:

@@ -105,7 +105,7 @@ class MMEmoModel(MMEmoPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for real tokens, padding on
                 either side; a row of zeros is a missing text. Defaults to all ones.
             context_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 1 for real tokens of the context
-                before the text: the text encoder attends to them, nothing else uses them. Defaults to all zeros.
+                before the text: the text encoder attends to them, no other module uses them. Defaults to all zeros.
             token_times (`torch.Tensor` of shape `(batch, tokens, 2)`, *optional*): Start and end, in seconds, of the
                 word of each token; -1 where unknown.
             segment_times (`torch.Tensor` of shape `(batch, segments, 2)`, *optional*): Start and end, in seconds, of
@@ -348,7 +348,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
                 `(batch, num_labels)` of 0 and 1 for several, `(batch, num_labels)` of values for regression; NaN is
                 ignored in the last two.
             label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels that the sample's
-                corpus annotates; the others do not take part in its loss.
+                corpus annotates; its loss excludes the others.
             The others are those of [`MMEmoModel.forward`].
         """
         features = self.mmemo(

@@ -113,7 +113,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
 
     def _sanitize_parameters(self, **parameters):
         check_option_names(parameters)
-        # Options of the call override those of the pipeline; together they must make sense.
+        # Options of the call override those of the pipeline, so they are checked together.
         merged = {**self._postprocess_params, **parameters}
         self.answers.check_options(**{name: merged.get(name) for name in ANSWER_OPTIONS})
         requested = given_recording_options(parameters)

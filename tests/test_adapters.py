@@ -112,7 +112,7 @@ def test_saved_adapter_restores_the_model(modes, tmp_path):
     torch.testing.assert_close(predict(merged, inputs), expected, atol=1e-5, rtol=0)
 
 
-def test_lora_in_many_layers_stays_in_its_tower():
+def test_lora_in_many_layers_is_only_in_its_encoder():
     """peft shortens long lists of names, which must not match layers of the same name in the fusion."""
     config = audio_config("mmemo_audio")
     config.encoder_layers = 6
@@ -162,7 +162,7 @@ def test_first_layers_stay_frozen(modality, family):
     assert layers == set(range(1, tower.config.num_hidden_layers))
 
 
-def test_full_and_frozen_towers():
+def test_full_and_frozen_encoders():
     model = make_model()
     before = trained_names(model)
 

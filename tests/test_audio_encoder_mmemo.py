@@ -152,7 +152,7 @@ def test_saved_and_loaded_bit_for_bit(encoder, features, tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is MMEmoAudioEncoder
 
 
-def test_positions_are_the_sinusoids_of_whisper_and_not_trained():
+def test_positions_are_the_fixed_sinusoids_of_whisper():
     whisper = WhisperModel(audio_config("whisper"))
     positions = MMEmoAudioEncoder(audio_config("mmemo_audio")).embed_positions.weight
     torch.testing.assert_close(positions, whisper.encoder.embed_positions.weight)

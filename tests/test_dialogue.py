@@ -162,7 +162,7 @@ def test_context_is_attended_to_but_not_pooled(text):
 
 
 @pytest.mark.parametrize("text", TEXT)
-def test_towers_do_not_cache_keys_and_values(text):
+def test_encoders_do_not_cache_keys_and_values(text):
     assert not getattr(make_model(None, text).mmemo.text_tower.config, "use_cache", False)
 
 

@@ -137,7 +137,7 @@ def frozen(tmp_path_factory, encoders, data_dir):
     return folder / "model"
 
 
-def test_run_learns_its_sentences(frozen):
+def test_trained_model_predicts_its_training_sentences(frozen):
     emotion = pipeline("multimodal-emotion", model=str(frozen))
 
     predictions = emotion([{"text": "i am happy"}, {"text": "i am sad"}, {"text": "wait !"}], top_k=1)

@@ -123,7 +123,7 @@ def test_gradient_accumulation_equals_one_large_batch(training, modes):
         torch.testing.assert_close(accumulated[name], weight, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_frozen_tower_has_no_dropout_in_training(training):
+def test_frozen_encoder_has_no_dropout_in_training(training):
     model = adapt(make_model(), audio_mode="frozen", text_mode="full")
     trainer = build_trainer(model, samples(4), {}, stack, training(max_steps=1))
 

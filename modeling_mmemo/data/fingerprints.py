@@ -1,4 +1,4 @@
-"""Fingerprints of data, for caches that must notice when the data change."""
+"""Fingerprints of data, which invalidate a cache when the data change."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,8 @@ def audio_fingerprint(audio: Mapping[str, Any] | None) -> str:
 
     Args:
         audio (`Mapping`, *optional*):
-            A cell of the column `audio`, `{"bytes", "path"}`. Bytes are hashed; a file counts by its path, size and
-            time of modification, which costs no reading; a URL by itself.
+            A cell of the column `audio`, `{"bytes", "path"}`. Bytes are hashed. A file is identified by its path,
+            size and time of modification, without reading it; a URL by its name.
     """
     if audio is None:
         return "missing"

@@ -59,7 +59,7 @@ def simulated_pairs(audio_rows: Dataset, text_rows: Dataset, agreeing: bool, see
 
 def follows(scores: np.ndarray, audio_truth: np.ndarray, text_truth: np.ndarray) -> np.ndarray:
     """
-    Returns which modality the predictions for conflicting pairs follow.
+    Finds the modality that the predictions for conflicting pairs follow.
 
     Args:
         scores (`np.ndarray` of shape `(rows, labels)`): Scores of the pairs.

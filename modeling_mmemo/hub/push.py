@@ -62,7 +62,7 @@ def push(
     with TemporaryDirectory() as name:
         stage = Path(name)
         _stage(folder, stage, onnx, results, repo_id)
-        # Everything that can be refused is checked before the upload.
+        # All checks run before the upload, so that an invalid push leaves the repository unchanged.
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
             raise ValueError(f"{repo_id} already has a tag {tag!r}, and tags cannot be moved; choose another.")

@@ -28,7 +28,7 @@ LORA_TARGET_MODULES = {
     "whisper": _ATTENTION,
     "wav2vec2": _ATTENTION,
     "hubert": _ATTENTION,
-    # Feed-forward layers: WavLM's attention reads the weights of its projections directly, so LoRA would have no
+    # Feed-forward layers: WavLM's attention uses the weights of its projections directly, so LoRA would have no
     # effect.
     "wavlm": ("intermediate_dense", "output_dense"),
     "audio-spectrogram-transformer": _DECODER_ATTENTION,

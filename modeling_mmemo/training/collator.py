@@ -28,8 +28,8 @@ class EmotionCollator:
         """
         Args:
             rows (`list[dict]`):
-                Rows with `labels` and `label_mask`, and optionally `audio` (samples, or states of a frozen tower of
-                shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`, `context` and
+                Rows with `labels` and `label_mask`, and optionally `audio` (samples, or states of a frozen encoder
+                of shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`, `context` and
                 `speaker` (for a text in a dialogue), and `seed` (for an augmented clip).
 
         Returns:

@@ -1,4 +1,4 @@
-"""The tokens whose likelihood under a language model becomes the score of a label: the first of each label's word."""
+"""Finds the token of each label: the first of its word, whose likelihood under a language model is the label's score."""
 
 from collections.abc import Sequence
 

@@ -421,7 +421,7 @@ def _check_combination(
 ) -> None:
     """Raises a `ValueError` if options of different groups contradict each other."""
     if data.streaming:
-        _check_streaming(model, data, training)
+        _check_streaming(model, training)
     elif data.cache_states:
         _check_cache(model, data, augmentation)
     if training.activation_checkpointing and model.audio_mode == model.text_mode == "frozen":
@@ -453,7 +453,7 @@ def _check_cache(model: ModelArguments, data: DataArguments, augmentation: Augme
         )
 
 
-def _check_streaming(model: ModelArguments, data: DataArguments, training: EmotionTrainingArguments) -> None:
+def _check_streaming(model: ModelArguments, training: EmotionTrainingArguments) -> None:
     """Raises a `ValueError` for options that streamed rows cannot support."""
     if model.class_weights != "none":
         raise ValueError(f"streaming=True contradicts class_weights={model.class_weights}, which counts all rows.")
