@@ -53,13 +53,14 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         features (`Sequence[str]`, *optional*, defaults to `("log_mel",)`):
             Which of `"mel"`, `"log_mel"` and `"mfcc"` to stack along the channel axis, in this order.
         n_mels (`int`, *optional*):
-            Number of mel bands. Whisper 80, librosa 128.
+            Number of mel bands; by default 80 for `"whisper"`, 128 for `"librosa"`.
         n_mfcc (`int`, *optional*, defaults to 13):
             Number of cepstral coefficients.
         n_fft (`int`, *optional*):
-            Length of the Hann window in samples, an even number. Whisper 400, librosa 2048.
+            Length of the Hann window in samples, an even number; by default 400 for `"whisper"`, 2048 for
+            `"librosa"`.
         hop_length (`int`, *optional*):
-            Number of samples from one frame to the next. Whisper 160, librosa 512.
+            Number of samples from one frame to the next; by default 160 for `"whisper"`, 512 for `"librosa"`.
         loudness_dbfs (`float`, *optional*):
             RMS level in dB re full scale to which every clip is scaled before truncation and analysis. `None` does not
             scale, which equality with the reference implementations requires.
@@ -211,11 +212,15 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | TensorType | None = None,
     ) -> BatchFeature:
         """
-        Extracts the features of clips that [`load_audio`] returned at `sampling_rate`; see
-        [`~MMEmoFeatureExtractor.__call__`].
+        Extracts the features of clips that [`load_audio`] returned at `sampling_rate`.
 
         Args:
             clips (`list` of `np.ndarray` of shape `(samples,)`): At least one clip, float32.
+            padding, max_length, pad_to_multiple_of, truncation, return_attention_mask, return_tensors:
+                As in [`~MMEmoFeatureExtractor.__call__`].
+
+        Raises:
+            ValueError: If lengths are invalid or contradict each other.
         """
         strategy = self._get_padding_strategies(padding, max_length)
         if truncation and max_length is None:

@@ -199,6 +199,7 @@ class CrossAttention(nn.Module):
             context (`torch.Tensor` of shape `(batch, k, width)`): The sequence that is attended to.
             context_mask (`torch.Tensor` of shape `(batch, k)`): Its real positions.
             bias (`torch.Tensor` of shape `(batch, heads, q, k)`, *optional*): Added to the scores.
+            output_attentions (`bool`): Return the attention map.
 
         Returns:
             The attended values `(batch, q, width)` and, with `output_attentions`, the map `(batch, heads, q, k)`.
@@ -260,6 +261,7 @@ class CrossModalLayer(nn.Module):
             audio, text (`torch.Tensor` of shape `(batch, audio_positions or tokens, width)`): The two sequences.
             audio_mask, text_mask (`torch.Tensor` of shape `(batch, audio_positions or tokens)`): Their real positions.
             distance (`torch.Tensor` of shape `(batch, tokens, audio_positions)`, *optional*): In segments.
+            output_attentions (`bool`): Return the attention maps.
 
         Returns:
             Both sequences, then the maps text to audio and audio to text, or `None`.

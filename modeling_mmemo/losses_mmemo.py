@@ -40,7 +40,7 @@ def emotion_loss(
             `(batch, num_labels)` values, NaN for a missing one.
         label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels included in the
             loss. The true class of a row is always included.
-        rows (`torch.Tensor` of shape `(batch,)`): The rows that count.
+        rows (`torch.Tensor` of shape `(batch,)`): A mask, true for the rows included in the loss.
 
     Returns:
         `torch.Tensor` of shape `()`: The loss.

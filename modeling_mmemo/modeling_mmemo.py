@@ -221,7 +221,7 @@ class MMEmoModel(MMEmoPreTrainedModel):
         Args:
             states (`tuple`): Hidden states of the audio and of the text encoder, each `None` if the batch has none.
             masks (`tuple` of `torch.Tensor` of shape `(batch, positions)`): The real audio positions and tokens.
-            spans (`tuple` of `torch.Tensor` of shape `(batch, spans, positions)`): Those of each span.
+            spans (`tuple` of `torch.Tensor` of shape `(batch, spans, positions)`): The real positions in each span.
             token_times, output_attentions: As in [`MMEmoModel.forward`].
 
         Returns:
@@ -261,9 +261,9 @@ class MMEmoModel(MMEmoPreTrainedModel):
         return branch(states, spans)
 
     def _last_state(self, states, mask, is_present):
-        """Returns the text encoder's last state at the last token of the whole text, `(batch, spans, hidden)`, and 0
-        where the text is missing, `is_present` of shape `(batch, spans, 1)`: a language model predicts the word of a
-        label after the whole text."""
+        """Returns the text encoder's last state at the last token of the whole text, `(batch, spans, hidden)`, as a
+        language model predicts the word of a label after the whole text; 0 for spans without text, which `is_present`
+        masks, `(batch, spans, 1)`."""
         dtype = self.text_branch.mix.weights.dtype
         if states is None:
             hidden_size = self.text_tower.config.hidden_size

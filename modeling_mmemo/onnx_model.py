@@ -77,7 +77,11 @@ class MMEmoOnnxModel(OptimizedModel):
     def forward(self, **inputs: torch.Tensor | None) -> MMEmoEmotionOutput:
         """
         Args:
-            inputs: Inputs of [`MMEmoForEmotionRecognition`], without labels; one modality may be missing.
+            inputs (`torch.Tensor`): Inputs of [`MMEmoForEmotionRecognition`], without labels; one modality may be
+                missing.
+
+        Returns:
+            [`MMEmoEmotionOutput`]: The outputs of the graph, on the CPU.
 
         Raises:
             ValueError: If an input is unknown, or both modalities are missing.

@@ -138,6 +138,7 @@ def encode_text(tower: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Ten
     """Returns the hidden states of a text encoder, each `(batch, tokens, hidden)`, for left or right padding.
 
     Args:
+        tower (`PreTrainedModel`): The encoder.
         input_ids (`torch.Tensor` of shape `(batch, tokens)`): Token ids.
         mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for real tokens; a row of zeros is a missing text.
 
@@ -173,6 +174,7 @@ def encode_audio(
     `(batch, positions)`.
 
     Args:
+        tower (`PreTrainedModel`): The encoder.
         inputs (`torch.Tensor`): The encoder's input: `(batch, samples)` for a waveform, `(batch, channels, frames)` or
             `(batch, frames, channels)` for a spectrogram.
         mask (`torch.Tensor` of shape `(batch, samples or frames)`): 1 for real samples or frames, padding on the

@@ -156,7 +156,7 @@ LOSS_FIELDS = [
 
 @pytest.mark.parametrize("fields", LOSS_FIELDS)
 @pytest.mark.parametrize("label_mask", [[0, 1, 1], [0, 0, 1], [0, 0, 0]])
-def test_an_ignored_row_adds_nothing_whatever_its_mask(fields, label_mask):
+def test_an_ignored_row_adds_nothing_under_any_mask(fields, label_mask):
     logits = [[0.5, -0.3, 0.2], [1.0, 2.0, 3.0]]
     alone, gradient = loss_and_gradient(logits[:1], [2], [[1, 0, 1]], **fields)
     both, gradients = loss_and_gradient(logits, [2, -100], [[1, 0, 1], label_mask], **fields)
@@ -173,7 +173,7 @@ def test_a_batch_of_ignored_rows_has_no_loss(fields):
 
 
 @pytest.mark.parametrize("fields", LOSS_FIELDS)
-def test_the_class_of_a_row_takes_part_though_its_mask_lacks_it(fields):
+def test_the_true_class_is_included_even_if_masked(fields):
     with_mask = loss_and_gradient([[1.0, 2.0, 3.0]], [0], [[0, 0, 1]], **fields)
     torch.testing.assert_close(with_mask, loss_and_gradient([[1.0, 2.0, 3.0]], [0], [[1, 0, 1]], **fields))
 

@@ -164,7 +164,12 @@ def corpus_rows(
     label_map: Mapping[str, str] | None = None,
     context_turns: int = 0,
 ) -> Iterator[dict]:
-    """Yields the rows of a corpus, including those without a known label; see [`read_corpus`]."""
+    """
+    Yields the rows of a corpus, including those without a known label; arguments as in [`read_corpus`].
+
+    Raises:
+        ValueError: If the corpus or the fold is unknown, or the corpus is not in `data_dir`.
+    """
     layout, corpus = find_layout(name, data_dir), CORPORA[name]
     if fold is not None and not 1 <= fold <= len(corpus.folds):
         with_folds = {known: len(other.folds) for known, other in CORPORA.items() if other.folds}

@@ -24,7 +24,7 @@ def speaker_groups(speakers: list[str | None]) -> tuple[np.ndarray, str]:
         speakers (`list[str | None]`): The speaker of each row.
 
     Returns:
-        `tuple[np.ndarray, str]`: The group of each row, numbered from 0, and what the groups are: `"speakers"`, or
+        `tuple[np.ndarray, str]`: The group of each row, numbered from 0, and their kind: `"speakers"`, or
         `"rows"` if fewer than two speakers are known.
     """
     if len(set(speakers) - {None}) < 2:

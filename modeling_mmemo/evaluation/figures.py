@@ -57,7 +57,7 @@ class Figures:
         self.groups, self.resampled = speaker_groups(speakers)
 
     def rows(self) -> dict[str, int | str]:
-        """Returns the number of rows and of resampled groups, and what the groups are."""
+        """Returns the number of rows and of resampled groups, and the kind of group."""
         return {"rows": len(self.truth), "groups": len(np.unique(self.groups)), "resampled": self.resampled}
 
     def overall(self, scores: np.ndarray) -> dict[str, Figure]:

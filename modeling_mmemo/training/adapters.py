@@ -57,7 +57,7 @@ def set_trainable(
     model: MMEmoForEmotionRecognition, args: ModelArguments, new_branches: Collection[str]
 ) -> MMEmoForEmotionRecognition | PeftModel:
     """
-    Freezes parameters and adds LoRA as the arguments say; everything on top of the encoders is trained.
+    Freezes parameters and adds LoRA as the arguments specify; everything on top of the encoders is trained.
 
     Exception: the branch and the head of a frozen half of an mmemo model stay frozen, so that its own predictions
     stay the same.

@@ -45,7 +45,7 @@ class Half:
         tower (`PreTrainedModel` or `str`, *optional*): The encoder, or its Hub name or folder.
         preprocessor (*optional*): The feature extractor or tokenizer.
         branch, classifier (`nn.Module`, *optional*): Trained ones, of an mmemo model.
-        config (`dict`): Fields of [`MMEmoConfig`] for this modality; the defaults of [`MMEmoConfig`] for all others.
+        config (`dict`): Fields of [`MMEmoConfig`] for this modality; those left out keep their defaults.
         settings (`dict`): Arguments of [`MMEmoProcessor`] for this modality.
     """
 
@@ -129,7 +129,7 @@ def build_model(
         "modality_loss_weight": args.modality_loss_weight,
         "label_smoothing": args.label_smoothing,
         "focal_gamma": args.focal_gamma,
-        # Those of a checkpoint were computed from other rows.
+        # Class weights of a checkpoint were computed from other rows.
         "class_weights": None,
     }
     if args.model_name_or_path is not None:

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     Cross-validates a training configuration, writes the results to its `output_dir` and prints a summary.
 
     Args:
-        argv (`list[str]`): What follows `eval.py --folds`: a training configuration and flags of `train.py`.
+        argv (`list[str]`): The arguments after `eval.py --folds`: a training configuration and flags of `train.py`.
 
     Raises:
         ValueError: If `argv` does not begin with a configuration file.
@@ -114,7 +114,7 @@ def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
 
 
 def _score_fold(arguments: Arguments, modality: str, rows: Dataset, test_rows: Dataset) -> np.ndarray:
-    """Returns the scores `(test rows, labels)` of a fold; trains unless they are there for these options and data."""
+    """Returns the scores `(test rows, labels)` of a fold: saved ones of the same options and data, or else trains."""
     folder = Path(arguments[-1].output_dir)
     scores, record = folder / "scores.npy", folder / "scores_fingerprint.txt"
     fingerprint = _fingerprint(arguments, rows)

@@ -1,4 +1,4 @@
-"""Finds the token of each label: the first of its word, whose likelihood under a language model is the label's score."""
+"""Finds the token of each label, the first of its word; a language model's likelihood of it is the label's score."""
 
 from collections.abc import Sequence
 

@@ -4,7 +4,7 @@ modalities.
 
 Deliberate choices:
 - With several processes every trained parameter takes part in every step, with a zero gradient if its modality is
-  missing from the batch; otherwise the other processes would wait for it for ever. Under FSDP they wait in every
+  missing from the batch; otherwise the other processes would wait for it forever. Under FSDP they wait in every
   layer, so a masked blank input replaces a missing modality.
 - A model that is only evaluated is not sharded: FSDP and DeepSpeed shard the model that they train.
 - There is one development set each for audio, text, both and simulated pairs; `eval_mean_uar` is the mean of their

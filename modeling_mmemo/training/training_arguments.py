@@ -293,7 +293,9 @@ class DataArguments:
         self._check_corpora()
         for name in ("pair_probability", "blank_probability", "dev_share"):
             if self.streaming and getattr(self, name) > 0:
-                raise ValueError(f"streaming=True contradicts {name}={getattr(self, name)}, which needs all rows.")
+                raise ValueError(
+                    f"streaming=True contradicts {name}={getattr(self, name)}, which needs all rows. Set it to 0."
+                )
 
     def _check_corpora(self) -> None:
         """Raises a `ValueError` unless the corpora, their weights, columns and fold match."""
@@ -307,9 +309,14 @@ class DataArguments:
             )
         known = [corpus for corpus in self.corpora if corpus in CORPORA]
         if self.fold is not None and not any(CORPORA[corpus].folds for corpus in known):
-            raise ValueError(f"fold={self.fold} contradicts corpora={self.corpora}; none of them has folds.")
+            raise ValueError(
+                f"fold={self.fold} contradicts corpora={self.corpora}; none of them has folds. Leave fold out."
+            )
         if self.columns and len(known) == len(self.corpora):
-            raise ValueError(f"columns={self.columns} contradicts corpora={self.corpora}, whose columns are known.")
+            raise ValueError(
+                f"columns={self.columns} contradicts corpora={self.corpora}, whose columns are known. Leave "
+                "columns out."
+            )
 
     def _check_values(self) -> None:
         """Raises a `ValueError` if an option has an invalid value."""
@@ -425,7 +432,9 @@ def _check_combination(
     elif data.cache_states:
         _check_cache(model, data, augmentation)
     if training.activation_checkpointing and model.audio_mode == model.text_mode == "frozen":
-        raise ValueError("activation_checkpointing=True contradicts audio_mode=frozen and text_mode=frozen.")
+        raise ValueError(
+            "activation_checkpointing=True contradicts audio_mode=frozen and text_mode=frozen. Set it to false."
+        )
     if model.model_name_or_path is None and None in (model.audio_encoder, model.text_encoder):
         missing = "audio_encoder" if model.audio_encoder is None else "text_encoder"
         for name, value in (
@@ -456,7 +465,9 @@ def _check_cache(model: ModelArguments, data: DataArguments, augmentation: Augme
 def _check_streaming(model: ModelArguments, training: EmotionTrainingArguments) -> None:
     """Raises a `ValueError` for options that streamed rows cannot support."""
     if model.class_weights != "none":
-        raise ValueError(f"streaming=True contradicts class_weights={model.class_weights}, which counts all rows.")
+        raise ValueError(
+            f"streaming=True contradicts class_weights={model.class_weights}, which counts all rows. Set it to none."
+        )
     if training.eval_strategy != "no":
         raise ValueError(
             f"streaming=True contradicts eval_strategy={training.eval_strategy.value}: only training rows are "

@@ -32,7 +32,7 @@ from modeling_mmemo.training.training_arguments import (
 )
 
 
-# The development set, the first that there is, that calibrates the scores for each presence of modalities.
+# For each presence of modalities, the development sets that can calibrate its scores; the first available is used.
 CALIBRATED_ON = {"audio": ("audio",), "text": ("text",), "both": ("both", "pairs")}
 
 
