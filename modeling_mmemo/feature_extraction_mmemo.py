@@ -32,7 +32,7 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
     Constructs an MMEmo feature extractor: mel spectrograms, log-mel spectrograms and MFCCs, each clip at its true
     length.
 
-    The features of a clip, alone or in a batch with any others, are those of the preset's reference within 1e-4 for
+    The features of a clip, alone or in a batch with any others, equal those of the preset's reference within 1e-4 for
     `log_mel`, and within 1e-6 of the clip's largest magnitude for `mel` and `mfcc` (float32 itself has 1e-7):
 
     - `"whisper"`: `log_mel` is [`WhisperFeatureExtractor`]'s for this clip alone with `padding="do_not_pad"`: ends

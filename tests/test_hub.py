@@ -179,7 +179,7 @@ def test_other_labels_raise(push, hub, folder):
     result = push(folder, "--repo", REPO)
 
     assert result.exit_code == 1
-    assert f"The labels of {REPO} are {labels}, those of the model {labels[::-1]}: code that uses" in result.stderr
+    assert f"The labels of {REPO} are {labels}, but the model has {labels[::-1]}: code that uses" in result.stderr
     assert hub.repositories[REPO]["refs"]["main"] == first
     assert push(folder, "--repo", REPO, "--revision", "reversed").exit_code == 0
     MMEmoProcessor.from_pretrained(REPO, revision="reversed")

@@ -17,8 +17,8 @@ def leak_check(
     """
     Checks that no value of a column occurs in two splits.
 
-    Missing values are not compared. Speakers are compared only in rows with audio: a speaker of written dialogue has
-    no voice. Case and runs of whitespace in a value are ignored.
+    Missing values are not compared. Speakers are compared only in rows with audio, because a text does not reveal
+    the speaker's voice. Case and runs of whitespace in a value are ignored.
 
     Args:
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.

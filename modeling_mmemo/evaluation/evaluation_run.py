@@ -96,7 +96,7 @@ def corpus_table(
 
     Args:
         name (`str`): Name of the table.
-        protocol (`str`): Which rows were scored, and how they are held out.
+        protocol (`str`): Description of the scored rows, and of how they are held out.
         rows (`datasets.Dataset`): Rows with `label` and `speaker`.
         scores (`dict[str, np.ndarray]`): Scores of shape `(rows, labels)` by condition.
         labels (`list[str]`): The model's labels, in the order of the scores.
@@ -163,7 +163,7 @@ def evaluate_timeline(emotion: MultimodalEmotionPipeline, name: str, args: Evalu
     else:
         if "audio" not in _corpus_modalities(name, args):
             raise ValueError(
-                f"A timeline needs emotion in the audio, but that of {name} is in {_corpus_modalities(name, args)}; "
+                f"A timeline needs emotion in the audio, but {name} has it in {_corpus_modalities(name, args)}; "
                 "choose another corpus, or a pair AUDIO+TEXT."
             )
         rows, part = _read_held_out(emotion, name, args)

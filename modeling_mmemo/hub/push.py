@@ -136,7 +136,7 @@ def _check_labels(api: HfApi, repo_id: str, revision: str | None, stage: Path) -
     old, new = (list(config.id2label.values()) for config in (existing, MMEmoConfig.from_pretrained(stage)))
     if old != new:
         raise ValueError(
-            f"The labels of {repo_id} are {old}, those of the model {new}: code that uses the repository would "
+            f"The labels of {repo_id} are {old}, but the model has {new}: code that uses the repository would "
             "misinterpret the scores. Push to another repository, or to a new branch (--revision)."
         )
 

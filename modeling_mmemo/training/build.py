@@ -177,8 +177,8 @@ def _load_checkpoint(
     if has_new_head:
         _reset_classifiers(model)
         logger.warning(
-            f"The labels {labels} are not those of {name}, {model_labels(checkpoint)}: the classifiers are newly "
-            "initialised and must be trained."
+            f"The labels {labels} differ from the labels of {name}, {model_labels(checkpoint)}: the classifiers are "
+            "newly initialised and must be trained."
         )
     return model, MMEmoProcessor.from_pretrained(name), []
 

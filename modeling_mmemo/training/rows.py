@@ -316,7 +316,7 @@ class LikeBatches(torch.utils.data.Sampler[int]):
     Args:
         rows (`EmotionRows`): The rows.
         batch_size (`int`): Number of rows in a batch of one process.
-        seed (`int`): Seed of the order, which is another one in every epoch.
+        seed (`int`): Seed of the order, which differs in every epoch.
         by_length (`bool`): Whether to batch rows of similar length.
     """
 
