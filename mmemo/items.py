@@ -1,5 +1,5 @@
 """
-Items: one utterance with its audio, its text, or both, from what a caller passes to the inputs of a model.
+Items: prepares one utterance (audio, text, or both) and collates a batch of them to model inputs.
 
 Deliberate choices:
 - `prepare` finds everything that is wrong with one item and loads it once. Its result, a [`PreparedItem`], is
@@ -204,7 +204,7 @@ class ItemProcessing:
                     "context_turns."
                 )
             if given and text is None:
-                raise ValueError(f"{name}{place} needs a text, and there is none; pass text, or leave it out.")
+                raise ValueError(f"{name}{place} needs a text; pass text, or leave {name} out.")
         if context is None:
             return []
         with _prefixed(f"context{place}"):

@@ -70,7 +70,7 @@ def test_http_errors_reach_a_client_that_sends_its_whole_body_first(service, pat
     assert json.loads(body).keys() == {"detail"}
 
 
-def test_a_malformed_request_is_answered_although_more_of_it_follows(service):
+def test_a_malformed_request_gets_a_response_while_its_body_arrives(service):
     with connect(service) as connection:
         connection.sendall(b"this is not HTTP\r\n\r\n" + bytes(16 * MIB))
         assert read_to_end(connection).startswith(b"HTTP/1.1 400 ")

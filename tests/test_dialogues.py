@@ -81,7 +81,7 @@ def test_table_with_a_context_column(tmp_path):
     assert contexts(rows) == [[(None, "wait !")]]
 
 
-def test_row_without_text_is_no_turn():
+def test_row_without_text_is_not_a_turn():
     history = DialogueHistory(2)
 
     for text in ("so sad", None):

@@ -217,7 +217,7 @@ def test_model_without_output_layer_raises(words, tmp_path):
         build_model(arguments(tmp_path / "bare"), LABELS)
 
 
-def test_encoder_that_is_no_language_model_raises(tmp_path):
+def test_encoder_without_a_language_model_head_raises(tmp_path):
     text_config("distilbert").save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"Unrecognized configuration class .*DistilBertConfig.* AutoModelForCausalLM"

@@ -94,7 +94,7 @@ def test_class_weights_by_hand():
 
 
 @torch.no_grad()
-def test_masked_labels_take_no_part():
+def test_masked_labels_are_excluded_from_the_loss():
     mask = torch.tensor([[1, 0, 1], [1, 1, 1]])
     model = constant_model([0.0, log(96), log(3)], modality_loss_weight=0)
     # 1 / (1 + 3) where the second label is masked, 1 / (1 + 96 + 3) where it is not.
