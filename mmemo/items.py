@@ -2,7 +2,7 @@
 Items: prepares one utterance (audio, text, or both) and collates a batch of them to model inputs.
 
 Deliberate choices:
-- `prepare` finds everything that is wrong with one item and loads it once. Its result, a [`PreparedItem`], is
+- `prepare` loads and validates one item, once. Its result, a [`PreparedItem`], is
   immutable and goes to `collate` as it is: nothing is loaded, checked or aligned a second time.
 - A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros. A modality that is missing
   from the whole batch is left out of the inputs.

@@ -106,7 +106,7 @@ def test_the_reason_reaches_a_stream_that_is_still_sending(service, first, detai
 
 
 def test_a_client_that_never_stops_sending_is_cut_off(service):
-    """The server reads at most so much of what it discards."""
+    """The server discards a limited number of bytes."""
     with connect(service) as connection, pytest.raises(OSError):
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 2**40)
         for _ in range(1024):

@@ -50,7 +50,7 @@ class Slots:
         return True
 
     def give_back(self, seconds: float) -> None:
-        """Frees a slot that was taken for so many seconds."""
+        """Frees a slot that was taken for `seconds`."""
         self.taken -= 1
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
 

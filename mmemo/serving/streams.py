@@ -191,7 +191,7 @@ class _PcmDecoder:
 
 class _OpusDecoder:
     """
-    Decodes Opus packets, one in each message, at 48 kHz whatever the sampling rate of the source.
+    Decodes Opus packets, one in each message, at 48 kHz for every sampling rate of the source.
 
     Args:
         channels (`int`): Number of channels, which are averaged.

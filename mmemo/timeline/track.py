@@ -1,5 +1,5 @@
 """
-One voice over time: a track takes samples and words, yields windows, and returns spans whose predictions are final.
+A track of one voice: takes samples and words, yields windows, and returns spans whose predictions are final.
 
 Deliberate choices:
 - Segments without speech get no prediction. Windows begin where speech begins, so pauses cost next to nothing.
@@ -109,7 +109,8 @@ class SpeechActivity:
 
 class Track:
     """
-    One voice over time: samples go in, windows come out; once these have predictions, so have the spans.
+    Cuts one voice into windows and spans: takes samples, yields windows, and returns spans once their windows are
+    predicted.
 
     The state moves from left to right with the recording:
 
@@ -265,7 +266,7 @@ class Track:
         return max(last_start + self.options.window_hop_s, ahead), next_voice is not None
 
     def _next_voice(self, start: float) -> float | None:
-        """Returns when there is speech or a word at or after `start`; `None` if not as far as is known."""
+        """Returns the time of the first known speech or word at or after `start`; `None` if there is none."""
         if self.speech is None:
             return start
         times = [self.speech.next_speech(start)]
@@ -277,11 +278,11 @@ class Track:
 
     @property
     def _known_end(self) -> float:
-        """Up to when samples and speech are known, in seconds."""
+        """End of the samples whose speech is known, in seconds."""
         return self.duration if self.speech is None else min(self.duration, self.speech.end)
 
     def _is_voiced(self, start: float, end: float) -> bool:
-        """Whether a stretch holds enough speech for a prediction, as far as is known."""
+        """Whether a stretch has enough known speech for a prediction."""
         if self.speech is None:
             return True
         end = min(end, self.duration)
