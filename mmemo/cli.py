@@ -120,7 +120,9 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Parallel inferences; the number of cores by default.", min=1)
     ] = None,
-    max_batch_size: Annotated[int | None, typer.Option(help="Most waiting items in one batch.", min=1)] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(help="Maximum number of waiting items in one batch.", min=1)
+    ] = None,
     settings: Annotated[bool, typer.Option("--settings", help="Print all settings and exit.")] = False,
 ) -> None:
     """Serves a model over HTTP and WebSocket. Every setting has an environment variable; --settings prints them."""

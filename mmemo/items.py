@@ -1,8 +1,8 @@
 """
-Items: one utterance with its audio, its text, or both, from what a caller passes to the inputs of a model.
+Items: prepares one utterance (audio, text, or both) and collates a batch of them to model inputs.
 
 Deliberate choices:
-- `prepare` finds everything that is wrong with one item and loads it once. Its result, a [`PreparedItem`], is
+- `prepare` loads and validates one item, once. Its result, a [`PreparedItem`], is
   immutable and goes to `collate` as it is: nothing is loaded, checked or aligned a second time.
 - A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros. A modality that is missing
   from the whole batch is left out of the inputs.
@@ -204,7 +204,7 @@ class ItemProcessing:
                     "context_turns."
                 )
             if given and text is None:
-                raise ValueError(f"{name}{place} needs a text, and there is none; pass text, or leave it out.")
+                raise ValueError(f"{name}{place} needs a text; pass text, or leave {name} out.")
         if context is None:
             return []
         with _prefixed(f"context{place}"):

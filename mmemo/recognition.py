@@ -184,7 +184,7 @@ class EmotionRecognition:
             window.set_predictions(*(rows[: len(window.spans)] for rows in predictions))
 
     def _progress(self, seconds: float | None) -> AbstractContextManager[Any]:
-        """Returns a progress bar over a recording of so many seconds, or a context of `None`."""
+        """Returns a context with a progress bar over a recording of that duration, or with `None`."""
         return nullcontext()
 
 

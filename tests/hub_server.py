@@ -39,7 +39,7 @@ class Hub:
         return hashlib.sha1(f"{next(self._numbers)} {sorted(files)}".encode()).hexdigest()
 
     def find(self, name, revision):
-        """Returns the commit of a branch, tag or commit, and its files; `None` for what is missing."""
+        """Returns the commit of a branch, tag or commit, and its files; `None` if it does not exist."""
         repository = self.repositories.get(name)
         if repository is None:
             return None, None

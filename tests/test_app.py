@@ -180,7 +180,7 @@ def test_concurrent_requests_do_not_change_predictions(client, service, clip):
         ({"json": {"text": "so", "context": [{"speaker": "B"}]}}, 422, "context.0.text: Field required"),
     ],
 )
-def test_invalid_requests_are_refused_with_a_reason(client, request_, status, detail):
+def test_invalid_requests_are_rejected_with_a_reason(client, request_, status, detail):
     response = client.post("/predict", **request_)
 
     assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
@@ -295,7 +295,7 @@ def test_a_shutdown_has_a_time_limit(exported, example_audio, tmp_path):
     ("request_", "what"),
     [({"text": "so"}, "2 requests"), ({"word_times": [["so", 0.1, 0.5]], "return_timeline": True}, "1 timelines")],
 )
-def test_requests_over_the_limits_are_told_when_to_retry(exported, request_, what):
+def test_requests_over_the_limits_have_a_retry_after_header(exported, request_, what):
     app = create_app(ServiceSettings(model=str(exported), workers=1, max_waiting=2, max_recordings=1))
     service, may_run = app.state.service, threading.Event()
     predict = service._predict

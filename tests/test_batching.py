@@ -49,7 +49,7 @@ def test_an_item_that_fails_does_not_fail_its_neighbours():
     assert sizes == [1, 3, 1, 1, 1]
 
 
-def test_a_closed_batcher_refuses_items():
+def test_a_closed_batcher_rejects_items():
     batcher = Batcher(lambda items: {}, workers=1, max_batch_size=1)
     batcher.close()
 

@@ -16,7 +16,7 @@ CLIPS = ROOT / "examples" / "audio"
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs `main` of a benchmark; returns what it printed."""
+    """Runs `main` of a benchmark; returns its output."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))

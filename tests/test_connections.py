@@ -70,7 +70,7 @@ def test_http_errors_reach_a_client_that_sends_its_whole_body_first(service, pat
     assert json.loads(body).keys() == {"detail"}
 
 
-def test_a_malformed_request_is_answered_although_more_of_it_follows(service):
+def test_a_malformed_request_gets_a_response_while_its_body_arrives(service):
     with connect(service) as connection:
         connection.sendall(b"this is not HTTP\r\n\r\n" + bytes(16 * MIB))
         assert read_to_end(connection).startswith(b"HTTP/1.1 400 ")
@@ -106,7 +106,7 @@ def test_the_reason_reaches_a_stream_that_is_still_sending(service, first, detai
 
 
 def test_a_client_that_never_stops_sending_is_cut_off(service):
-    """The server reads at most so much of what it discards."""
+    """The server discards a limited number of bytes."""
     with connect(service) as connection, pytest.raises(OSError):
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 2**40)
         for _ in range(1024):

@@ -208,7 +208,7 @@ def test_requests_reach_both_replicas(client, replicas, example_audio):
 
 
 @needs_nginx
-def test_nginx_refuses_a_large_body_like_the_service(client, replicas):
+def test_nginx_rejects_a_large_body_like_the_service(client, replicas):
     content = bytes(26 * 2**20)
     through = client.post("/predict", content=content, headers={"Content-Type": "application/json"})
     direct = replicas[0].post("/predict", content=content)

@@ -1,4 +1,4 @@
-"""Hundreds of damaged audio files: the service predicts or refuses each, and keeps running."""
+"""Hundreds of damaged audio files: the service predicts or rejects each, and keeps running."""
 
 import io
 

@@ -52,7 +52,7 @@ def test_a_graph_without_metadata_raises(folder):
     onnx.save(model, folder / "model.onnx")
 
     with pytest.raises(
-        ValueError, match=r"is not a graph of mmemo: it has no metadata of it. Export the model: mmemo export"
+        ValueError, match=r"is not a graph of mmemo: it has no mmemo metadata. Export the model: mmemo export"
     ):
         EmotionGraph(folder / "model.onnx")
 

@@ -1,4 +1,4 @@
-"""Requests and streams over a limit are refused, in bounded memory."""
+"""Requests and streams over a limit are rejected, in bounded memory."""
 
 import base64
 import json
@@ -34,7 +34,7 @@ def post(service, **request):
 
 
 @pytest.mark.parametrize("timeline", ["0", "1"])
-def test_hours_of_opus_are_refused(service, hours, timeline):
+def test_hours_of_opus_are_rejected(service, hours, timeline):
     files, data = {"audio_file": hours}, {"return_timeline": timeline}
 
     response = post(service, files=files, data=data)
@@ -55,7 +55,7 @@ def test_hours_of_opus_are_refused(service, hours, timeline):
     ],
     ids=["forged rate", "forged width", "forged length", "forged wav", "wide", "long"],
 )
-def test_audio_is_refused_by_its_header(service, data, status, detail):
+def test_audio_is_rejected_by_its_header(service, data, status, detail):
     as_file = post(service, files={"audio_file": data})
     as_json = post(service, json={"audio": base64.b64encode(data).decode()})
 

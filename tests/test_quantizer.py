@@ -112,7 +112,7 @@ def test_shared_weights_are_read_from_the_models_file(folder, model, batches):
     model.fused_classifier.bias.data += 1
     model.save_pretrained(folder)
     with pytest.raises(
-        ValueError, match=r"reads weights from .*model.safetensors, which changed after the export. Export"
+        ValueError, match=r"uses the weights in .*model.safetensors, which changed after the export. Export"
     ):
         EmotionGraph(shared)
 

@@ -61,7 +61,7 @@ def find_subtitles(srt: Path, file: Path | None) -> Path | None:
 
 class PredictionWriter:
     """
-    Writes predictions one after the other.
+    Writes predictions one by one.
 
     Args:
         kind (`str`): `"text"`, `"json"` or `"csv"`.
@@ -162,7 +162,7 @@ def predict_files(
     errors: TextIO | None = None,
 ) -> int:
     """
-    Predicts files one after the other and writes the results.
+    Predicts files one by one and writes the results.
 
     Args:
         predictor ([`EmotionPredictor`]): The model.

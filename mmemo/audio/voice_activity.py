@@ -29,7 +29,7 @@ MAX_FRAMES = 256
 # Frames with at least this probability are speech; Silero's own default.
 SPEECH_PROBABILITY = 0.5
 MIN_VOICE_SECONDS = 0.1
-# A file inside the package `silero-vad`, whose versions from 6.2.3 up to, without, 7 are known to hold it.
+# A file inside the package `silero-vad`, tested with versions 6.2.3 and later, below 7.
 WEIGHTS_FILE = "silero_vad_16k.safetensors"
 
 State = tuple[np.ndarray, np.ndarray]

@@ -2,14 +2,14 @@
 Exported graphs: finding, checking and running them. NumPy in, NumPy out.
 
 Deliberate choices:
-- The graph's metadata describes the model it contains; a graph without them, or of another format, raises an error.
-- Inputs that a caller leaves out are filled in here, for all callers.
+- The graph's metadata describes the model it contains; without metadata, or with another format, it raises an error.
+- Missing inputs are filled in here, for all callers.
 """
 
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,12 @@ MISSING_SAMPLES = 400
 EXPORT_REMEDY = "Export the model: mmemo export MODEL --output FOLDER (pip install 'mmemo[onnx]')."
 
 
-def local_folder(model: str | os.PathLike, patterns: Iterable[str] = EXPORTED_FILES, **options: Any) -> Path:
+def local_folder(model: str | os.PathLike, **options: Any) -> Path:
     """
     Returns the folder of a model, downloaded from the Hub if it does not exist locally.
 
     Args:
         model (`str` or `os.PathLike`): A folder or a repository of the Hub.
-        patterns (`Iterable[str]`, *optional*): The files to download.
         options: Passed on to `huggingface_hub.snapshot_download`, such as `revision`.
 
     Raises:
@@ -58,7 +57,7 @@ def local_folder(model: str | os.PathLike, patterns: Iterable[str] = EXPORTED_FI
             f"{model} is not a local folder, and downloading it from the Hub needs huggingface_hub: pip install "
             "huggingface_hub."
         ) from error
-    return Path(snapshot_download(str(model), allow_patterns=list(patterns), **options))
+    return Path(snapshot_download(str(model), allow_patterns=list(EXPORTED_FILES), **options))
 
 
 def find_graph(folder: str | os.PathLike, file_name: str | None = None) -> Path:
@@ -97,9 +96,9 @@ def checksum(path: Path) -> int:
     return value
 
 
-class OnnxGraph:
+class EmotionGraph:
     """
-    An exported graph in a session of ONNX Runtime.
+    An exported model in a session of ONNX Runtime: predicts from audio, text, or both.
 
     Args:
         path (`str` or `os.PathLike`): The `.onnx` file.
@@ -144,7 +143,7 @@ class OnnxGraph:
     def _checked_metadata(self) -> dict[str, Any]:
         found = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if found is None:
-            raise ValueError(f"{self.path} is not a graph of mmemo: it has no metadata of it. {EXPORT_REMEDY}")
+            raise ValueError(f"{self.path} is not a graph of mmemo: it has no mmemo metadata. {EXPORT_REMEDY}")
         metadata = json.loads(found)
         if metadata["format"] != FORMAT:
             raise ValueError(
@@ -155,23 +154,19 @@ class OnnxGraph:
             weights = self.path.with_name(shared["file"])
             if checksum(weights) != shared["checksum"]:
                 raise ValueError(
-                    f"{self.path} reads weights from {weights}, which changed after the export. Export the model "
+                    f"{self.path} uses the weights in {weights}, which changed after the export. Export the model "
                     "again, or restore the file."
                 )
         return metadata
-
-    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs the graph on all of its inputs and returns all of its outputs, by name."""
-        return dict(zip(self.output_shapes, self._session.run(None, dict(feed), self._run_options)))
-
-
-class EmotionGraph(OnnxGraph):
-    """The graph of a model: predicts from audio, text, or both."""
 
     @property
     def is_batch_dependent(self) -> bool:
         """Whether a prediction depends on the rest of its batch: dynamic int8 measures ranges over the whole batch."""
         return self.metadata.get("approach") == "dynamic"
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the graph on all of its inputs and returns all of its outputs, by name."""
+        return dict(zip(self.output_shapes, self._session.run(None, dict(feed), self._run_options)))
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """

@@ -34,7 +34,7 @@ class EmotionPredictor(EmotionRecognition):
         model (`str` or `os.PathLike`, *optional*):
             The folder of an exported model, or a repository of the Hub; the embedded model by default.
         file_name (`str`, *optional*): File name of the graph; `model_int8.onnx`, else `model.onnx`, by default.
-        num_threads (`int`, *optional*): See [`OnnxGraph`].
+        num_threads (`int`, *optional*): See [`EmotionGraph`].
         revision (`str`, *optional*): Branch, tag or commit of a repository.
 
     Attributes:
@@ -43,7 +43,7 @@ class EmotionPredictor(EmotionRecognition):
 
     Raises:
         FileNotFoundError: If the graph or the tokenizer is missing.
-        ImportError, ValueError: See [`OnnxGraph`].
+        ImportError, ValueError: See [`EmotionGraph`].
 
     Example:
 
@@ -111,7 +111,7 @@ class EmotionPredictor(EmotionRecognition):
                 As in [`~MultimodalEmotionPipeline.__call__`].
 
         Returns:
-            What the pipeline returns for one item.
+            The same as the pipeline for one item.
 
         Raises:
             TypeError: If an option is unknown.

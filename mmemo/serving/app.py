@@ -2,7 +2,7 @@
 The application: its paths and its error responses.
 
 Deliberate choices:
-- A request is refused as early as possible: by its key, its size, the load, its audio header, and then its samples.
+- A request is rejected as early as possible: by its key, its size, the load, its audio header, and then its samples.
 - Every error response is JSON with one sentence in `detail`.
 - The handlers read the body themselves, because `/predict` accepts both forms and JSON.
 """
@@ -74,7 +74,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     )
     app.state.is_ready = False
     app.state.service = service
-    app.add_middleware(LimitBodies, settings=settings, pending=service.pending, refused=service.refused)
+    app.add_middleware(LimitBodies, settings=settings, pending=service.pending, rejected=service.rejected)
     app.add_middleware(Observe, metrics=service.metrics, paths=PATHS)
     _add_error_handlers(app, service)
     _add_predict_paths(app, service)
@@ -84,9 +84,9 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
-    def refuse(reason: str, status: int) -> Callable[[Request, Any], Awaitable[Response]]:
+    def reject(reason: str, status: int) -> Callable[[Request, Any], Awaitable[Response]]:
         async def handler(request: Request, error: Exception) -> Response:
-            service.refused(reason)
+            service.rejected(reason)
             return JSONResponse({"detail": str(error)}, status)
 
         return handler
@@ -102,8 +102,8 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     async def disconnected(request: Request, error: Any) -> Response:
         return Response(status_code=499)
 
-    app.add_exception_handler(TooLargeError, refuse("too large", 413))
-    app.add_exception_handler(ValueError, refuse("refused", 422))
+    app.add_exception_handler(TooLargeError, reject("too large", 413))
+    app.add_exception_handler(ValueError, reject("refused", 422))
     app.add_exception_handler(StarletteHTTPException, http_error)
     app.add_exception_handler(ClientDisconnect, disconnected)
     app.add_exception_handler(Exception, internal_error)

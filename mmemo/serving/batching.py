@@ -35,7 +35,7 @@ class OutOfTimeError(Exception):
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Makes a [`QueuedPredictor`] in this thread refuse inferences after `deadline`, a value of `time.monotonic()`."""
+    """Makes a [`QueuedPredictor`] in this thread raise after `deadline`, a value of `time.monotonic()`."""
     token = _deadline.set(deadline)
     try:
         yield
@@ -180,7 +180,7 @@ class QueuedPredictor(EmotionPredictor):
         self.batcher = Batcher(super().run, workers, max_batch_size, observe)
 
     def stop(self) -> None:
-        """Refuses further inferences and ends the threads."""
+        """Rejects further inferences and ends the threads."""
         self._is_stopped = True
         self.batcher.close()
 

@@ -2,7 +2,7 @@
 Limits on requests: on their size before they are parsed, and on their audio before it is decoded.
 
 Deliberate choices:
-- Bytes are counted as they arrive, whatever `Content-Length` says; one over the limit is refused at once.
+- Bytes are counted as they arrive, independently of `Content-Length`; a request over the limit is rejected at once.
 - The header of an audio file gives its duration, channels and sampling rate, and decoding never goes beyond the
   duration given there. A file without a duration is decoded once, block by block, to measure it.
 """
@@ -36,7 +36,7 @@ def check_audio(data: bytes, settings: ServiceSettings, is_recording: bool) -> N
     Args:
         data (`bytes`): Content of the file.
         settings ([`ServiceSettings`]): The limits.
-        is_recording (`bool`): Whether the request asks for a timeline, for which the file is read in blocks.
+        is_recording (`bool`): Whether the request sets `return_timeline`; the file is then read in blocks.
 
     Raises:
         TooLargeError: If it is too long, or has too many channels or too high a sampling rate.
@@ -103,7 +103,7 @@ class PendingBytes:
 
 class LimitBodies:
     """
-    ASGI middleware that refuses requests that are too large or too slow, or exceed the total of bytes in flight.
+    ASGI middleware that rejects requests that are too large or too slow, or exceed the total of bytes in flight.
 
     A response that starts before the whole body has arrived closes the connection, so that the rest of the body is
     discarded within the limits of [`LingeringTransport`].
@@ -112,14 +112,14 @@ class LimitBodies:
         app: The ASGI application.
         settings ([`ServiceSettings`]): The limits.
         pending ([`PendingBytes`]): Counts the bytes in flight.
-        refused (`Callable[[str], None]`): Called with the reason of each refusal.
+        rejected (`Callable[[str], None]`): Called with the reason of each rejection.
     """
 
-    def __init__(self, app: Any, settings: ServiceSettings, pending: PendingBytes, refused: Callable[[str], None]):
+    def __init__(self, app: Any, settings: ServiceSettings, pending: PendingBytes, rejected: Callable[[str], None]):
         self.app = app
         self.settings = settings
         self.pending = pending
-        self.refused = refused
+        self.rejected = rejected
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -193,12 +193,12 @@ class _Body:
 
     def _reserve(self, count: int) -> None:
         if count > self._settings.max_request_bytes:
-            self._limits.refused("too large")
+            self._limits.rejected("too large")
             raise HTTPException(
                 413, f"The request is larger than {self._settings.max_request_mib:g} MiB, the limit of this service."
             )
         if count > self.taken:
             if not self._limits.pending.take(count - self.taken):
-                self._limits.refused("pending bytes")
+                self._limits.rejected("pending bytes")
                 raise HTTPException(503, "Too many requests are in flight; try again later.", {"Retry-After": "1"})
             self.taken = count

@@ -40,7 +40,7 @@ class Metrics:
         self.batch_size = Histogram(
             "mmemo_batch_size", "Items per inference", buckets=BATCH_SIZES, registry=self.registry
         )
-        self.rejects = Counter("mmemo_rejects", "Refused requests and streams", ["reason"], registry=self.registry)
+        self.rejects = Counter("mmemo_rejects", "Rejected requests and streams", ["reason"], registry=self.registry)
         self.streams = Gauge("mmemo_streams", "Open live streams", registry=self.registry)
         self.waiting = Gauge("mmemo_queue_depth", "Items waiting for inference", registry=self.registry)
         self.requests = Gauge("mmemo_requests_in_flight", "Requests in progress or waiting", registry=self.registry)

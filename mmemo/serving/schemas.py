@@ -164,7 +164,7 @@ class SpanResponse(BaseModel):
 
 
 class SpeakerResponse(BaseModel):
-    """The prediction for one channel or speaker. If its emotions were not asked for, it has `speech` only."""
+    """The prediction for one channel or speaker. Speakers that were not selected have `speech` only."""
 
     label: str | None = None
     scores: list[LabelScore] | None = None

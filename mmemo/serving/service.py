@@ -3,7 +3,7 @@ The predictor of the service, its queues, and its limits on concurrent work.
 
 Deliberate choices:
 - Clips and timelines have separate limits and threads, so that a long recording does not delay short requests.
-- A request over a limit is refused at once, with the time after which to retry.
+- A request over a limit is rejected at once, with the time after which to retry.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Slots:
         return True
 
     def give_back(self, seconds: float) -> None:
-        """Frees a slot that was taken for so many seconds."""
+        """Frees a slot that was taken for `seconds`."""
         self.taken -= 1
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
 
@@ -113,12 +113,12 @@ class Service:
         valid = self.settings.api_keys
         matches = [secrets.compare_digest(given.encode(), one.encode()) for one in valid]
         if valid and not any(matches):
-            self.refused("key")
+            self.rejected("key")
             return False
         return True
 
-    def refused(self, reason: str) -> None:
-        """Counts a refused request or stream."""
+    def rejected(self, reason: str) -> None:
+        """Counts a rejected request or stream."""
         self.metrics.rejects.labels(reason).inc()
 
     async def predict(self, items: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any] | Exception]:
@@ -134,7 +134,7 @@ class Service:
         is_recording = options["return_timeline"]
         slots = self.recordings if is_recording else self.clips
         if not slots.take():
-            self.refused("recordings" if is_recording else "queue")
+            self.rejected("recordings" if is_recording else "queue")
             what = "timelines" if is_recording else "requests"
             raise self._unavailable(f"{slots.limit} {what} are in progress; try again later.", slots)
         started = time.monotonic()
@@ -154,7 +154,7 @@ class Service:
             found = await asyncio.wait_for(asyncio.shield(future), self.settings.timeout_s)
         except (TimeoutError, OutOfTimeError) as error:
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self.refused("timeout")
+            self.rejected("timeout")
             raise self._unavailable(
                 f"The request took more than {self.settings.timeout_s:g} s; send less, or try again later.", slots
             ) from error

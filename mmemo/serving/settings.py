@@ -36,15 +36,15 @@ class ServiceSettings:
         max_batch_size (`int`, *optional*):
             Maximum number of waiting items that run as one batch. Defaults to 1 for a dynamic int8 graph, which
             measures its activations over the batch, so that other items would change a score; and to 8 otherwise.
-        max_waiting (`int`, *optional*, defaults to 64): Requests in progress or waiting; more are refused with 503.
-        max_recordings (`int`, *optional*, defaults to 2): Timelines in progress; more are refused with 503.
-        max_streams (`int`, *optional*, defaults to 16): Open live streams; more are refused.
+        max_waiting (`int`, *optional*, defaults to 64): Requests in progress or waiting; more are rejected with 503.
+        max_recordings (`int`, *optional*, defaults to 2): Timelines in progress; more are rejected with 503.
+        max_streams (`int`, *optional*, defaults to 16): Open live streams; more are rejected.
         timeout_s (`float`, *optional*, defaults to 300): Maximum time from the end of a request to its response.
         upload_timeout_s (`float`, *optional*, defaults to 60): Maximum time for the body of a request to arrive.
         shutdown_s (`float`, *optional*, defaults to 30): Time to complete requests in flight when the service stops.
         max_request_mib (`float`, *optional*, defaults to 25): Maximum size of a request.
         max_pending_mib (`float`, *optional*, defaults to 40):
-            Maximum size of all requests in flight; more are refused with 503.
+            Maximum size of all requests in flight; more are rejected with 503.
         max_clip_s (`float`, *optional*, defaults to 30): Maximum duration of audio without a timeline.
         max_recording_s (`float`, *optional*, defaults to 14400):
             Maximum duration of audio with a timeline, and of a live stream.
@@ -92,7 +92,7 @@ class ServiceSettings:
         if self.max_pending_mib < self.max_request_mib:
             raise ValueError(
                 f"max_pending_mib={self.max_pending_mib:g} is less than max_request_mib={self.max_request_mib:g}: "
-                "the service would refuse the largest requests. Raise the former or lower the latter."
+                "the service would reject the largest requests. Raise the former or lower the latter."
             )
         if any(not key.strip() for key in self.api_keys):
             raise ValueError("An API key is blank; remove it. Without any key, requests need none.")

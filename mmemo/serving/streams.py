@@ -33,7 +33,7 @@ MESSAGES: TypeAdapter[StreamWords | StreamEnd] = TypeAdapter(StreamWords | Strea
 Decode = Callable[[bytes], np.ndarray]
 
 
-class RefusedError(Exception):
+class StreamError(Exception):
     """
     Ends a stream with an error.
 
@@ -59,18 +59,18 @@ async def serve_stream(socket: WebSocket, service: Service) -> None:
     try:
         start = _parse(START, await _receive(socket, min(service.settings.idle_s, START_SECONDS)))
         if not service.check_key(socket.headers, start.api_key):
-            raise RefusedError("The API key is missing or wrong.", POLICY_VIOLATION)
+            raise StreamError("The API key is missing or wrong.", POLICY_VIOLATION)
         if not service.open_streams.take():
-            service.refused("streams")
-            raise RefusedError(f"{service.open_streams.limit} streams are open; try again later.", TRY_AGAIN_LATER)
+            service.rejected("streams")
+            raise StreamError(f"{service.open_streams.limit} streams are open; try again later.", TRY_AGAIN_LATER)
         try:
             await _serve(socket, start, service)
         finally:
             service.open_streams.give_back(0.0)
     except WebSocketDisconnect:
         return
-    except RefusedError as refusal:
-        await end(socket, {"type": "error", "detail": refusal.detail}, refusal.code)
+    except StreamError as error:
+        await end(socket, {"type": "error", "detail": error.detail}, error.code)
 
 
 async def _serve(socket: WebSocket, start: StreamStart, service: Service) -> None:
@@ -81,7 +81,7 @@ async def _serve(socket: WebSocket, start: StreamStart, service: Service) -> Non
         rate = OPUS_RATE if start.encoding == "opus" else start.sampling_rate
         stream = EmotionStream(service.predictor, rate, **options)
     except ValueError as error:
-        raise RefusedError(str(error)) from error
+        raise StreamError(str(error)) from error
     await socket.send_json({"type": "ready", "latency_s": stream.latency_seconds})
     seconds, num_words = 0.0, 0
     while True:
@@ -98,16 +98,16 @@ async def _serve(socket: WebSocket, start: StreamStart, service: Service) -> Non
                 words = [tuple(word) for word in parsed.word_times]
                 num_words += len(words)
             if num_words > SPARE_WORDS + WORDS_PER_SECOND * seconds:
-                raise RefusedError(
+                raise StreamError(
                     f"{num_words} words are too many for {seconds:.1f} s of audio; send words after their audio."
                 )
             if seconds > settings.max_recording_s:
-                raise RefusedError(
+                raise StreamError(
                     f"The stream is longer than {settings.max_recording_s:g} s; start a new one.", POLICY_VIOLATION
                 )
             segments = await loop.run_in_executor(executor, stream.feed, samples, words)
         except ValueError as error:
-            raise RefusedError(str(error)) from error
+            raise StreamError(str(error)) from error
         for segment in segments:
             await socket.send_json({"type": "segment", **segment})
     for segment in await loop.run_in_executor(executor, stream.flush):
@@ -120,7 +120,7 @@ async def _receive(socket: WebSocket, seconds: float) -> bytes | str:
         async with asyncio.timeout(seconds):
             message = await socket.receive()
     except TimeoutError as error:
-        raise RefusedError(f"No message arrived for {seconds:g} s.", POLICY_VIOLATION) from error
+        raise StreamError(f"No message arrived for {seconds:g} s.", POLICY_VIOLATION) from error
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
     content = message.get("bytes")
@@ -129,13 +129,13 @@ async def _receive(socket: WebSocket, seconds: float) -> bytes | str:
 
 def _parse(adapter: TypeAdapter, message: bytes | str) -> Any:
     if isinstance(message, bytes):
-        raise RefusedError('The first message must describe the audio: {"encoding": "pcm_s16le", ...}.')
+        raise StreamError('The first message must describe the audio: {"encoding": "pcm_s16le", ...}.')
     try:
         return adapter.validate_json(message, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise RefusedError(f"The message is invalid: {field + ': ' if field else ''}{first['msg']}.") from error
+        raise StreamError(f"The message is invalid: {field + ': ' if field else ''}{first['msg']}.") from error
 
 
 def _decoder(start: StreamStart) -> Decode:
@@ -191,7 +191,7 @@ class _PcmDecoder:
 
 class _OpusDecoder:
     """
-    Decodes Opus packets, one in each message, at 48 kHz whatever the sampling rate of the source.
+    Decodes Opus packets, one in each message, at 48 kHz for every sampling rate of the source.
 
     Args:
         channels (`int`): Number of channels, which are averaged.

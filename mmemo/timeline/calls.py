@@ -120,7 +120,7 @@ def _stretches(borders: np.ndarray, active: np.ndarray) -> np.ndarray:
 
 
 def _interruptions(own: np.ndarray, others: list[np.ndarray]) -> int:
-    """Counts the stretches of one speaker that begin while another one has the floor and goes on."""
+    """Counts the stretches of one speaker that begin while another one has the floor and continues to speak."""
     begun = own[:, 0]
     interrupting = np.zeros(len(own), bool)
     for other in others:

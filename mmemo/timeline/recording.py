@@ -405,7 +405,7 @@ def _turns_within(turns: list[tuple[str, float, float]], duration: float | None)
     for position, (speaker, start, _) in enumerate(turns):
         if start > duration + LATE_START_SECONDS:
             raise ValueError(
-                f"Turn {position}, of {speaker!r}, starts at {start:g} s, but the audio lasts {duration:.2f} s; are "
-                "the turns of another recording?"
+                f"Turn {position}, of {speaker!r}, starts at {start:g} s, but the audio lasts {duration:.2f} s; pass "
+                "the turns of this recording."
             )
     return [(speaker, min(start, duration), min(end, duration)) for speaker, start, end in turns]

@@ -1,5 +1,5 @@
 """
-Live emotion recognition: samples go in as they arrive, and segments come out as soon as they are final.
+Live emotion recognition: takes samples as they arrive, and returns segments as soon as they are final.
 
 Deliberate choices:
 - It is the timeline of a recording, fed chunk by chunk: the same windows give the same predictions.

@@ -1,5 +1,5 @@
 """
-One voice over time: a track takes samples and words, yields windows, and returns spans whose predictions are final.
+A track of one voice: takes samples and words, yields windows, and returns spans whose predictions are final.
 
 Deliberate choices:
 - Segments without speech get no prediction. Windows begin where speech begins, so pauses cost next to nothing.
@@ -41,7 +41,7 @@ class SampleBuffer:
         self.samples = np.concatenate([self.samples, samples])
 
     def read(self, first: int, last: int) -> np.ndarray:
-        """Returns the samples from index `first` up to, without, `last`."""
+        """Returns the samples from index `first` (inclusive) to `last` (exclusive)."""
         return self.samples[first - self.start : last - self.start]
 
     def drop_before(self, first: int) -> None:
@@ -53,7 +53,7 @@ class SampleBuffer:
 
 class SpeechActivity:
     """
-    Which of the latest frames of a recording hold speech, and the stretches of speech found so far.
+    Speech in the latest frames of a recording, and the stretches of speech found so far.
 
     Args:
         detector (`Callable`): Returns the speech probabilities of the frames that its samples complete.
@@ -67,7 +67,7 @@ class SpeechActivity:
 
     @property
     def end(self) -> float:
-        """Up to when speech is known, in seconds."""
+        """End of the last frame that was analysed, in seconds."""
         return (self.start + len(self.voiced)) * FRAME_SECONDS
 
     def feed(self, samples: np.ndarray) -> None:
@@ -82,13 +82,13 @@ class SpeechActivity:
             self.stretches.append((start, end))
 
     def next_speech(self, start: float) -> float | None:
-        """Returns when speech begins or goes on at or after `start`, in seconds; `None` if not as far as is known."""
+        """Returns the time of the first known speech at or after `start`, in seconds; `None` if there is none."""
         first = max(int(start / FRAME_SECONDS + EPSILON), self.start)
         frames = np.flatnonzero(self.voiced[first - self.start :])
         return max((first + int(frames[0])) * FRAME_SECONDS, start) if len(frames) else None
 
     def seconds_between(self, start: float, end: float) -> float:
-        """Returns how many seconds of speech there are from `start` to `end`, as far as is known."""
+        """Returns the seconds of known speech from `start` to `end`."""
         first = max(int(start / FRAME_SECONDS), self.start)
         voiced = self.voiced[first - self.start : math.ceil(end / FRAME_SECONDS) - self.start]
         starts = (first + np.flatnonzero(voiced)) * FRAME_SECONDS
@@ -109,7 +109,8 @@ class SpeechActivity:
 
 class Track:
     """
-    One voice over time: samples go in, windows come out; once these have predictions, so have the spans.
+    Cuts one voice into windows and spans: takes samples, yields windows, and returns spans once their windows are
+    predicted.
 
     The state moves from left to right with the recording:
 
@@ -265,7 +266,7 @@ class Track:
         return max(last_start + self.options.window_hop_s, ahead), next_voice is not None
 
     def _next_voice(self, start: float) -> float | None:
-        """Returns when there is speech or a word at or after `start`; `None` if not as far as is known."""
+        """Returns the time of the first known speech or word at or after `start`; `None` if there is none."""
         if self.speech is None:
             return start
         times = [self.speech.next_speech(start)]
@@ -277,11 +278,11 @@ class Track:
 
     @property
     def _known_end(self) -> float:
-        """Up to when samples and speech are known, in seconds."""
+        """End of the samples whose speech is known, in seconds."""
         return self.duration if self.speech is None else min(self.duration, self.speech.end)
 
     def _is_voiced(self, start: float, end: float) -> bool:
-        """Whether a stretch holds enough speech for a prediction, as far as is known."""
+        """Whether a stretch has enough known speech for a prediction."""
         if self.speech is None:
             return True
         end = min(end, self.duration)
