@@ -257,6 +257,9 @@ def _reported_errors() -> Iterator[None]:
             f"This command needs the package {error.name}; pip install '{everything}' installs the dependencies of "
             "all commands."
         )
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough; typer exits without a message.
+        raise
     except (ImportError, OSError, ValueError) as error:
         message = str(error)
     else:

@@ -68,6 +68,11 @@ def test_predict_a_text(run, exported):
         (["serve", "--model", "configs"], 1, "Error: configs has no model_int8.onnx"),
         (["predict", "a.wav", "b.wav", "--text", "so"], 2, "--text belongs to one file, got 2"),
         (["predict", "missing.wav"], 1, "Error: missing.wav: audio: Cannot read missing.wav"),
+        (
+            ["info", "no/such/folder"],
+            1,
+            "Error: no/such/folder is neither a folder nor a name on the Hub (owner/name)",
+        ),
         (["export", "model"], 2, "Pass either --output or --in-place"),
         (["export", "model", "--output", "out", "--in-place"], 2, "Pass either --output or --in-place"),
         (["export", "model", "--in-place", "--int8", "none"], 2, "--in-place adds an int8 graph"),
@@ -82,6 +87,14 @@ def test_invalid_input_is_an_error_without_a_traceback(run, arguments, code, mes
     # Usage errors are framed, and broken into lines, for the terminal.
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.stderr
+
+
+def test_a_closed_pipe_is_not_an_error_message(example_audio):
+    command = [sys.executable, "-m", "mmemo.cli", "predict", *[example_audio] * 3]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+
+        assert process.stderr.read() == ""
 
 
 def test_a_missing_package_is_named(run, exported, monkeypatch):

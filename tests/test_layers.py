@@ -1,4 +1,4 @@
-"""The layers of DESIGN.md: `import mmemo` stays light, no import points upwards, and one name means one thing."""
+"""Layers of CONTRIBUTING.md: `import mmemo` stays light, no import points upwards, and one name means one thing."""
 
 import ast
 import subprocess

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -47,6 +49,15 @@ def test_row_has_the_keys_of_its_modalities(make_row, select):
     assert rows[1]["text"] == "wait !"
     assert "audio" not in rows[1]
     assert "text" not in rows[2]
+
+
+def test_a_missing_clip_raises(make_row, select):
+    row = make_row("sad", 0.25)
+    path = row["audio"]["path"]
+    Path(path).unlink()
+
+    with pytest.raises(FileNotFoundError, match=f"^{path} does not exist; paths in a table are relative to the table"):
+        select([row])
 
 
 def test_labels_that_a_corpus_lacks_are_masked(make_row, select):

@@ -46,18 +46,25 @@ def local_folder(model: str | os.PathLike, **options: Any) -> Path:
 
     Raises:
         ImportError: If it must be downloaded and huggingface_hub is not installed.
+        FileNotFoundError: If `model` is neither a folder nor a possible name on the Hub.
         OSError: If the download fails.
     """
     if Path(model).is_dir():
         return Path(model)
     try:
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{model} is not a local folder, and downloading it from the Hub needs huggingface_hub: pip install "
             "huggingface_hub."
         ) from error
-    return Path(snapshot_download(str(model), allow_patterns=list(EXPORTED_FILES), **options))
+    try:
+        return Path(snapshot_download(str(model), allow_patterns=list(EXPORTED_FILES), **options))
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{model} is neither a folder nor a name on the Hub (owner/name); paths are relative to {Path.cwd()}."
+        ) from error
 
 
 def find_graph(folder: str | os.PathLike, file_name: str | None = None) -> Path:

@@ -6,6 +6,7 @@ therefore gets a random text of its own label, a new one in every epoch: a simul
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -146,6 +147,10 @@ class EmotionRows(torch.utils.data.Dataset):
                 lengths[index] = len(texts[index]) + sum(len(turn["text"]) for turn in contexts[index] or ())
             else:
                 stored = audio[index]
+                if not stored["bytes"] and not Path(stored["path"]).is_file():
+                    raise FileNotFoundError(
+                        f"{stored['path']} does not exist; paths in a table are relative to the table."
+                    )
                 lengths[index] = len(stored["bytes"]) if stored["bytes"] else soundfile.info(stored["path"]).frames
         return lengths
 
