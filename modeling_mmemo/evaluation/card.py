@@ -150,7 +150,7 @@ def make_card(
         item=item,
         count=len(labels),
         labels=", ".join(labels),
-        architecture=f"Encoders: {' and '.join(encoders)}{fusion}.",
+        architecture=f"Architecture: {' and '.join(encoders)}{fusion}.",
         training_data=training_data or "Not stated.",
         begin=BEGIN,
         end=END,
