@@ -212,6 +212,11 @@ def given_recording_options(options: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def may_be_uncertain(options: Mapping[str, Any]) -> bool:
+    """Whether options of a call allow the label `"uncertain"`, so that speech must be detected."""
+    return options.get("threshold") is not None or options.get("coverage") is not None
+
+
 def without_silent_audio(item: PreparedItem, sampling_rate: int) -> PreparedItem:
     """
     Marks an item whose audio contains no speech; if it has a text, the audio counts as missing.

@@ -30,6 +30,7 @@ from mmemo.recognition import (
     EmotionRecognition,
     check_option_names,
     given_recording_options,
+    may_be_uncertain,
 )
 
 
@@ -205,7 +206,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
         if _is_timeline(forward_params):
             return self._predict_recording(inputs, preprocess_params, forward_params, postprocess_params)
-        prepared = self.preprocess(inputs, **preprocess_params, detect_speech=_may_be_uncertain(postprocess_params))
+        prepared = self.preprocess(inputs, **preprocess_params, detect_speech=may_be_uncertain(postprocess_params))
         return self.predict_item(prepared, **postprocess_params)
 
     def get_iterator(
@@ -218,7 +219,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             )
         if self._is_batch_dependent:
             batch_size = 1
-        preprocess_params = {**preprocess_params, "detect_speech": _may_be_uncertain(postprocess_params)}
+        preprocess_params = {**preprocess_params, "detect_speech": may_be_uncertain(postprocess_params)}
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(_Numbered(inputs), self._preprocess_numbered, preprocess_params)
         else:
@@ -291,11 +292,6 @@ def _is_timeline(parameters: dict[str, Any]) -> bool:
     if parameters.get("return_timeline") is not None:
         return parameters["return_timeline"]
     return bool(given_recording_options(parameters))
-
-
-def _may_be_uncertain(parameters: dict[str, Any]) -> bool:
-    """Whether the label may be `"uncertain"`, so that speech must be detected."""
-    return parameters.get("threshold") is not None or parameters.get("coverage") is not None
 
 
 def _with_position(index: int, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,12 @@ import numpy as np
 
 from mmemo.answers import AnswerFormatter
 from mmemo.items import PreparedItem
-from mmemo.recognition import EmotionRecognition, check_option_names, given_recording_options
+from mmemo.recognition import (
+    EmotionRecognition,
+    check_option_names,
+    given_recording_options,
+    may_be_uncertain,
+)
 from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_folder
 from mmemo.runtime.processor import OnnxProcessor
 
@@ -137,7 +142,7 @@ class EmotionPredictor(EmotionRecognition):
             return self.predict_timeline(item, channel=channel, **options, **timeline)
         if names := given_recording_options(timeline):
             raise ValueError(f"{names} are options of timelines; pass return_timeline=True, or leave them out.")
-        prepared = self.prepare(item, channel, detect_speech=threshold is not None or coverage is not None)
+        prepared = self.prepare(item, channel, detect_speech=may_be_uncertain(options))
         return self.predict_item(prepared, return_modality_weights=return_modality_weights, **options)
 
     def as_item(self, inputs: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
+from mmemo.recognition import may_be_uncertain
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
 from mmemo.serving.limits import PendingBytes, check_audio
@@ -186,9 +187,8 @@ class Service:
                 check_audio(audio, self.settings, return_timeline)
         if return_timeline:
             return self.predictor.predict_timeline(item, channel=channel, **options)
-        find_voice = options.get("threshold") is not None or options.get("coverage") is not None
         with self._decoders if audio is not None else nullcontext():
-            prepared = self.predictor.prepare(item, channel, find_voice)
+            prepared = self.predictor.prepare(item, channel, may_be_uncertain(options))
         prediction = self.predictor.predict_item(prepared, return_modality_weights=True, **options)
         return {"label": prediction["scores"][0]["label"], **prediction}
 
