@@ -1,6 +1,5 @@
 """Figures of scores, each a value with its 95 % bootstrap interval, as stored in `results.json`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from modeling_mmemo.evaluation.metrics import (
 
 
 Figure = dict[str, Any]
-Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def figure(value: float, interval: np.ndarray) -> Figure:
