@@ -4,21 +4,27 @@ Items: prepares one utterance (audio, text, or both) and collates a batch of the
 Deliberate choices:
 - `prepare` loads and validates one item, once. Its result, a [`PreparedItem`], is
   immutable and goes to `collate` as it is: nothing is loaded, checked or aligned a second time.
+- A clip is cut to its speech, so that silence around it does not change a prediction; timestamps move with it.
 - A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros. A modality that is missing
   from the whole batch is left out of the inputs.
 - Nothing is truncated silently: truncated tokens and clipped word timestamps are logged, and audio that a feature
   extractor would truncate raises an error. Dialogue context is the exception, since it has a documented window.
+- A text that the tokenizer cannot represent at all counts as missing, with a warning.
 """
 
 import logging
+import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from mmemo.audio.loading import MIN_AUDIO_SECONDS, AudioInput, load_audio
+from mmemo.audio.speech import cut_to_speech
 from mmemo.words.dialogue import DialogueText, DialogueTurn, read_context, write_dialogue
 from mmemo.words.times import (
     WordTimes,
@@ -33,8 +39,10 @@ from mmemo.words.times import (
 logger = logging.getLogger(__name__)
 
 ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate", "context", "speaker")
-# Settings of the text encoder's input; saved with the processor.
+# Settings of the encoders' inputs; saved with the processor.
 TEXT_SETTINGS = ("context_turns", "context_tokens", "prompt")
+AUDIO_SETTINGS = ("speech_padding_s",)
+SPEECH_PADDING_SECONDS = 0.4
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +52,15 @@ class PreparedItem:
 
     Args:
         audio (`np.ndarray` of shape `(samples,)`, *optional*):
-            float32 mono samples at the feature extractor's sampling rate; `None` if missing.
+            float32 mono samples at the feature extractor's sampling rate, cut to their speech; `None` if missing.
         text (`str`, *optional*): The text; `None` if missing.
         word_times (`tuple` of `(word, start, end)`):
-            Timestamps of single words in seconds, sorted, without overlaps, within the audio; empty if unknown.
+            Timestamps of single words in seconds of `audio`, sorted, without overlaps; empty if unknown.
         word_spans (`tuple` of `(begin, end)`): The characters of `text` that each of these words covers.
         context (`tuple` of `(speaker, text)`): The previous turns that the model encodes, oldest first.
         speaker (`str`, *optional*): The speaker of `text`.
         segment_times (`tuple` of `(start, end)`, *optional*): Segments to predict, in seconds.
-        has_speech (`bool`): Whether the item contains speech or words; see [`without_silent_audio`].
+        has_speech (`bool`): Whether the item contains speech or words, as far as that was detected.
     """
 
     audio: np.ndarray | None = None
@@ -74,7 +82,8 @@ class ItemProcessing:
         tokenizer (*optional*): Tokenizes texts, with the interface of a fast tokenizer of `transformers`.
         max_audio_samples (`int`, *optional*): Number of samples beyond which the feature extractor would truncate.
         audio_padding (`bool` or `str`): The feature extractor's `padding`.
-        context_turns, context_tokens (`int`), prompt (`str`): See [`MMEmoProcessor`].
+        context_turns, context_tokens (`int`), prompt (`str`), speech_padding_s (`float`, *optional*):
+            See [`MMEmoProcessor`].
     """
 
     feature_extractor: Any = None
@@ -84,6 +93,7 @@ class ItemProcessing:
     context_turns: int = 0
     context_tokens: int = 0
     prompt: str = ""
+    speech_padding_s: float | None = SPEECH_PADDING_SECONDS
 
     @property
     def _audio_input_name(self) -> str:
@@ -99,7 +109,7 @@ class ItemProcessing:
             `np.ndarray` of shape `(samples,)`: float32, mono.
 
         Raises:
-            ValueError: If the clip is invalid, too short or too long, or if there is no feature extractor.
+            ValueError: If the clip is invalid or too short, or if there is no feature extractor.
         """
         if self.feature_extractor is None:
             raise ValueError("this processor has no feature extractor and takes no audio; pass text.")
@@ -110,13 +120,28 @@ class ItemProcessing:
                 f"the clip lasts {len(waveform) / rate:.4f} s, but at least {MIN_AUDIO_SECONDS} s are needed; leave "
                 "it out, or check its sampling_rate."
             )
-        if self.max_audio_samples is not None and len(waveform) > self.max_audio_samples:
-            raise ValueError(
-                f"the clip lasts {len(waveform) / rate:.2f} s, but {type(self.feature_extractor).__name__} takes at "
-                f"most {self.max_audio_samples / rate:.2f} s; cut it, or use the mmemo_audio encoder, which takes any "
-                "length."
-            )
         return waveform
+
+    def cut_to_speech(
+        self, waveform: np.ndarray, words: Sequence[tuple[str, float, float]] = ()
+    ) -> tuple[np.ndarray, list[tuple[str, float, float]], bool]:
+        """
+        Cuts a clip to its speech; see [`cut_to_speech`].
+
+        Args:
+            waveform (`np.ndarray` of shape `(samples,)`): As [`~ItemProcessing.load_audio`] returns it.
+            words (`Sequence` of `(word, start, end)`, *optional*): Its words, in seconds of the clip.
+
+        Returns:
+            `tuple`: the clip, its words in seconds of that clip, and whether it contains speech. Without speech, or
+            with `speech_padding_s=None`, clip and words are returned as they are.
+        """
+        if self.speech_padding_s is None:
+            return waveform, list(words), True
+        cut = cut_to_speech(waveform, self.feature_extractor.sampling_rate, self.speech_padding_s)
+        if cut is None:
+            return waveform, list(words), False
+        return cut.samples, [(word, cut.to_cut(start), cut.to_cut(end)) for word, start, end in words], True
 
     def prepare(
         self,
@@ -145,10 +170,17 @@ class ItemProcessing:
             ValueError: If any part of the item is invalid, or if both audio and text are missing.
         """
         place = "" if index is None else f"[{index}]"
-        if audio is not None:
+        if (audio := _given(audio, f"audio{place}")) is not None:
             with _prefixed(f"audio{place}"):
                 audio = self.load_audio(audio, sampling_rate, channel)
         text, words = self._read_text(text, word_times, audio, place)
+        has_speech = True
+        # Segments are those of a window, which a timeline has cut itself.
+        if audio is not None and segment_times is None:
+            audio, words, has_speech = self.cut_to_speech(audio, words)
+        if not has_speech:
+            logger.warning(f"audio{place}: no speech was detected{'' if text is None else ', so the text alone counts'}.")
+            audio, has_speech = (audio, False) if text is None else (None, True)
         spans: list[tuple[int, int]] = []
         if words and text:
             with _prefixed(f"word_times{place}"):
@@ -170,12 +202,14 @@ class ItemProcessing:
             context=tuple(self._read_dialogue(text, context, speaker, place)),
             speaker=speaker,
             segment_times=None if segment_times is None else tuple(segment_times),
+            has_speech=has_speech,
         )
 
     def _read_text(
         self, text: str | WordTimes | None, word_times: WordTimes | None, audio: np.ndarray | None, place: str
     ) -> tuple[str | None, list[tuple[str, float, float]]]:
         """Returns the text and the timestamps of its words, whichever of the two arguments contained them."""
+        text, word_times = _given(text, f"text{place}"), _given(word_times, f"word_times{place}")
         plain, word_times = separate_word_times(text, word_times, place)
         times_place = f"word_times{place}" if plain is text else f"text{place}"
         text = plain
@@ -185,11 +219,34 @@ class ItemProcessing:
                 words = read_word_times(word_times)
                 if audio is not None:
                     words = clip_word_times(words, len(audio) / self.feature_extractor.sampling_rate)
-        if text is None or not text.strip():
+        if text is None:
             text = " ".join(word for word, _, _ in words) or None
         if text is not None and self.tokenizer is None:
             raise ValueError(f"text{place}: this processor has no tokenizer and takes no text; pass audio.")
+        if text is not None and not self._has_known_tokens(text, place):
+            return None, []
         return text, words
+
+    def _has_known_tokens(self, text: str, place: str) -> bool:
+        """Whether the tokenizer knows a token of a text; logs a warning if it does not know most of them."""
+        tokenizer = self.tokenizer
+        encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        own = [
+            token
+            for token, is_special in zip(encoding["input_ids"], encoding["special_tokens_mask"])
+            if not is_special or token == tokenizer.unk_token_id
+        ]
+        unknown = own.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
+        if own and unknown == len(own):
+            logger.warning(
+                f"text{place}: the tokenizer knows no token of {text[:40]!r}, so the text counts as missing."
+            )
+        elif 2 * unknown > len(own):
+            logger.warning(
+                f"text{place}: the tokenizer does not know {unknown} of {len(own)} tokens of {text[:40]!r}; the model "
+                "may not have been trained on this language or script."
+            )
+        return not own or unknown < len(own)
 
     def _read_dialogue(
         self, text: str | None, context: list[DialogueTurn] | None, speaker: str | None, place: str
@@ -246,6 +303,7 @@ class ItemProcessing:
     def _audio_inputs(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
         """Computes the features of the clips that are present and scatters them into a batch of zeros."""
         present = [index for index, waveform in enumerate(waveforms) if waveform is not None]
+        self._check_lengths([waveforms[index] for index in present], present)
         options = {
             "sampling_rate": self.feature_extractor.sampling_rate,
             "padding": self.audio_padding,
@@ -267,6 +325,19 @@ class ItemProcessing:
         for rows, found in zip(batch.values(), (values, mask, starts)):
             rows[present] = found
         return batch
+
+    def _check_lengths(self, waveforms: list[np.ndarray], positions: list[int]) -> None:
+        """Raises if the feature extractor would truncate a clip."""
+        if self.max_audio_samples is None:
+            return
+        rate = self.feature_extractor.sampling_rate
+        for position, waveform in zip(positions, waveforms):
+            if len(waveform) > self.max_audio_samples:
+                raise ValueError(
+                    f"audio[{position}]: the clip lasts {len(waveform) / rate:.2f} s, but "
+                    f"{type(self.feature_extractor).__name__} takes at most {self.max_audio_samples / rate:.2f} s; cut "
+                    "it, predict it with the pipeline, or use the mmemo_audio encoder, which takes any length."
+                )
 
     def _text_inputs(
         self,
@@ -354,6 +425,19 @@ class ItemProcessing:
                 f"text[{index}]: truncated by {excess} of {len(special) - len(context)} tokens; the limit is {limit}."
             )
         return [place for place in range(len(special)) if place not in cut]
+
+
+def _given(value: Any, name: str) -> Any:
+    """Returns a value, or `None` if it marks a missing one; logs a warning unless it is `None` or an empty string."""
+    if isinstance(value, str):
+        is_missing = not any(unicodedata.category(character)[0] not in "CZ" for character in value)
+    elif isinstance(value, Real):
+        is_missing = math.isnan(value)
+    else:
+        is_missing = value is None or type(value).__name__ in ("NAType", "NaTType")  # of pandas
+    if is_missing and value is not None and value != "":
+        logger.warning(f"{name}: {value!r} counts as missing.")
+    return None if is_missing else value
 
 
 def _pad(values: list, filler: Any, length: int, left: bool) -> list:
