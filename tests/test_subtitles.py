@@ -87,10 +87,8 @@ def test_subtitles_are_recognized_by_their_times(text, expected):
         (vtt("00:01.000 --> 00:02.000 align:start position:0%\n<v Ann>R&amp;B&nbsp;<c.red>so</c>"), ["R&B", "so"]),
         (vtt("00:01.000 --> 00:02.000\n<v.loud Mary Ann><lang en>so</lang> <ruby>sad<rt></rt></v>"), ["so", "sad"]),
         (f"{FIRST}\nso\\Nvery\\hsad", ["so", "very", "sad"]),
-        (f"{FIRST}
-&lt;b&gt; 1 < 2 <3 a<b", ["<b>", "1", "<", "2", "<3", "a<b"]),
-        (f"{FIRST}
-{{laughs}} &#8230; &unknown; AT&T", ["{laughs}", "…", "&unknown;", "AT&T"]),
+        (f"{FIRST}\n&lt;b&gt; 1 < 2 <3 a<b", ["<b>", "1", "<", "2", "<3", "a<b"]),
+        (f"{FIRST}\n{{laughs}} &#8230; &unknown; AT&T", ["{laughs}", "…", "&unknown;", "AT&T"]),
         (f"{FIRST}\n&#99999999;", ["\ufffd9;"]),
         # notes, styles and cue identifiers
         (vtt("NOTE by me", "STYLE\n::cue { color: red }", "intro\n00:01.000 --> 00:02.000\nso", "NOTE end"), ["so"]),
