@@ -28,7 +28,6 @@ from mmemo.audio.speech import cut_to_speech
 from mmemo.words.dialogue import DialogueText, DialogueTurn, read_context, write_dialogue
 from mmemo.words.times import (
     WordTimes,
-    clip_word_times,
     locate_words,
     read_word_times,
     separate_word_times,
@@ -216,9 +215,8 @@ class ItemProcessing:
         words: list[tuple[str, float, float]] = []
         if word_times is not None:
             with _prefixed(times_place):
-                words = read_word_times(word_times)
-                if audio is not None:
-                    words = clip_word_times(words, len(audio) / self.feature_extractor.sampling_rate)
+                seconds = None if audio is None else len(audio) / self.feature_extractor.sampling_rate
+                words = read_word_times(word_times, seconds)
         if text is None:
             text = " ".join(word for word, _, _ in words) or None
         if text is not None and self.tokenizer is None:

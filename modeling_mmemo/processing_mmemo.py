@@ -23,7 +23,7 @@ from transformers import (
 from mmemo.audio.loading import AudioInput
 from mmemo.items import ItemProcessing
 from mmemo.words.dialogue import DialogueTurn
-from mmemo.words.times import WordTimes
+from mmemo.words.times import WordTimes, is_timed_entry
 
 from .feature_extraction_mmemo import MMEmoFeatureExtractor
 
@@ -216,8 +216,8 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         common = {"return_tensors": return_tensors} | _known("common_kwargs", common_kwargs, COMMON_KWARGS)
         columns = {
             "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
-            "text": _as_batch(text, one=_is_timed_word(_first(text))),
-            "word_times": _as_batch(word_times or None, one=_is_timed_word(_first(word_times))),
+            "text": _as_batch(text, one=is_timed_entry(_first(text))),
+            "word_times": _as_batch(word_times or None, one=is_timed_entry(_first(word_times))),
             "context": _as_batch(context or None, one=isinstance(_first(context), (str, tuple, dict))),
             "speaker": _as_batch(speaker),
         }
@@ -260,8 +260,3 @@ def _as_batch(value: Any, one: bool = False) -> list | None:
     if value is None:
         return None
     return list(value) if isinstance(value, (list, tuple)) and not one else [value]
-
-
-def _is_timed_word(entry: Any) -> bool:
-    """Whether an entry is a word or chunk of one item; the output of an ASR pipeline, with its chunks, is an item."""
-    return (isinstance(entry, dict) and "chunks" not in entry) or isinstance(_first(entry), str)

@@ -7,7 +7,7 @@ import pytest
 WITHOUT_PACKAGE = """
 import sys
 
-ABSENT = {"mmemo", "modeling_mmemo", "datasets", "evaluate", "onnxruntime", "optimum", "peft", "pysubs2", "silero_vad"}
+ABSENT = {"mmemo", "modeling_mmemo", "datasets", "evaluate", "onnxruntime", "optimum", "peft", "silero_vad"}
 
 class Hiding:
     def __init__(self, finder):

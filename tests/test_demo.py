@@ -150,7 +150,7 @@ class TestPredictPage:
         [
             ("What are those bags?", r"clip\.srt does not contain subtitles"),
             ("1\n00:10:00,000 --> 00:10:01,000\nbags\n", r".* starts at 600\.00 s, but the audio lasts"),
-            (b"\xff\xfe1", r"clip\.srt is not UTF-8"),
+            (b"\xff\xfe1", r"clip\.srt is not UTF-16"),
             (SUBTITLES * 20_000, r"clip\.srt has \d+ bytes"),
         ],
         ids=["no times", "of another recording", "no text", "too long"],

@@ -73,6 +73,35 @@ def test_split_channels_predict_only_the_customer(processor, stereo):
     assert [len(source.spans) for source in everyone.sources] == [20, 20]
 
 
+@pytest.mark.parametrize("name", [1, "1", "channel_1", np.int64(1)])
+def test_channels_have_the_names_of_results(processor, stereo, name):
+    words = {name: [("so", 0.5, 1.0)]}
+    recording = opened(processor, stereo, word_times=words, channels="split", customer=name, **CUT)
+    predict(recording)
+    assert [source.is_selected for source in recording.sources] == [False, True]
+    assert recording.sources[1].spans[1].words == ["so"]
+
+
+@pytest.mark.parametrize("name", [7, "7"])
+def test_speakers_may_be_numbers(processor, stereo, name):
+    turns = [(7, 0.5, 2.0), ("8", 2.0, 4.0), (9, 3.0, 3.0)]
+    recording = opened(processor, stereo[0], speaker_turns=turns, customer=name, **CUT)
+    assert [(source.speaker, source.is_selected) for source in recording.sources] == [("7", True), ("8", False)]
+
+
+def test_words_are_the_same_with_and_without_a_timeline(processor, stereo):
+    # Whisper's last segment ends with its window of 30 s, after the audio.
+    segments = [{"text": " I am", "start": 0.0, "end": 0.9}, {"text": " not so happy", "start": 1.0, "end": 5.0}]
+    audio = stereo[0, : 2 * RATE]
+    item = processor.prepare(audio, word_times={"segments": segments}, sampling_rate=RATE)
+    recording = opened(processor, audio, word_times={"segments": segments}, granularity="word", **CUT)
+    predict(recording)
+    assert [(word, *times) for word, *times in item.word_times] == [
+        (*span.words, span.start, span.end) for span in recording.sources[0].spans
+    ]
+    assert item.word_times[2:] == (("not", 1.0, 1.3), ("so", 1.3, 1.5), ("happy", 1.5, 2.0))
+
+
 def test_each_turn_is_predicted_at_its_own_time(processor, stereo):
     turns = [("ann", 0.5, 2.0), ("bob", 1.5, 6.25), ("ann", 7.0, 12.0)]
     words = [("I", 0.6, 0.8), ("wait", 3.0, 3.5), ("so", 7.2, 7.4)]
@@ -148,11 +177,23 @@ def test_a_long_text_without_timestamps_raises(processor, stereo):
     [
         ({"channels": "both"}, "channels='both' is unknown"),
         ({"channels": "split", "channel": 0}, "leave channel= and speaker_turns= out"),
-        ({"channels": "split"}, r"Pass customer=, the channel of the customer, one of \[0, 1\]"),
-        ({"channels": "split", "customer": 2}, "customer=2 is not a channel"),
+        ({"channels": "split"}, r"Pass customer=, the channel of the customer, one of \['channel_0', 'channel_1'\]"),
+        *(
+            (
+                {"channels": "split", "customer": customer},
+                r"customer=.* is not a channel .*; pass one of \['channel_0', 'channel_1'\]. .* by its number",
+            )
+            for customer in (2, "channel_2", "bob", True, "")
+        ),
+        ({"speaker_turns": [("ann", 0, 1), ("bob", 1, 2)], "customer": "eve"}, r"pass one of \['ann', 'bob'\]\.$"),
         ({"channels": "split", "customer": 0, "everyone": True}, "customer=0 contradicts everyone=True"),
         ({"customer": 0}, "pass channels='split' or speaker_turns= too"),
         ({"channels": "split", "customer": 0, "word_times": [("so", 0, 1)]}, "must be a dictionary by channel"),
+        (
+            {"channels": "split", "customer": 0, "word_times": {1: [], "channel_1": []}},
+            r"with each of \['channel_0', 'channel_1'\] at most once",
+        ),
+        ({"channels": "split", "customer": 0, "word_times": {"left": []}}, "must be a dictionary by channel"),
         ({"channels": "split", "customer": 0, "text": "so"}, "fits no channel"),
         ({"speaker_turns": [("ann", 0, 1), ("bob", 1, 2)]}, r"the speaker of the customer, one of \['ann', 'bob'\]"),
         ({"speaker_turns": [("ann", 0, 1)], "text": "so"}, "fits no turn"),

@@ -107,7 +107,13 @@ def test_faster_whisper(make_clip):
 
 @pytest.mark.parametrize(
     "returned",
-    [[("a b", 0, 4)], {"chunks": [chunk("a", 0, 2), chunk("b", 2, 4)]}, "00:00:01,000 --> 00:00:02,000\na", []],
+    [
+        [("a b", 0, 4)],
+        {"chunks": [chunk("a", 0, 2), chunk("b", 2, 4)]},
+        {"segments": [{"text": " a b", "start": 0.0, "end": 4.0}]},
+        "00:00:01,000 --> 00:00:02,000\na",
+        [],
+    ],
 )
 def test_any_function_may_transcribe(returned, make_clip):
     calls = []
@@ -116,8 +122,13 @@ def test_any_function_may_transcribe(returned, make_clip):
         calls.append((len(samples), sampling_rate))
         return returned
 
-    assert transcribe(transcriber, make_clip(0.5), 16_000) == read_word_times(returned)
-    assert calls == [(8_000, 16_000)]
+    assert transcribe(transcriber, make_clip(5), 16_000) == read_word_times(returned)
+    assert calls == [(80_000, 16_000)]
+
+
+def test_the_segments_of_a_function_are_clipped_to_the_audio(make_clip):
+    words = transcribe(lambda *_: iter([("ab", 0.0, 1.0), ("cd ef", 1.5, 9.0)]), make_clip(2.0), 16_000)
+    assert words == [("ab", 0, 1), ("cd", 1.5, 1.75), ("ef", 1.75, 2)]
 
 
 def test_other_objects_raise(speech, emotion, make_clip):

@@ -22,7 +22,6 @@ from mmemo.timeline.track import Track
 from mmemo.timeline.windows import FRAME_SECONDS, Span, TimelineOptions, Window, Word
 from mmemo.words.times import (
     LATE_START_SECONDS,
-    clip_word_times,
     locate_words,
     read_word_times,
     separate_word_times,
@@ -39,7 +38,9 @@ class SpeakerOptions:
         channel (`int`, *optional*): The audio channel; the mean of all channels by default.
         channels (`str`, *optional*): `"split"` treats each channel as one speaker.
         speaker_turns (`SpeakerTurns`, *optional*): The turns of the speakers; each turn gets a prediction.
-        customer (`int` or `str`, *optional*): The channel or speaker whose emotions are predicted.
+        customer (`int` or `str`, *optional*):
+            The channel or speaker whose emotions are predicted: a channel by number or by its name in results, `1` or
+            `"channel_1"`; a speaker by name.
         everyone (`bool`, *optional*, defaults to `False`): Whether to predict the emotions of all speakers.
 
     Raises:
@@ -64,28 +65,38 @@ class SpeakerOptions:
         if self.customer is not None and self.everyone:
             raise ValueError(f"customer={self.customer!r} contradicts everyone=True; pass one of them.")
 
-    def selected(self, speakers: list, kind: str) -> set:
+    def selected(self, speakers: list[str]) -> set[str]:
         """
         Returns the speakers that get predictions.
 
         Args:
-            speakers (`list`): All speakers of the recording.
-            kind (`str`): `"channel"` or `"speaker"`, for error messages.
+            speakers (`list[str]`): The names of all speakers of the recording, as results use them.
 
         Raises:
             ValueError: If no speaker is selected, or one that the recording does not have.
         """
         if self.everyone:
             return set(speakers)
+        kind = "channel" if self.channels else "speaker"
         if self.customer is None:
             raise ValueError(
                 f"No speaker is selected. Pass customer=, the {kind} of the customer, one of {speakers}. "
                 "everyone=True selects all; inferring the emotions of people at work is prohibited in the European "
                 "Union (AI Act, Art. 5(1)(f))."
             )
-        if self.customer not in speakers:
-            raise ValueError(f"customer={self.customer!r} is not a {kind} of this recording; it has {speakers}.")
-        return {self.customer}
+        name = channel_name(self.customer) if self.channels else str(self.customer).strip()
+        if name not in speakers:
+            also = " A channel may also be given by its number." if self.channels else ""
+            raise ValueError(
+                f"customer={self.customer!r} is not a {kind} of this recording; pass one of {speakers}.{also}"
+            )
+        return {name}
+
+
+def channel_name(channel: Any) -> str:
+    """Returns the name of a channel in results, given as that name or as its number: 1, "1" and "channel_1"."""
+    name = str(channel).strip()
+    return f"channel_{int(name)}" if name.isdecimal() else name
 
 
 @dataclass
@@ -305,35 +316,30 @@ class _AudioOpener:
 
     def _transcribe(self, channel: int | None) -> list[Word]:
         samples = np.concatenate([to_mono(block, channel) for block in self.blocks])
-        return _within(transcribe(self.transcriber, samples, self.rate), len(samples) / self.rate)
+        return _before_end(transcribe(self.transcriber, samples, self.rate), len(samples) / self.rate)
 
     def _channel_sources(self) -> list[Source]:
-        numbers = list(range(self.blocks.channels))
-        if len(numbers) < 2:
+        names = [channel_name(number) for number in range(self.blocks.channels)]
+        if len(names) < 2:
             raise ValueError("channels='split' needs audio of several channels; this one has 1. Leave channels= out.")
-        selected = self.speakers.selected(numbers, "channel")
-        by_channel = self.word_times
-        if by_channel is not None and not (isinstance(by_channel, dict) and set(by_channel) <= set(numbers)):
-            raise ValueError(
-                f"With channels='split', word_times must be a dictionary by channel, such as {{0: [...], 1: [...]}}, "
-                f"of channels among {numbers}."
-            )
+        selected = self.speakers.selected(names)
+        by_channel = None if self.word_times is None else _by_channel(self.word_times, names)
         sources = []
-        for number in numbers:
-            words = _read_words((by_channel or {}).get(number), None, self.blocks.duration)
-            if number in selected and by_channel is None and self.transcriber is not None:
+        for number, name in enumerate(names):
+            words = _read_words((by_channel or {}).get(name), None, self.blocks.duration)
+            if name in selected and by_channel is None and self.transcriber is not None:
                 words = self._transcribe(number)
             # A channel may have no words; without any source of words the track raises if its options need them.
             is_known = by_channel is not None or self.transcriber is not None
-            is_predicted = number in selected and (not is_known or _has_spans(self.options, words))
+            is_predicted = name in selected and (not is_known or _has_spans(self.options, words))
             track = self.make_track(self.options, words=words, yields_windows=is_predicted)
-            sources.append(Source(track, f"channel_{number}", number, is_selected=number in selected))
+            sources.append(Source(track, name, number, is_selected=name in selected))
         return sources
 
     def _turn_sources(self, words: list[Word]) -> list[Source]:
         turns = read_speaker_turns(self.speakers.speaker_turns)  # type: ignore[arg-type]
         speakers = sorted({speaker for speaker, _, _ in turns})
-        selected = self.speakers.selected(speakers, "speaker") if len(speakers) > 1 else set(speakers)
+        selected = self.speakers.selected(speakers) if len(speakers) > 1 else set(speakers)
         middles = np.array([(begin + stop) / 2 for _, begin, stop in words])
         sources = []
         for speaker, start, end in _turns_within(turns, self.blocks.duration):
@@ -368,11 +374,23 @@ def _check_text_length(processor: Any, text: str) -> None:
         )
 
 
+def _by_channel(word_times: Any, names: list[str]) -> dict[str, Any]:
+    """Returns the word times of each channel by its name."""
+    named = [(channel_name(key), value) for key, value in word_times.items()] if isinstance(word_times, dict) else []
+    by_channel = dict(named)
+    if not isinstance(word_times, dict) or not by_channel.keys() <= set(names) or len(by_channel) < len(named):
+        raise ValueError(
+            "With channels='split', word_times must be a dictionary by channel, such as {0: [...], 1: [...]}, with "
+            f"each of {names} at most once."
+        )
+    return by_channel
+
+
 def _read_words(word_times: Any, text: str | None, duration: float | None) -> list[Word]:
     """Returns the words with their timestamps; with a text, each word includes the punctuation after it."""
-    words = [] if word_times is None else read_word_times(word_times)
+    words = [] if word_times is None else read_word_times(word_times, duration)
     if duration is not None:
-        words = _within(words, duration)
+        words = _before_end(words, duration)
     if words and text is not None:
         spans = locate_words([word for word, _, _ in words], text)
         # Characters without timestamps belong to the preceding word; at the beginning, to the first word.
@@ -382,10 +400,10 @@ def _read_words(word_times: Any, text: str | None, duration: float | None) -> li
     return words
 
 
-def _within(words: list[Word], duration: float) -> list[Word]:
-    """Clips words to the recording; words that start at its end are moved a frame before it."""
+def _before_end(words: list[Word], duration: float) -> list[Word]:
+    """Moves words that start at the end of the recording a frame before it."""
     last = max(duration - FRAME_SECONDS, 0.0)
-    return [(word, min(start, last), end) for word, start, end in clip_word_times(words, duration)]
+    return [(word, min(start, last), end) for word, start, end in words]
 
 
 def _has_spans(options: TimelineOptions, words: list[Word]) -> bool:

@@ -4,15 +4,18 @@ Speaker turns from a diarization.
 Deliberate choices:
 - Times are rounded to microseconds, so rounding errors in start + duration do not separate two turns.
 - Turns of different speakers may overlap; turns of the same speaker that overlap or touch are merged.
+- Turns of zero length, which some diarizations contain, are dropped with a warning: they have no audio.
 """
 
 import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
-from numbers import Real
+from numbers import Integral, Real
 from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from mmemo.words.decoding import read_text_file
 
 
 logger = logging.getLogger(__name__)
@@ -26,11 +29,12 @@ class Diarization(Protocol):
         """Yields `(segment, track, label)`; segments have `start` and `end` in seconds."""
 
 
-SpeakerTurns: TypeAlias = str | os.PathLike | list[tuple[str, float, float]] | list[dict[str, Any]] | Diarization
+SpeakerTurns: TypeAlias = str | os.PathLike | list[tuple[str | int, float, float]] | list[dict[str, Any]] | Diarization
 """
 The turns of one recording, in any of these forms:
 
-- a list of `(speaker, start, end)` or of `{"speaker": ..., "start": ..., "end": ...}`, in seconds;
+- a list of `(speaker, start, end)` or of `{"speaker": ..., "start": ..., "end": ...}`, in seconds; speakers may be
+  numbers;
 - the content of an RTTM file, or a path that ends in .rttm;
 - a `pyannote.core.Annotation`.
 """
@@ -40,8 +44,8 @@ SPEAKER_TURNS_FORMS = (
     "or a pyannote Annotation"
 )
 RTTM_LINE = "SPEAKER file channel start duration <NA> <NA> name <NA> <NA>"
-RTTM_FIELDS = (8, 10)  # some writers omit the last two, which turns do not use
-UNKNOWN_SPEAKER = "<NA>"
+RTTM_LEAST_FIELDS = 8  # some writers omit the last two, which turns do not use
+NOT_AVAILABLE = "<NA>"
 # The position of a turn for error messages ("turn 0", "line 1"), its speaker, start and end.
 PlacedTurn: TypeAlias = tuple[str, Any, Any, Any]
 
@@ -53,15 +57,17 @@ def read_speaker_turns(speaker_turns: SpeakerTurns) -> list[tuple[str, float, fl
     Args:
         speaker_turns (`SpeakerTurns`):
             The turns in any order, in any of the forms that [`SpeakerTurns`] lists. In RTTM, comments and lines of
-            other types than SPEAKER are ignored; all channels belong to one recording.
+            other types than SPEAKER are ignored; all channels belong to one recording; names may contain blanks.
 
     Returns:
         `list[tuple[str, float, float]]`: speaker, start and end in seconds, sorted by start. Turns of different
-        speakers may overlap; turns of the same speaker that overlap or touch are merged.
+        speakers may overlap; turns of the same speaker that overlap or touch are merged. Turns of zero length are
+        dropped with a warning.
 
     Raises:
-        ValueError: If the turns have no accepted form or there are none; if a time is negative or not finite, a turn
-            does not end after its start, or a speaker is blank; if RTTM cannot be read or contains several recordings.
+        ValueError: If the turns have no accepted form, or all have zero length or there are none; if a time is
+            negative or not finite, a turn ends before its start, or a speaker is blank; if RTTM cannot be read or
+            contains several recordings.
 
     Source: RTTM as in NIST's evaluation plan of 2009 for Rich Transcription, appendix A.
     """
@@ -73,9 +79,13 @@ def read_speaker_turns(speaker_turns: SpeakerTurns) -> list[tuple[str, float, fl
         placed = _listed_turns(speaker_turns)
     else:
         raise ValueError(f"{type(speaker_turns).__name__} does not contain speaker turns; pass {SPEAKER_TURNS_FORMS}.")
-    turns = [_checked_turn(*turn) for turn in placed]
+    checked = [_checked_turn(*turn) for turn in placed]
+    turns = [turn for turn in checked if turn[1] < turn[2]]
+    if dropped := len(checked) - len(turns):
+        logger.warning(f"{dropped} of {len(checked)} turns had zero length and were dropped.")
     if not turns:
-        raise ValueError(f"There are no speaker turns; pass at least one, as {SPEAKER_TURNS_FORMS}.")
+        found = f"All {dropped} speaker turns have zero length" if dropped else "There are no speaker turns"
+        raise ValueError(f"{found}; pass at least one, as {SPEAKER_TURNS_FORMS}.")
     return _merge_turns(turns)
 
 
@@ -104,11 +114,7 @@ def _rttm_text(source: str | os.PathLike) -> str:
         return source
     if not is_path:
         raise ValueError(f"{name} is not the path of an RTTM file, which ends in .rttm; pass {SPEAKER_TURNS_FORMS}.")
-    try:
-        with open(name, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Cannot read {name} ({error}); pass {SPEAKER_TURNS_FORMS}.") from error
+    return read_text_file(name)
 
 
 def _rttm_turns(text: str) -> Iterator[PlacedTurn]:
@@ -118,33 +124,64 @@ def _rttm_turns(text: str) -> Iterator[PlacedTurn]:
         if not fields or fields[0] != "SPEAKER":
             continue
         try:
-            if not RTTM_FIELDS[0] <= len(fields) <= RTTM_FIELDS[1]:
+            if len(fields) < RTTM_LEAST_FIELDS:
                 raise ValueError(f"{len(fields)} fields")
-            start, duration = float(fields[3]), float(fields[4])
+            times = _rttm_times(fields)
+            start, duration = float(fields[times]), float(fields[times + 1])
         except ValueError as error:
             raise ValueError(
                 f"line {number} is not RTTM ({error}): {line.strip()[:200]!r}; expected {RTTM_LINE!r}, start and "
-                "duration in seconds, no blanks in names."
+                "duration in seconds."
             ) from error
-        files[fields[1]] = None
-        yield f"line {number}", fields[7], start, start + duration
+        files[" ".join(fields[1 : times - 1])] = None
+        yield f"line {number}", _rttm_name(fields[times + 4 :]), start, start + duration
     if len(files) > 1:
         named = ", ".join(list(files)[:5]) + (", ..." if len(files) > 5 else "")
         raise ValueError(f"The RTTM contains turns of {len(files)} recordings: {named}; pass the lines of one.")
 
 
+def _rttm_times(fields: list[str]) -> int:
+    """Returns the position of the start, which two unavailable fields follow; file names may contain blanks."""
+    for position in range(3, len(fields) - 4):
+        is_before_text = fields[position + 2 : position + 4] == [NOT_AVAILABLE, NOT_AVAILABLE]
+        if is_before_text and _is_number(fields[position]) and _is_number(fields[position + 1]):
+            return position
+    return 3
+
+
+def _rttm_name(fields: list[str]) -> str:
+    """Returns the name, with blanks, before up to two scores, which are decimals or unavailable."""
+    if len(fields) == 3 and all(field == NOT_AVAILABLE or _is_number(field) for field in fields[1:]):
+        return fields[0]
+    stop = len(fields)
+    while stop > max(1, len(fields) - 2) and (
+        fields[stop - 1] == NOT_AVAILABLE or ("." in fields[stop - 1] and _is_number(fields[stop - 1]))
+    ):
+        stop -= 1
+    return " ".join(fields[:stop])
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
 def _checked_turn(place: str, speaker: Any, start: Any, end: Any) -> tuple[str, float, float]:
-    if not isinstance(speaker, str) or speaker.strip() in ("", UNKNOWN_SPEAKER):
+    name = str(speaker) if isinstance(speaker, Integral) and not isinstance(speaker, bool) else speaker
+    if not isinstance(name, str) or name.strip() in ("", NOT_AVAILABLE):
         raise ValueError(
             f"{place} has speaker={speaker!r}; expected a str that is not blank. Name the speaker, or drop the turn."
         )
-    numbers = isinstance(start, Real) and isinstance(end, Real)
-    if not numbers or not 0 <= round(float(start), 6) < round(float(end), 6) < math.inf:
+    numbers = all(isinstance(time, Real) and not isinstance(time, bool) for time in (start, end))
+    if not numbers or not 0 <= round(float(start), 6) <= round(float(end), 6) < math.inf:
         raise ValueError(
-            f"{place}, of {speaker!r}, has start={start!r} and end={end!r}; expected finite seconds with "
-            "0 <= start < end. Correct or drop it."
+            f"{place}, of {name!r}, has start={start!r} and end={end!r}; expected finite seconds with "
+            "0 <= start <= end. Correct or drop it."
         )
-    return speaker.strip(), round(float(start), 6), round(float(end), 6)
+    return name.strip(), round(float(start), 6), round(float(end), 6)
 
 
 def _merge_turns(turns: list[tuple[str, float, float]]) -> list[tuple[str, float, float]]:

@@ -41,7 +41,8 @@ def transcribe(
 
     Returns:
         `list[tuple[str, float, float]]`: words with start and end in seconds; empty if there are none. Timestamps of
-        models that decrease or exceed the audio are clipped; the words keep their order.
+        models that decrease or exceed the audio are clipped, and the words keep their order; those of a function are
+        validated and clipped by [`read_word_times`].
 
     Raises:
         ValueError: If the transcriber has no accepted form, a model returns no word timestamps, or a function returns
@@ -55,7 +56,7 @@ def transcribe(
     elif "faster_whisper" in libraries:
         transcribe_chunks = _transcribe_with_faster_whisper
     elif callable(transcriber) and "transformers" not in libraries:
-        return read_word_times(transcriber(samples, sampling_rate))
+        return read_word_times(transcriber(samples, sampling_rate), len(samples) / sampling_rate)
     else:
         raise ValueError(f"{type(transcriber).__name__} is not a transcriber; pass {TRANSCRIBER_FORMS}.")
     # Whisper hallucinates words in silence.
