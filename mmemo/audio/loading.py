@@ -8,6 +8,7 @@ Deliberate choices:
 - Only URLs and pipes are copied before decoding: by `load_audio` into memory, by `AudioBlocks` into a file.
 """
 
+import array
 import http.client
 import io
 import math
@@ -53,6 +54,16 @@ AUDIO_INPUT_FORMS = (
     "a path or http(s) URL of an audio file, its bytes, an array of shape (samples,) or (channels, samples), "
     "{'array', 'sampling_rate'}, {'path', 'bytes'} or a torchcodec AudioDecoder"
 )
+# The usual suffixes of the formats that are decoded, to find files in folders; a file's suffix says nothing about how it
+# is decoded.
+AUDIO_SUFFIXES = frozenset(
+    ".aac .ac3 .aif .aifc .aiff .amr .ape .au .awb .caf .flac .m4a .m4b .mka .mp2 .mp3 .oga .ogg .opus .ra .snd .spx "
+    ".tta .voc .w64 .wav .wave .weba .wma .wv".split()
+)
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .qt .rm .ts .vob .webm .wmv".split()
+)
+AUDIO_KEYS = ("array", "raw", "bytes", "path")
 PCM_DTYPES = ("uint8", "int16", "int32")
 SILENCE_PEAK = 1e-4  # -80 dBFS, about three steps of 16-bit PCM; speech is louder
 # Minimum for all feature extractors and encoders: two frames of 25 ms with a hop of 10 ms, and a little more.
@@ -65,6 +76,41 @@ STREAMED_WAV_SIZE = 0x7FFFF000
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX, as for a FLAC written to a pipe
 # Over all channels, 16 MiB: a file may declare 1024 channels and any rate.
 MAX_BLOCK_SAMPLES = 2**22
+
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """An open binary file, such as `io.BytesIO` or the result of `open(path, "rb")`."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> Any: ...
+
+    def seekable(self) -> bool: ...
+
+
+@runtime_checkable
+class ArrayObject(Protocol):
+    """An object that converts itself to an array, such as a tensor or a pandas `Series`."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray: ...
+
+
+def is_audio_object(value: Any) -> bool:
+    """
+    Returns whether a Python object is one audio input by itself, and not a collection of inputs.
+
+    Lists are collections: of items in pipelines, although a list of floats is one clip for [`load_audio`]. So are arrays
+    and `Series` of anything but numbers, such as paths.
+    """
+    if isinstance(value, dict):
+        return any(key in value for key in AUDIO_KEYS)
+    if isinstance(value, tuple):
+        return len(value) == 2 and sum(isinstance(part, Real) for part in value) == 1
+    if isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview, array.array, BinaryFile, AudioDecoder)):
+        return True
+    dtype = str(value.dtype) if isinstance(value, (np.ndarray, np.generic)) else ""
+    return isinstance(value, ArrayObject) and not dtype.startswith(("<U", "object"))
 
 
 def load_audio(
