@@ -265,14 +265,14 @@ def failing_decoder():
 
 WITH_NAN = np.where(np.arange(8000) == 5, np.nan, SAMPLES)
 ERRORS = {
-    "missing file": ("nowhere/a.wav", {}, r"Cannot read nowhere/a\.wav \(.*No such file.*pass a path"),
+    "missing file": ("nowhere/a.wav", {}, r"Cannot read nowhere/a\.wav \(.*No such file.*check the path"),
     "folder": (Path(__file__).parent, {}, "Cannot read .*directory"),
-    "long string": ("x" * 100_000, {}, "Cannot read xxx.*pass a path"),
-    "corrupt": (b"RIFF" + bytes(100), {}, "file in bytes is not readable audio .* Convert it"),
+    "long string": ("x" * 100_000, {}, "Cannot read xxx.*check the path"),
+    "corrupt": (b"RIFF" + bytes(100), {}, "the audio file is not readable audio .* Convert it"),
     "corrupt, named": ({"path": "a.wav", "bytes": b"junk" * 99}, {}, r"a\.wav is not readable audio"),
     "empty file": (b"", {}, r"empty \(0 bytes\)"),
     "no samples in file": (wav_bytes(PCM[:0]), {}, "has no samples"),
-    "truncated wav": (wav_bytes(PCM)[:8000], {}, "is truncated.*Fetch the whole file"),
+    "truncated wav": (wav_bytes(PCM)[:8000], {}, "is truncated.*Use the whole file"),
     "truncated aiff": (wav_bytes(PCM, format="AIFF")[:8000], {}, "is truncated"),
     "truncated flac": (wav_bytes(PCM, format="FLAC")[:8000], {}, "not readable audio.*truncated"),
     "flac that declares too much": (flac_of_frames(2**36 - 1), {}, "is truncated"),
@@ -281,7 +281,6 @@ ERRORS = {
     "number": (3.5, {}, "float is not an audio input"),
     "strings": (np.array(["a", "b"]), {}, "ndarray is not an audio input"),
     "ragged": ([[0.1], [0.1, 0.2]], {}, "list cannot be read as samples"),
-    "tensor with gradient": (torch.ones(9, requires_grad=True), {}, "Tensor cannot be read as samples.*detach"),
     "decoder": (failing_decoder(), {}, "SimpleNamespace cannot decode its audio: no such stream"),
     "int64": (PCM.astype(np.int64), {}, r"shape \(8000,\) has dtype int64.*int16"),
     "complex": (SAMPLES.astype(np.complex64), {}, "dtype complex64"),
@@ -298,19 +297,24 @@ ERRORS = {
     "rate negative": ({"array": SAMPLES, "sampling_rate": -8000}, {}, "sampling_rate=-8000 must"),
     "rate not a number": (SAMPLES, {"sampling_rate": "16k"}, "sampling_rate='16k' must"),
     "rate NaN": (SAMPLES, {"sampling_rate": float("nan")}, "sampling_rate=nan must"),
-    "dimensions swapped": (SAMPLES.reshape(-1, 2), {}, r"shape \(4000, 2\).*must be \(channels, samples\): transpose"),
+    "dimensions swapped": (SAMPLES[:32].reshape(8, 4), {}, r"shape \(8, 4\).*\(channels, samples\): transpose"),
+    "many columns": (SAMPLES.reshape(-1, 10), {}, r"shape \(800, 10\).*\(channels, samples\): transpose"),
+    "batch": (SAMPLES.reshape(4, -1), {}, r"shape \(4, 2000\) has 4 rows and could be a batch; pass .* as a list"),
     "three dimensions": (SAMPLES.reshape(1, 2, -1), {}, r"shape \(1, 2, 4000\) is not one clip.*as a list"),
-    "channel too high": (SAMPLES, {"channel": 1}, r"has 1 channel\(s\), so channel=1 .*pass 0 to 0"),
+    "channel too high": (SAMPLES, {"channel": 1}, r"has 1 channel\(s\), so channel=1 .*valid are 0 to 0"),
     "channel negative": (SAMPLES[None], {"channel": -1}, "channel=-1 does not exist"),
     "channel not a number": (SAMPLES[None], {"channel": "left"}, "channel='left' does not exist"),
-    "silence": (np.zeros(100), {}, r"silent: its peak is 0.*must reach 0\.0001 \(-80 dBFS\)"),
-    "hiss": (np.full(100, -9e-5), {}, r"silent: its peak is 9\.0e-05"),
-    "phases that cancel": (np.stack([SAMPLES, -SAMPLES]), {}, "silent.*select one with channel="),
+    "silence": (np.zeros(100), {}, r"silent: its peak is 0.*must reach 0\.0001 \(-80 dBFS\) around its mean"),
+    "hiss": (np.tile([9e-5, -9e-5], 50), {}, r"silent: its peak is 9\.0e-05"),
+    "constant": (np.full(32_000, 0.3, np.float32), {}, r"silent: its peak is 0\.0e\+00"),
+    "constant at another rate": (np.full(44_100, 0.3), {"sampling_rate": 44_100}, r"silent: its peak"),
+    "offset and hiss": (0.3 + np.tile([9e-5, -9e-5], 50), {}, r"silent: its peak is 9\.0e-05"),
+    "phases that cancel": (np.stack([SAMPLES, -SAMPLES]), {}, "silent.*select one channel"),
 }
 
 
 # Checked by `load_audio` only.
-WHOLE_CLIP_CASES = ("channel", "silence", "hiss", "phases")
+WHOLE_CLIP_CASES = ("channel", "silence", "hiss", "constant", "offset", "phases")
 
 
 @pytest.mark.parametrize("case", ERRORS)
