@@ -35,9 +35,9 @@ DECODERS = (
 # Containers that declare the duration of a track; FFmpeg estimates that of others from their size.
 DECLARING = {"mov", "matroska", "asf", "flv", "wav", "w64", "caf", "ape", "wv", "tta", "flac"}
 # Times are rounded: a track may be shorter than declared by this many seconds, or this share of its duration.
-MISSING_SECONDS, MISSING_SHARE = 0.5, 0.01
+MISSING_SECONDS, MISSING_SHARE = 0.25, 0.01
 MAX_FRAME_SAMPLES = 2**21  # of one channel
-MAX_BOXES = 2**20
+MAX_BOXES = 2**18
 # The boxes that an MP4 or MOV may begin with.
 MP4_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"free", b"skip", b"wide", b"pnot", b"uuid"}
 PIECE_BYTES = 2**20

@@ -49,6 +49,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".qt", ".rm", ".ts", ".vob", ".webm", ".wmv"}
 )
 SILENCE_PEAK = 1e-4  # -80 dBFS, about three steps of 16-bit PCM; speech is louder
+MAX_OFFSET = 0.01  # the mean of speech is well below
 # Minimum for all feature extractors and encoders: two frames of 25 ms with a hop of 10 ms, and a little more.
 MIN_AUDIO_SECONDS = 0.04
 # Valid range in Hz. Resampling from a much lower rate would make a clip thousands of times longer.
@@ -64,7 +65,7 @@ def load_audio(
     channel: int | None = None,
 ) -> np.ndarray:
     """
-    Loads one clip as mono samples at the target rate.
+    Loads one clip as mono samples at the target rate. A constant offset of more than 1 % of full scale is removed.
 
     Args:
         audio (`AudioInput`):
@@ -89,7 +90,7 @@ def load_audio(
         rate = recording.rate
         samples = np.concatenate(list(_read(recording, MAX_BLOCK_SAMPLES)), axis=1)
     check_channel(name, len(samples), channel)
-    mono = to_mono(samples, channel)
+    mono = _without_offset(to_mono(samples, channel))
     resampled = resample(mono, rate, target_sampling_rate)
     if is_silent(mono) or is_silent(resampled):
         raise ValueError(
@@ -104,6 +105,17 @@ def peak(samples: np.ndarray) -> float:
     """Returns the peak of mono samples of shape `(samples,)` around their mean, which is a constant offset."""
     mean = samples.mean(dtype=np.float64)
     return float(max(samples.max() - mean, mean - samples.min()))
+
+
+def _without_offset(samples: np.ndarray) -> np.ndarray:
+    """
+    Subtracts the mean of mono samples where it is a constant offset, of a bad recorder, and not that of the sound.
+
+    On the six example clips, an offset of 0.3 changes scores by up to 0.3, and one of the labels; subtracting the mean
+    of a clip without an offset changes them by up to 0.003.
+    """
+    offset = samples.mean(dtype=np.float64)
+    return samples - np.float32(offset) if abs(offset) > MAX_OFFSET else samples
 
 
 def is_silent(samples: np.ndarray) -> bool:
@@ -155,7 +167,8 @@ class AudioBlocks:
     A recording of any length, read block by block: all channels, at the target sampling rate, in bounded memory.
 
     Iterating yields float32 arrays of shape `(channels, samples)`, nominally within [-1, 1]. Concatenated and averaged
-    over the channels they equal the result of [`load_audio`] within 1e-4; unlike there, silence is not an error.
+    over the channels they equal the result of [`load_audio`] within 1e-4; unlike there, silence is not an error, and a
+    constant offset is kept.
     Blocks have different lengths and are never empty. Each iteration reads the recording again.
 
     A URL, a pipe or an open file is copied to a temporary file, which is deleted with this object.
