@@ -62,8 +62,10 @@ class ContainerTrack:
 
     def __init__(self, container: Any, name: str):
         self._name = name
+        self._ffmpeg_error = _import_av(name).error.FFmpegError
         self._container = container
         self._track = _find_track(container, name)
+        self._codec = self._track.codec_context.name
         self._track.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
         self._track.codec_context.thread_count = 1
         self._seconds = Fraction(0)
@@ -118,12 +120,11 @@ class ContainerTrack:
 
         Packets before the first frame may be undecodable: recordings of broadcasts start anywhere.
         """
-        av = _import_av(self._name)
         has_started, failure = False, None
-        for packet in self._container.demux(self._track):
+        for packet in self._packets():
             try:
                 frames = packet.decode()
-            except av.error.FFmpegError as error:
+            except self._ffmpeg_error as error:
                 if has_started:
                     raise unreadable(self._name, _reason(error)) from error
                 failure, frames = error, []
@@ -135,8 +136,16 @@ class ContainerTrack:
                     yield frame
         if not has_started and failure is not None:
             raise unreadable(self._name, _reason(failure)) from failure
-        if has_started and (self._packet.is_corrupt or self._is_short()):
+        # The last packet of PCM is cut at the end of the file, whose length may be unknown.
+        is_cut = self._packet is not None and self._packet.is_corrupt and not self._codec.startswith("pcm")
+        if has_started and (is_cut or self._is_short()):
             raise truncated(self._name)
+
+    def _packets(self) -> Iterator[Any]:
+        try:
+            yield from self._container.demux(self._track)
+        except self._ffmpeg_error as error:
+            raise unreadable(self._name, _reason(error)) from error
 
     def _is_short(self) -> bool:
         """Whether the track ended long before its declared end."""

@@ -112,14 +112,14 @@ def is_audio_object(value: Any) -> bool:
         return bool(value.keys() - {"sampling_rate"}) and value.keys() <= AUDIO_KEYS
     if isinstance(value, tuple):
         return _has_rate(value)
-    if isinstance(value, (str, os.PathLike, bytes, arrays.array, BinaryFile, AudioDecoder, DecodedAudio)):
-        return True
-    if _is_tensor(value) or _is_arrow_scalar(value):
+    if isinstance(value, (str, os.PathLike, bytes, arrays.array, memoryview)) or _is_tensor(value):
         return True
     if isinstance(value, ArrayObject):
         samples = np.asarray(value)
         return samples.ndim != 1 or samples.dtype.kind not in "OUST"
-    return file_bytes(value) is not None or isinstance(value, memoryview)
+    if isinstance(value, (BinaryFile, AudioDecoder, DecodedAudio)) or _is_arrow_scalar(value):
+        return True
+    return file_bytes(value) is not None
 
 
 def resolve(audio: AudioInput, sampling_rate: float) -> tuple[str, Source, Any]:
@@ -173,7 +173,7 @@ def resolve_samples(
             audio = audio.get_all_samples()
         except RuntimeError as error:
             raise ValueError(f"{type(audio).__name__} cannot decode its audio: {short(error)}") from error
-    if isinstance(audio, DecodedAudio):
+    if not isinstance(audio, ArrayObject) and isinstance(audio, DecodedAudio):
         return *check_array(audio.data, forms), audio.sample_rate
     return *check_array(audio, forms, max_rows), sampling_rate
 
