@@ -9,7 +9,8 @@ ENCODINGS = {"pcm_s16le": "<i2", "pcm_f32le": "<f4", "mulaw": "u1"}
 def as_floats(samples: np.ndarray) -> np.ndarray:
     """Converts samples of any shape, floats or PCM, to float32; PCM to [-1, 1]."""
     if samples.dtype.kind == "f":
-        return samples.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # too large becomes infinite, which is refused later
+            return samples.astype(np.float32, copy=False)
     middle = 2 ** (8 * samples.dtype.itemsize - 1)
     return (samples.astype(np.float32) - (middle if samples.dtype.kind == "u" else 0)) / middle
 
