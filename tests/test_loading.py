@@ -17,7 +17,14 @@ import pytest
 import soundfile
 import torch
 
-from mmemo.audio.loading import MAX_BLOCK_SAMPLES, AudioBlocks, load_audio
+from mmemo.audio.loading import (
+    AUDIO_SUFFIXES,
+    MAX_BLOCK_SAMPLES,
+    VIDEO_SUFFIXES,
+    AudioBlocks,
+    is_silent,
+    load_audio,
+)
 
 
 RATE = 16_000
@@ -146,7 +153,8 @@ def test_blocks_equal_the_whole(container):
     tried = set()
     for coding, (rate, channels) in itertools.product(soundfile.available_subtypes(container), rates):
         try:
-            data = wav_bytes(WALK[: 2 * rate, :channels], rate, format=container, subtype=coding)
+            samples = WALK[: 2 * rate, :channels] - WALK[: 2 * rate, :channels].mean(axis=0)
+            data = wav_bytes(samples, rate, format=container, subtype=coding)
         except soundfile.LibsndfileError:
             continue  # not every coding supports every rate and stereo
         tried.add(coding)
@@ -249,6 +257,46 @@ def test_a_streamed_wav_of_unknown_size_is_loaded_completely():
     np.testing.assert_array_equal(join(recording)[0], SAMPLES)
 
 
+def with_data_size(data, size):
+    """A file whose data chunk declares another size, as those of programs that cannot seek in their output."""
+    place = data.index(b"data") + 4
+    return data[:place] + size + data[place + len(size) :]
+
+
+@pytest.mark.parametrize("coding", ["PCM_U8", "PCM_16", "PCM_24", "FLOAT", "ULAW"])
+def test_a_streamed_wav_of_size_0_is_loaded_completely(coding):
+    data = wav_bytes(PCM, subtype=coding)
+    streamed = with_data_size(data, bytes(4))
+    for start in (streamed, streamed[:4] + bytes(4) + streamed[8:]):
+        expected = load_audio(data)
+        # libsndfile appends a chunk with the peak to floats, where it could be samples.
+        np.testing.assert_array_equal(load_audio(start)[: len(expected)], expected)
+        assert AudioBlocks(start).duration is None
+
+
+def test_a_streamed_caf_is_loaded_completely():
+    for size in (b"\xff" * 8, bytes(8)):
+        streamed = with_data_size(wav_bytes(PCM, format="CAF", subtype="PCM_16"), size)
+        np.testing.assert_array_equal(load_audio(streamed), SAMPLES)
+
+
+def test_a_constant_offset_is_removed_and_silence_found_without_it():
+    with_offset = SAMPLES + np.float32(0.3)
+    np.testing.assert_allclose(load_audio(with_offset), SAMPLES - SAMPLES.mean(), rtol=0, atol=1e-6)
+    resampled, expected = load_audio(with_offset, 8_000), load_audio(SAMPLES, 8_000)
+    np.testing.assert_allclose(resampled[200:-200], expected[200:-200], rtol=0, atol=1e-3)
+    small = SAMPLES + np.float32(0.005)
+    np.testing.assert_array_equal(load_audio(small), small)
+    assert is_silent(np.full(100, -0.5, np.float32)) and is_silent(np.zeros(0, np.float32))
+    assert not is_silent(with_offset)
+
+
+def test_suffixes_are_those_of_folders():
+    assert {".wav", ".m4a", ".amr", ".wma"} < AUDIO_SUFFIXES
+    assert {".mp4", ".mov", ".webm", ".mkv"} < VIDEO_SUFFIXES
+    assert not AUDIO_SUFFIXES & VIDEO_SUFFIXES
+
+
 def test_a_flac_of_unknown_length_is_loaded_completely():
     np.testing.assert_array_equal(load_audio(flac_of_frames(0)), SAMPLES)
     recording = AudioBlocks(flac_of_frames(0), block_seconds=0.1)
@@ -265,23 +313,23 @@ def failing_decoder():
 
 WITH_NAN = np.where(np.arange(8000) == 5, np.nan, SAMPLES)
 ERRORS = {
-    "missing file": ("nowhere/a.wav", {}, r"Cannot read nowhere/a\.wav \(.*No such file.*pass a path"),
+    "missing file": ("nowhere/a.wav", {}, r"Cannot read nowhere/a\.wav \(.*No such file.*check the path"),
     "folder": (Path(__file__).parent, {}, "Cannot read .*directory"),
-    "long string": ("x" * 100_000, {}, "Cannot read xxx.*pass a path"),
-    "corrupt": (b"RIFF" + bytes(100), {}, "file in bytes is not readable audio .* Convert it"),
+    "long string": ("x" * 100_000, {}, "Cannot read xxx.*check the path"),
+    "corrupt": (b"RIFF" + bytes(100), {}, "the audio file is not readable audio .* Convert it"),
     "corrupt, named": ({"path": "a.wav", "bytes": b"junk" * 99}, {}, r"a\.wav is not readable audio"),
     "empty file": (b"", {}, r"empty \(0 bytes\)"),
     "no samples in file": (wav_bytes(PCM[:0]), {}, "has no samples"),
-    "truncated wav": (wav_bytes(PCM)[:8000], {}, "is truncated.*Fetch the whole file"),
+    "truncated wav": (wav_bytes(PCM)[:8000], {}, "is truncated.*Use the whole file"),
     "truncated aiff": (wav_bytes(PCM, format="AIFF")[:8000], {}, "is truncated"),
     "truncated flac": (wav_bytes(PCM, format="FLAC")[:8000], {}, "not readable audio.*truncated"),
     "flac that declares too much": (flac_of_frames(2**36 - 1), {}, "is truncated"),
     "truncated mp3": (wav_bytes(PCM, format="MP3")[:1500], {}, "is truncated"),
+    "truncated ogg": (wav_bytes(PCM, format="OGG")[:-99], {}, "is truncated"),
     "None": (None, {}, "NoneType is not an audio input; pass a path"),
     "number": (3.5, {}, "float is not an audio input"),
     "strings": (np.array(["a", "b"]), {}, "ndarray is not an audio input"),
     "ragged": ([[0.1], [0.1, 0.2]], {}, "list cannot be read as samples"),
-    "tensor with gradient": (torch.ones(9, requires_grad=True), {}, "Tensor cannot be read as samples.*detach"),
     "decoder": (failing_decoder(), {}, "SimpleNamespace cannot decode its audio: no such stream"),
     "int64": (PCM.astype(np.int64), {}, r"shape \(8000,\) has dtype int64.*int16"),
     "complex": (SAMPLES.astype(np.complex64), {}, "dtype complex64"),
@@ -298,19 +346,24 @@ ERRORS = {
     "rate negative": ({"array": SAMPLES, "sampling_rate": -8000}, {}, "sampling_rate=-8000 must"),
     "rate not a number": (SAMPLES, {"sampling_rate": "16k"}, "sampling_rate='16k' must"),
     "rate NaN": (SAMPLES, {"sampling_rate": float("nan")}, "sampling_rate=nan must"),
-    "dimensions swapped": (SAMPLES.reshape(-1, 2), {}, r"shape \(4000, 2\).*must be \(channels, samples\): transpose"),
+    "dimensions swapped": (SAMPLES[:32].reshape(8, 4), {}, r"shape \(8, 4\).*\(channels, samples\): transpose"),
+    "many columns": (SAMPLES.reshape(-1, 10), {}, r"shape \(800, 10\).*\(channels, samples\): transpose"),
+    "batch": (SAMPLES.reshape(4, -1), {}, r"shape \(4, 2000\) has 4 rows and could be a batch; pass .* as a list"),
     "three dimensions": (SAMPLES.reshape(1, 2, -1), {}, r"shape \(1, 2, 4000\) is not one clip.*as a list"),
-    "channel too high": (SAMPLES, {"channel": 1}, r"has 1 channel\(s\), so channel=1 .*pass 0 to 0"),
+    "channel too high": (SAMPLES, {"channel": 1}, r"has 1 channel\(s\), so channel=1 .*valid are 0 to 0"),
     "channel negative": (SAMPLES[None], {"channel": -1}, "channel=-1 does not exist"),
     "channel not a number": (SAMPLES[None], {"channel": "left"}, "channel='left' does not exist"),
-    "silence": (np.zeros(100), {}, r"silent: its peak is 0.*must reach 0\.0001 \(-80 dBFS\)"),
-    "hiss": (np.full(100, -9e-5), {}, r"silent: its peak is 9\.0e-05"),
-    "phases that cancel": (np.stack([SAMPLES, -SAMPLES]), {}, "silent.*select one with channel="),
+    "silence": (np.zeros(100), {}, r"silent: its peak is 0.*must reach 0\.0001 \(-80 dBFS\) around its mean"),
+    "hiss": (np.tile([9e-5, -9e-5], 50), {}, r"silent: its peak is 9\.0e-05"),
+    "constant": (np.full(32_000, 0.3, np.float32), {}, r"silent: its peak is 0\.0e\+00"),
+    "constant at another rate": (np.full(44_100, 0.3), {"sampling_rate": 44_100}, r"silent: its peak"),
+    "offset and hiss": (0.3 + np.tile([9e-5, -9e-5], 50), {}, r"silent: its peak is 9\.0e-05"),
+    "phases that cancel": (np.stack([SAMPLES, -SAMPLES]), {}, "silent.*select one channel"),
 }
 
 
 # Checked by `load_audio` only.
-WHOLE_CLIP_CASES = ("channel", "silence", "hiss", "phases")
+WHOLE_CLIP_CASES = ("channel", "silence", "hiss", "constant", "offset", "phases")
 
 
 @pytest.mark.parametrize("case", ERRORS)

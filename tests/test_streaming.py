@@ -1,8 +1,11 @@
 """Live streams: the same segments as the offline timeline with the same windows, for chunks of any size."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mmemo.timeline.streaming import LiveAudio
 from modeling_mmemo import EmotionStream, load_audio, load_pipeline
@@ -113,6 +116,48 @@ def test_chunks_of_other_rates_channels_and_types_are_converted(embedded, speech
     assert [entry["label"] for entry in segments] == [entry["label"] for entry in expected]
 
 
+CHUNKS = {
+    "sounddevice": lambda chunk: chunk[:, None],
+    "sounddevice, stereo": lambda chunk: np.stack([chunk, chunk], axis=1),
+    "PyAudio": lambda chunk: (chunk * 2**15).astype("<i2").tobytes(),
+    "bytearray": lambda chunk: bytearray((chunk * 2**15).astype("<i2").tobytes()),
+    "memoryview of bytes": lambda chunk: memoryview((chunk * 2**15).astype("<i2").tobytes()),
+    "memoryview of floats": memoryview,
+    "Gradio": lambda chunk: (16_000, (chunk * 2**15).astype(np.int16)),
+    "tensor": lambda chunk: torch.tensor(chunk, requires_grad=True),
+    "big-endian": lambda chunk: (chunk * 2**15).astype(">i2"),
+    "list": lambda chunk: chunk.tolist(),
+    "decoded samples": lambda chunk: SimpleNamespace(data=torch.tensor(chunk)[None], sample_rate=16_000),
+}
+
+
+@pytest.mark.parametrize("form", CHUNKS)
+def test_chunks_of_every_library_give_the_same_samples(form, speech):
+    live = LiveAudio(16_000)
+    chunks = [live(CHUNKS[form](speech[start : start + 1_024])) for start in range(0, 8_192, 1_024)]
+
+    np.testing.assert_allclose(np.concatenate(chunks), speech[:8_192], rtol=0, atol=1e-7)
+
+
+def test_raw_bytes_are_decoded_as_the_stream_says(embedded, speech):
+    interleaved = np.stack([speech, speech], axis=1).astype("<f4").tobytes()
+    stream = EmotionStream(embedded, encoding="pcm_f32le", channels=2)
+    segments = [
+        segment
+        for start in range(0, len(interleaved), 10_001)  # within a sample
+        for segment in stream.feed(interleaved[start : start + 10_001])
+    ]
+    assert_same(segments + stream.flush(), feed_all(EmotionStream(embedded), speech, 8_000))
+
+
+@pytest.mark.parametrize("voice_activity", [True, False])
+def test_a_constant_is_silence(embedded, voice_activity):
+    stream = EmotionStream(embedded, voice_activity=voice_activity)
+    segments = feed_all(stream, np.full(5 * 16_000, 0.3, np.float32), 8_000)
+
+    assert {segment["label"] for segment in segments} == {"silence"}
+
+
 def test_live_audio_equals_the_loaded_file(tmp_path, make_clip):
     clip = make_clip(1.3, sampling_rate=44_100)
     soundfile.write(tmp_path / "clip.wav", clip, 44_100, subtype="FLOAT")
@@ -138,7 +183,16 @@ def test_memory_is_bounded(embedded):
     [
         (np.array([np.nan, 0.0]), "NaN or infinite"),
         (np.array([1, 2]), "dtype int64"),
-        ("call.wav", "is not an audio input"),
+        (np.array([1e300]), "NaN or infinite"),
+        ("call.wav", r"str is not an audio input; pass an array of shape \(samples,\), .* or raw bytes"),
+        (
+            (48_000, np.zeros(9, np.int16)),
+            "rate of 48000 Hz, but the stream 16000 Hz; pass sampling_rate=48000",
+        ),
+        (np.zeros((16, 9)), r"must be \(channels, samples\): transpose it"),
+        (np.zeros((9, 16)), "has 9 rows and could be a batch"),
+        (np.zeros(9, bool), "dtype bool"),
+        ({"array": np.zeros(9)}, "dict is not an audio input"),
         (np.zeros((2, 2, 2)), "not one clip"),
     ],
 )
@@ -154,6 +208,8 @@ def test_an_invalid_chunk_raises_and_the_stream_continues(embedded, chunk, messa
     [
         ({"sampling_rate": 0}, ValueError, "sampling_rate=0"),
         ({"window_s": 0.1}, ValueError, "window_hop_s=1.5 exceeds window_s=0.1"),
+        ({"encoding": "opus"}, ValueError, "encoding='opus' must be one of"),
+        ({"channels": 0}, ValueError, "channels=0 must be"),
         ({"threshold": 2}, ValueError, "threshold=2"),
         ({"granularity": "word"}, TypeError, "granularity"),
     ],

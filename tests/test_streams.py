@@ -3,7 +3,6 @@
 import json
 from contextlib import suppress
 from fractions import Fraction
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from running import PATIENCE_S, running
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from mmemo.serving.streams import _PcmDecoder
 from modeling_mmemo import EmotionStream, load_pipeline
 
 
@@ -128,22 +126,6 @@ def test_words_reach_the_segments_of_their_timestamps(service, exported, speech)
 
     assert_same(received, offline(exported, speech, words=words))
     assert [word for message in received[1:-1] for word in message["words"]] == ["so", "sad"]
-
-
-def test_every_mu_law_code_decodes_as_by_libsndfile():
-    codes = bytes(range(256))
-    expected, _ = soundfile.read(
-        BytesIO(codes), dtype="float32", format="RAW", subtype="ULAW", samplerate=8_000, channels=1, endian="FILE"
-    )
-
-    assert np.array_equal(_PcmDecoder("mulaw", 1)(codes), expected)
-
-
-def test_a_message_may_end_within_a_sample():
-    data = np.array([[-(2**15), 0], [2**14, 2**14]], "<i2").tobytes()
-    decode = _PcmDecoder("pcm_s16le", 2)
-
-    assert [decode(data[:3]).tolist(), decode(data[3:5]).tolist(), decode(data[5:]).tolist()] == [[], [-0.5], [0.5]]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import TypeAdapter, ValidationError
 
+from mmemo.audio.pcm import PcmDecoder
 from mmemo.serving.schemas import StreamEnd, StreamStart, StreamWords
 from mmemo.serving.service import Service
 from mmemo.timeline.streaming import EmotionStream
@@ -142,51 +143,7 @@ def _decoder(start: StreamStart) -> Decode:
     """Returns a function that decodes one message to float32 mono samples of shape `(samples,)`."""
     if start.encoding == "opus":
         return _OpusDecoder(start.channels)
-    return _PcmDecoder(start.encoding, start.channels)
-
-
-def _mu_law_values() -> np.ndarray:
-    """
-    Returns the samples of the 256 mu-law codes, as float32 of shape `(256,)`.
-
-    A code has inverted bits: a sign, 3 bits of exponent and 4 of mantissa. Source: ITU-T G.711.
-    """
-    codes = ~np.arange(256, dtype=np.uint8)
-    exponents, mantissas = (codes >> 4 & 7).astype(int), (codes & 15).astype(int)
-    magnitudes = ((mantissas << 3) + 132 << exponents) - 132
-    return (np.where(codes & 128, -magnitudes, magnitudes) / 2**15).astype(np.float32)
-
-
-MU_LAW = _mu_law_values()
-
-
-class _PcmDecoder:
-    """
-    Decodes interleaved PCM or mu-law. A message may end within a sample.
-
-    Args:
-        encoding (`str`): `"pcm_s16le"`, `"pcm_f32le"` or `"mulaw"`.
-        channels (`int`): Number of channels, which are averaged.
-    """
-
-    DTYPES = {"pcm_s16le": "<i2", "pcm_f32le": "<f4", "mulaw": "u1"}
-
-    def __init__(self, encoding: str, channels: int):
-        self._dtype = np.dtype(self.DTYPES[encoding])
-        self._channels = channels
-        self._rest = b""
-
-    def __call__(self, message: bytes) -> np.ndarray:
-        data = self._rest + message
-        frame_bytes = self._dtype.itemsize * self._channels
-        end = len(data) // frame_bytes * frame_bytes
-        self._rest = data[end:]
-        samples = np.frombuffer(data[:end], self._dtype).reshape(-1, self._channels)
-        if self._dtype.kind == "u":
-            samples = MU_LAW[samples]
-        elif self._dtype.kind == "i":
-            samples = samples / np.float32(2**15)
-        return samples.mean(axis=1, dtype=np.float32)
+    return PcmDecoder(start.encoding, start.channels)
 
 
 class _OpusDecoder:

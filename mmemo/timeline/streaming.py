@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from mmemo.audio.inputs import AudioChunk
 from mmemo.audio.loading import LiveAudio
 from mmemo.timeline.track import Track
 from mmemo.timeline.windows import FRAME_SECONDS, TimelineOptions, Window
@@ -30,6 +30,9 @@ class EmotionStream:
             The backend.
         sampling_rate (`float`, *optional*, defaults to 16000):
             Sampling rate of the chunks in Hz.
+        encoding (`str`, *optional*, defaults to `"pcm_s16le"`), channels (`int`, *optional*, defaults to 1):
+            The samples in chunks of raw bytes, as PyAudio returns them: `"pcm_s16le"`, `"pcm_f32le"` or `"mulaw"`; and
+            the number of channels that are interleaved there. Arrays have their own type and channels.
         window_s (`float`, defaults to 3.0), window_hop_s (`float`, defaults to 1.5), latency_s (`float`, defaults to
         1.5), segment_s, hop_s, context_s, voice_activity (*optional*):
             How the stream is cut into windows; see [`TimelineOptions`].
@@ -45,7 +48,7 @@ class EmotionStream:
     >>> from modeling_mmemo import EmotionStream, load_pipeline
 
     >>> stream = EmotionStream(load_pipeline())
-    >>> for chunk in microphone:
+    >>> for chunk in microphone:  # arrays of sounddevice, bytes of PyAudio, ...
     ...     for segment in stream.feed(chunk):
     ...         print(segment["start"], segment["label"])
     >>> rest = stream.flush()
@@ -63,6 +66,8 @@ class EmotionStream:
         hop_s: float | None = None,
         context_s: float = 3.5,
         voice_activity: bool = True,
+        encoding: str = "pcm_s16le",
+        channels: int = 1,
         **answer_options: Any,
     ):
         self.emotion = emotion
@@ -83,6 +88,8 @@ class EmotionStream:
         self.emotion.answers.check_options(**answer_options)
         self._answer_options = answer_options
         self.sampling_rate = sampling_rate
+        self.encoding = encoding
+        self.channels = channels
         self.reset()
 
     @property
@@ -98,17 +105,18 @@ class EmotionStream:
     def reset(self) -> None:
         """Discards all state; the next chunk starts a new stream at 0 s."""
         rate = self.emotion.processor.feature_extractor.sampling_rate
-        self._audio = LiveAudio(self.sampling_rate, rate)
+        self._audio = LiveAudio(self.sampling_rate, rate, self.encoding, self.channels)
         self._track = Track(self.options, rate, encodes_text="text" in self.emotion.answers.modalities)
         self._last_word = 0.0
 
-    def feed(self, chunk: ArrayLike, word_times: WordTimes | None = None) -> list[dict[str, Any]]:
+    def feed(self, chunk: AudioChunk, word_times: WordTimes | None = None) -> list[dict[str, Any]]:
         """
         Takes the next samples, and words recognised since the last call.
 
         Args:
-            chunk (`ArrayLike`):
-                Any number of samples, of shape `(samples,)` or `(channels, samples)`, as floats in [-1, 1] or PCM.
+            chunk ([`AudioChunk`]):
+                Any number of samples: an array of shape `(samples,)`, `(channels, samples)` or `(samples, channels)`,
+                floats in [-1, 1] or PCM; or raw bytes in the stream's `encoding`.
             word_times (`WordTimes`, *optional*):
                 Words with timestamps in seconds from the start of the stream, after those passed before. They apply to
                 segments that have not been returned yet.

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmemo.audio.loading import MIN_AUDIO_SECONDS, SILENCE_PEAK
+from mmemo.audio.loading import MIN_AUDIO_SECONDS, is_silent
 from mmemo.audio.voice_activity import FRAME_SAMPLES, SAMPLING_RATE, SPEECH_PROBABILITY, VoiceActivityDetector
 from mmemo.timeline.windows import EPSILON, FRAME_SECONDS, Span, TimelineOptions, Window, Word
 from mmemo.words.times import split_sentences
@@ -373,7 +373,7 @@ class Track:
     def _item(self, start: float, end: float) -> dict[str, Any]:
         """Returns the audio and words from `start` to `end`, in the form that the processor accepts."""
         samples = self.audio.read(*(round(time * self.sampling_rate) for time in (start, end)))
-        is_audible = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and np.abs(samples).max() >= SILENCE_PEAK
+        is_audible = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and not is_silent(samples)
         audio = samples if is_audible and self._is_voiced(start, end) else None
         if self.text is not None or not self._encodes_text:
             return {"audio": audio, "text": self.text, "word_times": None}

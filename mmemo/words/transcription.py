@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmemo.audio.loading import SILENCE_PEAK, load_audio
+from mmemo.audio.loading import is_silent, load_audio
 from mmemo.words.times import WordTimes, read_word_times
 
 
@@ -60,7 +60,7 @@ def transcribe(
     else:
         raise ValueError(f"{type(transcriber).__name__} is not a transcriber; pass {TRANSCRIBER_FORMS}.")
     # Whisper hallucinates words in silence.
-    if np.abs(samples).max(initial=0.0) < SILENCE_PEAK:
+    if is_silent(samples):
         return []
     chunks = transcribe_chunks(transcriber, samples, sampling_rate)
     return read_word_times(_correct_times(chunks, len(samples) / sampling_rate))
