@@ -97,6 +97,15 @@ class AnswerFormatter:
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Returns logits of which [`~AnswerFormatter.scores`] returns these scores; the inverse of that function."""
+        scores = np.asarray(scores, np.float64)
+        if self.default_function == "none":
+            return scores
+        tiny = np.finfo(np.float32).tiny
+        logits = np.log(np.maximum(scores, tiny))
+        return logits if self.default_function == "softmax" else logits - np.log(np.maximum(1 - scores, tiny))
+
     def lowest_score(self, presence: str, coverage: float) -> float:
         """
         Returns the lowest score that a label of a prediction set with the requested coverage may have.
@@ -226,14 +235,9 @@ class AnswerFormatter:
     def format_timeline(self, spans: list[Span], **options: Any) -> dict[str, Any]:
         """Returns the mean prediction over the speech, the `timeline`, and its merged `spans`."""
         timeline = [self.format_span(span, **options) for span in spans]
-        predicted = [span for span in spans if span.scores is not None]
-        seconds = [max(span.end - span.start, 1e-6) for span in predicted]
-        scores, weights = (
-            np.average([getattr(span, name) for span in predicted], axis=0, weights=seconds) if predicted else None
-            for name in ("scores", "modality_weights")
-        )
-        mean = _silence() if scores is None else self.format_scores(scores, weights, **options)
-        return mean | {"timeline": timeline, "spans": _merge(timeline)}
+        mean = mean_prediction(spans)
+        summary = _silence() if mean is None else self.format_scores(*mean, **options)
+        return summary | {"timeline": timeline, "spans": _merge(timeline)}
 
     def format_span(self, span: Span, **options: Any) -> dict[str, Any]:
         """Returns one entry of a timeline."""
@@ -241,6 +245,19 @@ class AnswerFormatter:
             _silence() if span.scores is None else self.format_scores(span.scores, span.modality_weights, **options)
         )
         return {"start": span.start, "end": span.end, "words": list(span.words), **answer}
+
+
+def mean_prediction(spans: list[Span]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the mean scores and modality weights of spans over time, `None` if no span has a prediction."""
+    predicted = [span for span in spans if span.scores is not None]
+    if not predicted:
+        return None
+    seconds = [max(span.end - span.start, 1e-6) for span in predicted]
+    scores, weights = (
+        np.average([getattr(span, name) for span in predicted], axis=0, weights=seconds)
+        for name in ("scores", "modality_weights")
+    )
+    return scores, weights
 
 
 def _silence() -> dict[str, Any]:

@@ -60,6 +60,9 @@ class PreparedItem:
         speaker (`str`, *optional*): The speaker of `text`.
         segment_times (`tuple` of `(start, end)`, *optional*): Segments to predict, in seconds.
         has_speech (`bool`): Whether the item contains speech or words, as far as that was detected.
+        recording (`dict`, *optional*):
+            The item itself if it has too much speech for one input: it is predicted window by window.
+        channel (`int`, *optional*): The channel of `recording`.
     """
 
     audio: np.ndarray | None = None
@@ -70,6 +73,8 @@ class PreparedItem:
     speaker: str | None = None
     segment_times: tuple[tuple[float, float], ...] | None = None
     has_speech: bool = True
+    recording: dict[str, Any] | None = None
+    channel: int | None = None
 
 
 class ItemProcessing:
@@ -169,8 +174,8 @@ class ItemProcessing:
             ValueError: If any part of the item is invalid, or if both audio and text are missing.
         """
         place = "" if index is None else f"[{index}]"
-        if (audio := _given(audio, f"audio{place}")) is not None:
-            with _prefixed(f"audio{place}"):
+        if (audio := given(audio, f"audio{place}")) is not None:
+            with prefixed(f"audio{place}"):
                 audio = self.load_audio(audio, sampling_rate, channel)
         text, words = self._read_text(text, word_times, audio, place)
         has_speech = True
@@ -178,11 +183,13 @@ class ItemProcessing:
         if audio is not None and segment_times is None:
             audio, words, has_speech = self.cut_to_speech(audio, words)
         if not has_speech:
-            logger.warning(f"audio{place}: no speech was detected{'' if text is None else ', so the text alone counts'}.")
+            logger.warning(
+                f"audio{place}: no speech was detected{'' if text is None else ', so the text alone counts'}."
+            )
             audio, has_speech = (audio, False) if text is None else (None, True)
         spans: list[tuple[int, int]] = []
         if words and text:
-            with _prefixed(f"word_times{place}"):
+            with prefixed(f"word_times{place}"):
                 if not self.tokenizer.is_fast:
                     raise ValueError(
                         f"{type(self.tokenizer).__name__} returns no character offsets of its tokens, which word "
@@ -208,13 +215,13 @@ class ItemProcessing:
         self, text: str | WordTimes | None, word_times: WordTimes | None, audio: np.ndarray | None, place: str
     ) -> tuple[str | None, list[tuple[str, float, float]]]:
         """Returns the text and the timestamps of its words, whichever of the two arguments contained them."""
-        text, word_times = _given(text, f"text{place}"), _given(word_times, f"word_times{place}")
+        text, word_times = given(text, f"text{place}"), given(word_times, f"word_times{place}")
         plain, word_times = separate_word_times(text, word_times, place)
         times_place = f"word_times{place}" if plain is text else f"text{place}"
         text = plain
         words: list[tuple[str, float, float]] = []
         if word_times is not None:
-            with _prefixed(times_place):
+            with prefixed(times_place):
                 seconds = None if audio is None else len(audio) / self.feature_extractor.sampling_rate
                 words = read_word_times(word_times, seconds)
         if text is None:
@@ -262,7 +269,7 @@ class ItemProcessing:
                 raise ValueError(f"{name}{place} needs a text; pass text, or leave {name} out.")
         if context is None:
             return []
-        with _prefixed(f"context{place}"):
+        with prefixed(f"context{place}"):
             return read_context(context)[-self.context_turns :]
 
     def collate(
@@ -301,7 +308,7 @@ class ItemProcessing:
     def _audio_inputs(self, waveforms: list[np.ndarray | None], audio_kwargs: dict) -> dict[str, np.ndarray]:
         """Computes the features of the clips that are present and scatters them into a batch of zeros."""
         present = [index for index, waveform in enumerate(waveforms) if waveform is not None]
-        self._check_lengths([waveforms[index] for index in present], present)
+        self._check_lengths(waveforms)
         options = {
             "sampling_rate": self.feature_extractor.sampling_rate,
             "padding": self.audio_padding,
@@ -324,17 +331,17 @@ class ItemProcessing:
             rows[present] = found
         return batch
 
-    def _check_lengths(self, waveforms: list[np.ndarray], positions: list[int]) -> None:
+    def _check_lengths(self, waveforms: list[np.ndarray | None]) -> None:
         """Raises if the feature extractor would truncate a clip."""
         if self.max_audio_samples is None:
             return
         rate = self.feature_extractor.sampling_rate
-        for position, waveform in zip(positions, waveforms):
-            if len(waveform) > self.max_audio_samples:
+        for position, waveform in enumerate(waveforms):
+            if waveform is not None and len(waveform) > self.max_audio_samples:
                 raise ValueError(
-                    f"audio[{position}]: the clip lasts {len(waveform) / rate:.2f} s, but "
-                    f"{type(self.feature_extractor).__name__} takes at most {self.max_audio_samples / rate:.2f} s; cut "
-                    "it, predict it with the pipeline, or use the mmemo_audio encoder, which takes any length."
+                    f"audio[{position}]: the speech of the clip lasts {len(waveform) / rate:.2f} s, but "
+                    f"{type(self.feature_extractor).__name__} takes at most {self.max_audio_samples / rate:.2f} s; "
+                    "cut it, predict it with the pipeline, or use the mmemo_audio encoder, which takes any length."
                 )
 
     def _text_inputs(
@@ -425,8 +432,15 @@ class ItemProcessing:
         return [place for place in range(len(special)) if place not in cut]
 
 
-def _given(value: Any, name: str) -> Any:
-    """Returns a value, or `None` if it marks a missing one; logs a warning unless it is `None` or an empty string."""
+def given(value: Any, name: str) -> Any:
+    """
+    Returns a value, or `None` if it marks a missing one: NaN, pandas' `NA`, a text without visible characters. Logs a
+    warning unless it is `None` or an empty string.
+
+    Args:
+        value: A part of an item.
+        name (`str`): Name of that part, for the warning.
+    """
     if isinstance(value, str):
         is_missing = not any(unicodedata.category(character)[0] not in "CZ" for character in value)
     elif isinstance(value, Real):
@@ -454,7 +468,7 @@ def _pad_segments(segment_times: list[Sequence[tuple[float, float]]], starts: np
 
 
 @contextmanager
-def _prefixed(place: str) -> Iterator[None]:
+def prefixed(place: str) -> Iterator[None]:
     """Prefixes the message of a `ValueError` raised inside with the place in the batch."""
     try:
         yield

@@ -7,25 +7,32 @@ Deliberate choices:
 - Nothing here needs torch or `transformers`.
 """
 
+import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from mmemo.answers import AnswerFormatter
-from mmemo.audio.loading import resample
-from mmemo.audio.voice_activity import SAMPLING_RATE, has_voice
-from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem
-from mmemo.timeline.recording import SpeakerOptions, open_recording
+from mmemo.answers import AnswerFormatter, mean_prediction
+from mmemo.audio.inputs import AUDIO_KEYS, is_audio_object
+from mmemo.audio.loading import AudioBlocks
+from mmemo.audio.voice_activity import SAMPLING_RATE
+from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
+from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording
 from mmemo.timeline.windows import TimelineOptions, Window
 
 
-# A dictionary of only these keys is an audio input itself, as `datasets` returns it.
-AUDIO_KEYS = {"array", "raw", "sampling_rate", "bytes", "path"}
+logger = logging.getLogger(__name__)
+
+# More speech than this is predicted window by window: the encoder's memory grows with the length of its input.
+MAX_CLIP_SECONDS = 30.0
+# Longer recordings are predicted window by window whatever they contain, so that memory is bounded.
+MAX_LOADED_SECONDS = 600.0
 # Options of a call: of loading, of timelines, of predictions.
 LOADING_OPTIONS = ("channel",)
 RECORDING_OPTIONS = (
@@ -75,26 +82,32 @@ class EmotionRecognition:
         Raises:
             ValueError: If a key is unknown, or the model has no encoder for a modality of the item.
         """
-        item = {"audio": inputs} if _is_audio(inputs) else inputs
+        is_item = isinstance(inputs, dict) and not is_audio_object(inputs)
+        item = dict(inputs) if is_item else {"audio": inputs}
         if unknown := [key for key in item if key not in ITEM_KEYS]:
             raise ValueError(
                 f"unknown keys {unknown}; an item may have {ITEM_KEYS}, or be an audio input by itself, with "
                 f"{sorted(AUDIO_KEYS)}. channel= and other options are arguments of the call."
             )
+        for part in ("audio", "text", "word_times"):
+            if part in item:
+                item[part] = given(item[part], part)
         for modality in ("audio", "text"):
             if item.get(modality) is not None and modality not in self.answers.modalities:
                 raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")
         return item
 
-    def prepare(self, inputs: Any, channel: int | None = None, detect_speech: bool = False) -> PreparedItem:
+    def prepare(self, inputs: Any, channel: int | None = None) -> PreparedItem:
         """
         Loads and checks one item; see [`~ItemProcessing.prepare`].
 
         Args:
             inputs: See [`~EmotionRecognition.as_item`].
             channel (`int`, *optional*): The audio channel; the mean of all channels by default.
-            detect_speech (`bool`, *optional*, defaults to `False`):
-                Whether to detect if the audio contains speech; see [`without_silent_audio`].
+
+        Returns:
+            [`PreparedItem`]: The item. If it has more than `MAX_CLIP_SECONDS` of speech, or lasts longer than
+            `MAX_LOADED_SECONDS`, its `recording` is set instead of its audio and text.
 
         Raises:
             ValueError: If the item is invalid.
@@ -102,16 +115,24 @@ class EmotionRecognition:
         item = self.as_item(inputs)
         if item.get("word_times") and "text" not in self.answers.modalities:
             raise ValueError("this model has no text encoder; leave 'word_times' out.")
+        if item.get("audio") is None:
+            return self.processor.prepare(**item)
         try:
-            prepared = self.processor.prepare(**item, channel=channel)
+            with prefixed("audio"):
+                rate = self.processor.feature_extractor.sampling_rate
+                blocks = AudioBlocks(item["audio"], item.get("sampling_rate"), rate)
+                clip = _load_clip(blocks, channel)
         except ValueError as error:
-            audio = item.get("audio")
+            audio = item["audio"]
             if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
                 raise ValueError(f"{error} A str is the path of an audio file; pass a text as 'text'.") from error
             raise
-        if detect_speech and prepared.audio is not None:
-            return without_silent_audio(prepared, self.processor.feature_extractor.sampling_rate)
-        return prepared
+        recording = PreparedItem(recording={**item, "audio": blocks}, channel=channel)
+        if clip is None:
+            return recording
+        prepared = self.processor.prepare(**{**item, "audio": clip, "sampling_rate": rate})
+        longest = min(MAX_CLIP_SECONDS * rate, self.processor.max_audio_samples or math.inf)
+        return recording if prepared.audio is not None and len(prepared.audio) > longest else prepared
 
     def predict_item(self, prepared: PreparedItem, function_to_apply: str | None = None, **options: Any) -> Any:
         """
@@ -121,10 +142,54 @@ class EmotionRecognition:
             prepared ([`PreparedItem`]): The item.
             function_to_apply (`str`, *optional*): See [`~AnswerFormatter.scores`].
             options: See [`~AnswerFormatter.format_item`].
+
+        Raises:
+            ValueError: If a recording contains no speech, or its text fits no window.
         """
-        outputs = self.run([prepared])
-        scores = self.answers.scores(outputs["logits"][0], function_to_apply)
-        return self.answers.format_item(scores, outputs["modality_weights"][0], prepared.has_speech, **options)
+        if prepared.recording is not None:
+            logits, weights = self.predict_recording(prepared)
+        else:
+            outputs = self.run([prepared])
+            logits, weights = outputs["logits"][0], outputs["modality_weights"][0]
+        scores = self.answers.scores(logits, function_to_apply)
+        return self.answers.format_item(scores, weights, prepared.has_speech, **options)
+
+    def predict_recording(self, prepared: PreparedItem) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Predicts an item with too much speech for one input: the mean over its windows, in bounded memory.
+
+        Args:
+            prepared ([`PreparedItem`]): An item with a `recording`.
+
+        Returns:
+            `tuple[np.ndarray, np.ndarray]`: Logits of shape `(num_labels,)`, whose scores are the mean scores of the
+            speech in the recording, and modality weights of shape `(2,)`.
+
+        Raises:
+            ValueError: If the recording contains no speech, or its text fits no window.
+        """
+        rate = self.processor.feature_extractor.sampling_rate
+        # Speech detection supports one sampling rate only.
+        detects = self.processor.speech_padding_s is not None and rate == SAMPLING_RATE
+        recording = open_recording(
+            self.processor,
+            prepared.recording or {},
+            self.answers.modalities,
+            SpeakerOptions(prepared.channel),
+            TimelineOptions(voice_activity=detects),
+        )
+        self._run_windows(recording, self.window_batch_size)
+        mean = mean_prediction(recording.sources[0].spans)
+        if mean is None:
+            raise ValueError(
+                f"audio: no speech was detected in {recording.duration:.1f} s, so there is no prediction."
+            )
+        logger.warning(
+            f"The recording lasts {recording.duration:.0f} s. Its prediction is the mean over its speech, in windows "
+            f"of {TimelineOptions.window_s} s; return_timeline=True returns the predictions over time."
+        )
+        scores, weights = mean
+        return self.answers.logits(scores), weights
 
     def predict_timeline(
         self,
@@ -166,6 +231,11 @@ class EmotionRecognition:
         options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
         item = self.as_item(inputs)
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
+        self._run_windows(recording, size, function_to_apply)
+        return self.answers.format_recording(recording, top_k=top_k, threshold=threshold, coverage=coverage)
+
+    def _run_windows(self, recording: Recording, size: int, function_to_apply: str | None = None) -> None:
+        """Predicts all windows of a recording, `size` at once, with a progress bar."""
         windows, shown = iter(recording), 0.0
         with self._progress(recording.expected_duration) as bar:
             while batch := list(islice(windows, size)):
@@ -174,7 +244,6 @@ class EmotionRecognition:
                     bar.update(recording.duration - shown)
                     shown = recording.duration
         recording.collect()
-        return self.answers.format_recording(recording, top_k=top_k, threshold=threshold, coverage=coverage)
 
     def predict_windows(self, windows: list[Window], function_to_apply: str | None = None) -> None:
         """Runs the model over windows of recordings and adds the predictions to their spans; see [`Window`]."""
@@ -188,12 +257,16 @@ class EmotionRecognition:
         return nullcontext()
 
 
-def _is_audio(inputs: Any) -> bool:
-    """Whether inputs are an audio input by themselves, not an item; `sampling_rate` is a key of both."""
-    if not isinstance(inputs, dict):
-        return True
-    keys = inputs.keys() - {"sampling_rate"}
-    return bool(keys) and keys <= AUDIO_KEYS
+def _load_clip(blocks: AudioBlocks, channel: int | None) -> np.ndarray | None:
+    """Returns the samples of a recording, `None` if it lasts longer than `MAX_LOADED_SECONDS`."""
+    if blocks.duration is not None and blocks.duration > MAX_LOADED_SECONDS:
+        return None
+    if blocks.duration is None or blocks.duration > MAX_CLIP_SECONDS:
+        samples = blocks.load_up_to(MAX_LOADED_SECONDS, channel)
+        if samples is None or len(samples) > MAX_CLIP_SECONDS * blocks.target_rate:
+            return samples
+    # The resampler gives the same samples as for training only if it has the clip as a whole.
+    return blocks.load(channel)
 
 
 def check_option_names(names: Iterable[str]) -> None:
@@ -203,6 +276,21 @@ def check_option_names(names: Iterable[str]) -> None:
         raise TypeError(f"Unknown parameters {unknown}; valid ones are {valid}.")
 
 
+def is_timeline(options: Mapping[str, Any]) -> bool:
+    """
+    Whether the options of a call request a timeline: `return_timeline`, or any option of timelines.
+
+    Raises:
+        ValueError: If `return_timeline=False` contradicts another option.
+    """
+    requested = given_recording_options(options)
+    if requested and options.get("return_timeline") is False:
+        raise ValueError(
+            f"return_timeline=False contradicts {requested}, which are options of timelines; leave one out."
+        )
+    return bool(options.get("return_timeline") or requested)
+
+
 def given_recording_options(options: Mapping[str, Any]) -> list[str]:
     """Returns the names of the options that request a timeline; `everyone=False` and `None` do not."""
     return [
@@ -210,21 +298,3 @@ def given_recording_options(options: Mapping[str, Any]) -> list[str]:
         for name in RECORDING_OPTIONS
         if options.get(name) is not None and not (name == "everyone" and not options[name])
     ]
-
-
-def may_be_uncertain(options: Mapping[str, Any]) -> bool:
-    """Whether options of a call allow the label `"uncertain"`, so that speech must be detected."""
-    return options.get("threshold") is not None or options.get("coverage") is not None
-
-
-def without_silent_audio(item: PreparedItem, sampling_rate: int) -> PreparedItem:
-    """
-    Marks an item whose audio contains no speech; if it has a text, the audio counts as missing.
-
-    Args:
-        item ([`PreparedItem`]): An item with audio.
-        sampling_rate (`int`): Of its audio, in Hz.
-    """
-    if item.audio is None or has_voice(resample(item.audio, sampling_rate, SAMPLING_RATE)):
-        return item
-    return replace(item, has_speech=False) if item.text is None else replace(item, audio=None)

@@ -5,6 +5,7 @@ Deliberate choices:
 - Preparing and checking items is [`ItemProcessing`]; this module adds the parts, how they are saved, and tensors.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from numbers import Real
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from mmemo.audio.loading import AudioInput
-from mmemo.items import ItemProcessing
+from mmemo.items import SPEECH_PADDING_SECONDS, ItemProcessing
 from mmemo.words.dialogue import DialogueTurn
 from mmemo.words.times import WordTimes, is_timed_entry
 
@@ -59,10 +60,15 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             `model_max_length`; the text takes precedence.
         prompt (`str`, *optional*, defaults to `""`):
             Appended to every text, for a language model to continue: `"\nThe emotion is"`.
+        speech_padding_s (`float`, *optional*, defaults to 0.4):
+            Clips are cut to their speech, with this many seconds before and after it, at most 0.1 s of them sound of
+            the clip and the rest zeros; pauses of more than 1 s are shortened. Clips without speech are kept whole;
+            in an item with a text their audio counts as missing. `None` does not detect speech.
 
     Raises:
         ValueError: If both parts are missing; if the tokenizer has neither a padding nor an end-of-sequence token; if
-            dialogue context or a prompt is used with a slow tokenizer; or if a number is negative.
+            dialogue context or a prompt is used with a slow tokenizer; or if a number is negative. On a call, if
+            speech detection is not installed.
 
     Example:
 
@@ -82,6 +88,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         context_turns: int = 0,
         context_tokens: int = 256,
         prompt: str = "",
+        speech_padding_s: float | None = SPEECH_PADDING_SECONDS,
     ):
         parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
         present = {name: part for name, part in parts.items() if part is not None}
@@ -97,6 +104,10 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         for name, number in (("context_turns", context_turns), ("context_tokens", context_tokens)):
             if not isinstance(number, int) or number < 0:
                 raise ValueError(f"{name}={number!r} must be an integer of at least 0.")
+        if speech_padding_s is not None and not 0 <= speech_padding_s < math.inf:
+            raise ValueError(
+                f"speech_padding_s={speech_padding_s!r} must be a number of seconds of at least 0, or None."
+            )
         for name, setting in (("context_turns", context_turns), ("prompt", prompt)):
             if setting and (tokenizer is None or not tokenizer.is_fast):
                 raise ValueError(
@@ -104,6 +115,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
                     f"{type(tokenizer).__name__}."
                 )
         self.context_turns, self.context_tokens, self.prompt = context_turns, context_tokens, prompt
+        self.speech_padding_s = speech_padding_s
         # ProcessorMixin infers its parts from this signature and can neither check nor save a part that is None.
         self.get_attributes: Callable[[], list[str]] = partial(list, present)
         super().__init__(**present)

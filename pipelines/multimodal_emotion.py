@@ -8,8 +8,10 @@ Deliberate choices:
 """
 
 import os
+import sys
 from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from mmemo.answers import AnswerFormatter
+from mmemo.audio.inputs import is_audio_object
 from mmemo.items import PreparedItem
 from mmemo.recognition import (
     ANSWER_OPTIONS,
@@ -29,8 +32,7 @@ from mmemo.recognition import (
     TIMELINE_OPTIONS,
     EmotionRecognition,
     check_option_names,
-    given_recording_options,
-    may_be_uncertain,
+    is_timeline,
 )
 
 
@@ -39,12 +41,34 @@ logger = logging.get_logger(__name__)
 TASK = "multimodal-emotion"
 AUDIO_INPUTS = ("input_features", "input_values")
 OUTPUTS = ("logits", "modality_weights", "segment_logits", "segment_modality_weights")
-# Types that are one item although they are iterable.
-ITEM_TYPES = (str, bytes, os.PathLike, dict, np.ndarray, torch.Tensor)
+# What to do with an item that is invalid: raise its error, or return it in place of the prediction.
+ON_ERROR = ("raise", "return")
 
 # Recordings shorter than this, in seconds, get no progress bar.
 PROGRESS_FROM = 60.0
 WINDOW_BATCH_SIZE_CPU, WINDOW_BATCH_SIZE = 8, 32
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """
+    One of many items, with its position; prepared, or with the error that it raised.
+
+    A dataclass, since `Pipeline` moves what tuples and dictionaries contain to its device.
+    """
+
+    position: int
+    item: PreparedItem | None = None
+    error: str | None = None
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether it is predicted window by window."""
+        return self.item is not None and self.item.recording is not None
+
+    @property
+    def has_speech(self) -> bool:
+        return self.item is not None and self.item.has_speech
 
 
 class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
@@ -112,20 +136,19 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         """Whether a prediction depends on the rest of its batch; see [`EmotionGraph`]."""
         return not isinstance(self.model, torch.nn.Module) and self.model.model.is_batch_dependent
 
-    def _sanitize_parameters(self, **parameters):
+    def _sanitize_parameters(self, on_error: str | None = None, **parameters):
         check_option_names(parameters)
+        if on_error is not None and on_error not in ON_ERROR:
+            raise ValueError(f"on_error={on_error!r} is unknown; choose one of {ON_ERROR}.")
         # Options of the call override those of the pipeline, so they are checked together.
         merged = {**self._postprocess_params, **parameters}
         self.answers.check_options(**{name: merged.get(name) for name in ANSWER_OPTIONS})
-        requested = given_recording_options(parameters)
-        if requested and parameters.get("return_timeline") is False:
-            raise ValueError(
-                f"return_timeline=False contradicts {requested}, which are options of timelines; leave one out."
-            )
-        return tuple(
+        is_timeline(parameters)  # raises if they contradict each other
+        preprocess, forward, postprocess = (
             {name: parameters[name] for name in names if name in parameters}
             for names in (LOADING_OPTIONS, TIMELINE_OPTIONS, ITEM_ANSWER_OPTIONS)
         )
+        return preprocess, forward if on_error is None else {**forward, "on_error": on_error}, postprocess
 
     def __call__(self, inputs: Any, **kwargs):
         """
@@ -198,28 +221,35 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         """
         if isinstance(inputs, list) and not inputs:
             return []
+        inputs = _undecoded(inputs)
         # The base class streams only generators and torch datasets, and takes anything else as one item.
-        if isinstance(inputs, Iterable) and not isinstance(inputs, (*ITEM_TYPES, list, Dataset)):
+        is_one = isinstance(inputs, dict) or is_audio_object(inputs)
+        if isinstance(inputs, Iterable) and not is_one and not isinstance(inputs, (list, Dataset)):
             inputs = (item for item in inputs)
         return super().__call__(inputs, **kwargs)
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
-        if _is_timeline(forward_params):
-            return self._predict_recording(inputs, preprocess_params, forward_params, postprocess_params)
-        prepared = self.preprocess(inputs, **preprocess_params, detect_speech=may_be_uncertain(postprocess_params))
-        return self.predict_item(prepared, **postprocess_params)
+        try:
+            if is_timeline(forward_params):
+                return self._timeline(inputs, preprocess_params, forward_params, postprocess_params)
+            return self.predict_item(self.preprocess(inputs, **preprocess_params), **postprocess_params)
+        except ValueError as error:
+            if forward_params.get("on_error") != "return":
+                raise
+            return {"error": str(error)}
 
     def get_iterator(
         self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params
     ) -> Iterable:
-        if _is_timeline(forward_params):
+        returns_errors = forward_params.get("on_error") == "return"
+        if is_timeline(forward_params):
             parameters = (preprocess_params, forward_params, postprocess_params)
             return (
-                _with_position(index, self._predict_recording, item, *parameters) for index, item in enumerate(inputs)
+                self._numbered_timeline(index, item, parameters, returns_errors) for index, item in enumerate(inputs)
             )
         if self._is_batch_dependent:
             batch_size = 1
-        preprocess_params = {**preprocess_params, "detect_speech": may_be_uncertain(postprocess_params)}
+        preprocess_params = {**preprocess_params, "returns_errors": returns_errors}
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(_Numbered(inputs), self._preprocess_numbered, preprocess_params)
         else:
@@ -229,35 +259,78 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             dataset = PipelineIterator(enumerate(inputs), self._preprocess_numbered, preprocess_params)
         if num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=self.collate)
-        outputs = PipelineIterator(loader, self.forward, {}, loader_batch_size=batch_size)
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=self._collate_entries)
+        outputs = PipelineIterator(
+            loader, self.forward, {"returns_errors": returns_errors}, loader_batch_size=batch_size
+        )
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
-    def _preprocess_numbered(self, numbered: tuple[int, Any], **parameters) -> PreparedItem:
-        index, item = numbered
-        return _with_position(index, self.preprocess, item, **parameters)
+    def _preprocess_numbered(self, numbered: tuple[int, Any], returns_errors: bool, **parameters) -> _Entry:
+        position, item = numbered
+        try:
+            return _Entry(position, self.preprocess(item, **parameters))
+        except ValueError as error:
+            return _failed(position, error, returns_errors)
 
-    def preprocess(self, inputs: Any, channel: int | None = None, detect_speech: bool = False) -> PreparedItem:
-        return self.prepare(inputs, channel, detect_speech)
+    def preprocess(self, inputs: Any, channel: int | None = None) -> PreparedItem:
+        return self.prepare(inputs, channel)
 
     def collate(self, items: list[PreparedItem]) -> BatchFeature:
         """Extracts the features of a batch as torch tensors."""
-        inputs = BatchFeature(self.processor.collate(items), tensor_type="pt")
-        inputs["has_speech"] = torch.tensor([item.has_speech for item in items])
+        return BatchFeature(self.processor.collate(items), tensor_type="pt")
+
+    def _collate_entries(self, entries: list[_Entry]) -> BatchFeature:
+        """Extracts the features of the entries that the model encodes as a whole, and adds all `entries`."""
+        items = [entry.item for entry in entries if entry.item is not None and not entry.is_recording]
+        inputs = self.collate(items) if items else BatchFeature()
+        inputs["entries"] = entries
         return inputs
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        inputs = {key: value for key, value in model_inputs.items() if key != "has_speech"}
+    def _forward(self, model_inputs: dict[str, Any], returns_errors: bool = False) -> dict[str, Any]:
+        inputs = {key: value for key, value in model_inputs.items() if key != "entries"}
         # Only the audio takes the model's precision: half precision would blur the timestamps.
         audio = {key: inputs[key].to(self.dtype) for key in AUDIO_INPUTS if key in inputs}
-        outputs = self.model(**{**inputs, **audio})
+        outputs = self.model(**{**inputs, **audio}) if inputs else {}
         predictions = {key: value for key, value in outputs.items() if key in OUTPUTS}
-        return {**predictions, "has_speech": model_inputs["has_speech"]}
+        if "entries" not in model_inputs:
+            return predictions
+        return self._with_recordings(predictions, model_inputs["entries"], returns_errors)
+
+    def _with_recordings(
+        self, predictions: dict[str, torch.Tensor], entries: list[_Entry], returns_errors: bool
+    ) -> dict[str, Any]:
+        """Returns `logits`, `modality_weights`, `has_speech` and `error` of all entries, one row each."""
+        rows = zip(*(predictions[name].float().cpu() for name in OUTPUTS[:2])) if predictions else iter(())
+        nothing = torch.zeros(len(self.answers.labels)), torch.zeros(2)
+        logits, weights, errors = [], [], []
+        for entry in entries:
+            error, row = entry.error, nothing
+            if entry.item is not None and entry.is_recording:
+                try:
+                    mean = self.predict_recording(entry.item)
+                    row = torch.as_tensor(mean[0]), torch.as_tensor(mean[1])
+                except ValueError as failure:
+                    error = _failed(entry.position, failure, returns_errors).error
+            elif entry.item is not None:
+                row = next(rows)
+            logits.append(row[0])
+            weights.append(row[1])
+            errors.append(error)
+        return {
+            "logits": torch.stack([values.double() for values in logits]),
+            "modality_weights": torch.stack([values.double() for values in weights]),
+            "has_speech": torch.tensor([entry.has_speech for entry in entries]),
+            "error": errors,
+        }
 
     def postprocess(
         self, outputs: dict[str, torch.Tensor], function_to_apply: str | None = None, **options: Any
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        scores = self.answers.scores(outputs["logits"][0].float().numpy(), function_to_apply)
+        # The base class takes a batch of several apart, but not one of a single item.
+        error = outputs["error"][0] if isinstance(outputs["error"], list) else outputs["error"]
+        if error is not None:
+            return {"error": error}
+        scores = self.answers.scores(outputs["logits"][0].numpy(), function_to_apply)
         weights = outputs["modality_weights"][0].tolist()
         return self.answers.format_item(scores, weights, bool(outputs["has_speech"][0]), **options)
 
@@ -265,10 +338,20 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         outputs = self.forward(self.collate(items))
         return {name: values.float().numpy() for name, values in outputs.items() if name in OUTPUTS}
 
-    def _predict_recording(
+    def _numbered_timeline(
+        self, position: int, inputs: Any, parameters: tuple[dict, dict, dict], returns_errors: bool
+    ) -> dict[str, Any]:
+        try:
+            return self._timeline(inputs, *parameters)
+        except ValueError as error:
+            return {"error": _failed(position, error, returns_errors).error}
+
+    def _timeline(
         self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
     ) -> dict[str, Any]:
-        timeline = {name: value for name, value in forward_params.items() if name != "return_timeline"}
+        timeline = {
+            name: value for name, value in forward_params.items() if name not in ("return_timeline", "on_error")
+        }
         answer = {name: value for name, value in postprocess_params.items() if name in ANSWER_OPTIONS}
         return self.predict_timeline(inputs, **preprocess_params, **answer, **timeline)
 
@@ -288,18 +371,23 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         custom_object_save(self, save_directory)
 
 
-def _is_timeline(parameters: dict[str, Any]) -> bool:
-    if parameters.get("return_timeline") is not None:
-        return parameters["return_timeline"]
-    return bool(given_recording_options(parameters))
+def _failed(position: int, error: ValueError, returns_errors: bool) -> _Entry:
+    """Returns an entry with the message of an error, prefixed with the position of the item, or raises it."""
+    message = f"Item {position}: {error}"
+    if not returns_errors:
+        raise ValueError(message) from error
+    return _Entry(position, error=message)
 
 
-def _with_position(index: int, function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function; prefixes the message of a `ValueError` with the position of the item."""
-    try:
-        return function(*args, **kwargs)
-    except ValueError as error:
-        raise ValueError(f"Item {index}: {error}") from error
+def _undecoded(inputs: Any) -> Any:
+    """Returns a dataset of `datasets` whose audio is not decoded, which would need torchcodec; else the inputs."""
+    datasets = sys.modules.get("datasets")
+    if datasets is None or not isinstance(inputs, (datasets.Dataset, datasets.IterableDataset)):
+        return inputs
+    for name, feature in (inputs.features or {}).items():
+        if isinstance(feature, datasets.Audio) and feature.decode:
+            inputs = inputs.cast_column(name, datasets.Audio(decode=False))
+    return inputs
 
 
 class _Numbered(Dataset):

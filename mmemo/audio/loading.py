@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import soxr
@@ -86,11 +86,16 @@ def load_audio(
             infinity, has its dimensions swapped, or if the sampling rate or the channel is invalid.
     """
     name, source, rate = resolve(audio, target_sampling_rate if sampling_rate is None else sampling_rate)
+    return _load(name, source, rate, target_sampling_rate, channel)
+
+
+def _load(name: str, source: Source, rate: Any, target_sampling_rate: int, channel: int | None) -> np.ndarray:
+    """Loads a source that `resolve` returned; see [`load_audio`]."""
     with _open(name, source, rate) as recording:
         rate = recording.rate
-        samples = np.concatenate(list(_read(recording, MAX_BLOCK_SAMPLES)), axis=1)
-    check_channel(name, len(samples), channel)
-    mono = _without_offset(to_mono(samples, channel))
+        check_channel(name, recording.channels, channel)
+        mono = np.concatenate([to_mono(block, channel) for block in _read(recording, MAX_BLOCK_SAMPLES)])
+    mono = _without_offset(mono)
     resampled = resample(mono, rate, target_sampling_rate)
     if is_silent(mono) or is_silent(resampled):
         raise ValueError(
@@ -186,6 +191,8 @@ class AudioBlocks:
     Attributes:
         channels (`int`):
             Number of channels.
+        target_rate (`int`):
+            Sampling rate of the blocks in Hz.
         source_rate (`float`):
             Sampling rate of the recording itself in Hz.
         duration (`float` or `None`):
@@ -206,6 +213,7 @@ class AudioBlocks:
     """
 
     channels: int
+    target_rate: int
     source_rate: float
     duration: float | None
 
@@ -222,7 +230,7 @@ class AudioBlocks:
         if isinstance(source, (str, BinaryFile)):
             source = self._seekable(source)
         self._input = (name, source, rate)
-        self._target_rate = target_sampling_rate
+        self.target_rate = target_sampling_rate
         with _open(*self._input) as recording:
             self.channels = recording.channels
             self.source_rate = float(recording.rate)
@@ -235,9 +243,44 @@ class AudioBlocks:
     def __iter__(self) -> Iterator[np.ndarray]:
         with _open(*self._input) as recording:
             blocks = _read(recording, self._block_samples)
-            if recording.rate != self._target_rate:
-                blocks = _resample(blocks, recording, self._target_rate)
+            if recording.rate != self.target_rate:
+                blocks = _resample(blocks, recording, self.target_rate)
             yield from blocks
+
+    def load(self, channel: int | None = None) -> np.ndarray:
+        """
+        Loads the recording as a whole, as [`load_audio`] does.
+
+        Args:
+            channel (`int`, *optional*): Index of the channel to load; by default the channels are averaged.
+
+        Raises:
+            ValueError: As in [`load_audio`].
+        """
+        return _load(*self._input, self.target_rate, channel)
+
+    def load_up_to(self, max_seconds: float, channel: int | None = None) -> np.ndarray | None:
+        """
+        Loads the recording block by block; silence is not an error.
+
+        Args:
+            max_seconds (`float`): The longest recording to load, in seconds.
+            channel (`int`, *optional*): Index of the channel to load; by default the channels are averaged.
+
+        Returns:
+            `np.ndarray` of shape `(samples,)` or `None`: float32; `None` if the recording is longer.
+
+        Raises:
+            ValueError: As in [`load_audio`], except for silence.
+        """
+        check_channel(self._input[0], self.channels, channel)
+        blocks, samples = [], 0
+        for block in self:
+            blocks.append(to_mono(block, channel))
+            samples += block.shape[1]
+            if samples > max_seconds * self.target_rate:
+                return None
+        return np.concatenate(blocks)
 
     def _seekable(self, source: str | BinaryFile) -> str:
         """Returns the path of a file that can be read repeatedly and exists as long as this object."""

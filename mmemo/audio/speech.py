@@ -71,7 +71,7 @@ def cut_to_speech(samples: np.ndarray, sampling_rate: int, pad_seconds: float) -
     )
     margin = min(margin, padding)
     first, last = int(borders[0, 0]), int(borders[-1, 1])
-    pieces = borders + [-half_pause, half_pause]
+    pieces = borders + np.array([-half_pause, half_pause])
     pieces[0, 0], pieces[-1, 1] = max(first - margin, 0), min(last + margin, len(samples))
     lead, tail = padding - (first - pieces[0, 0]), padding - (pieces[-1, 1] - last)
     lengths = pieces[:, 1] - pieces[:, 0]

@@ -28,7 +28,6 @@ STATE_SIZE = 128
 MAX_FRAMES = 256
 # Frames with at least this probability are speech; Silero's own default.
 SPEECH_PROBABILITY = 0.5
-MIN_VOICE_SECONDS = 0.1
 # A file inside the package `silero-vad`, tested with versions 6.2.3 and later, below 7.
 WEIGHTS_FILE = "silero_vad_16k.safetensors"
 
@@ -139,13 +138,6 @@ class VoiceActivityDetector:
                 probabilities, self._state = self.network(frames[start : start + MAX_FRAMES], self._state)
                 found.append(probabilities)
         return np.concatenate(found)
-
-
-def has_voice(samples: np.ndarray) -> bool:
-    """Whether there is at least 0.1 s of speech in samples of shape `(samples,)`, float32, mono, 16 kHz."""
-    detector = VoiceActivityDetector()
-    probabilities = np.concatenate([detector(samples), detector(np.zeros(FRAME_SAMPLES, np.float32))])
-    return bool((probabilities >= SPEECH_PROBABILITY).sum() * FRAME_SAMPLES >= MIN_VOICE_SECONDS * SAMPLING_RATE)
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:

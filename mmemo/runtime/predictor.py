@@ -17,12 +17,7 @@ import numpy as np
 
 from mmemo.answers import AnswerFormatter
 from mmemo.items import PreparedItem
-from mmemo.recognition import (
-    EmotionRecognition,
-    check_option_names,
-    given_recording_options,
-    may_be_uncertain,
-)
+from mmemo.recognition import EmotionRecognition, check_option_names, is_timeline
 from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_folder
 from mmemo.runtime.processor import OnnxProcessor
 
@@ -95,7 +90,7 @@ class EmotionPredictor(EmotionRecognition):
         channel: int | None = None,
         threshold: float | None = None,
         coverage: float | None = None,
-        return_timeline: bool = False,
+        return_timeline: bool | None = None,
         context: Any = None,
         speaker: str | None = None,
         function_to_apply: str | None = None,
@@ -138,11 +133,9 @@ class EmotionPredictor(EmotionRecognition):
             "context": context,
             "speaker": speaker,
         }
-        if return_timeline:
+        if is_timeline({**timeline, "return_timeline": return_timeline}):
             return self.predict_timeline(item, channel=channel, **options, **timeline)
-        if names := given_recording_options(timeline):
-            raise ValueError(f"{names} are options of timelines; pass return_timeline=True, or leave them out.")
-        prepared = self.prepare(item, channel, detect_speech=may_be_uncertain(options))
+        prepared = self.prepare(item, channel)
         return self.predict_item(prepared, return_modality_weights=return_modality_weights, **options)
 
     def as_item(self, inputs: Any) -> dict[str, Any]:

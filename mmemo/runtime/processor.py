@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mmemo.audio.mel import MelAnalysis, pad
-from mmemo.items import TEXT_SETTINGS, ItemProcessing
+from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS, ItemProcessing
 from mmemo.runtime.graph import ANALYSIS_FILE, EXPORT_REMEDY, find_exported
 
 
@@ -38,7 +38,7 @@ class OnnxProcessor(ItemProcessing):
             self.feature_extractor = MelExtractor(settings["feature_extractor"], load_file(analysis))
         if "tokenizer" in parts:
             self.tokenizer = FastTokenizer(folder)
-        for name in TEXT_SETTINGS:
+        for name in TEXT_SETTINGS + AUDIO_SETTINGS:
             if name in settings:  # missing in exports of earlier versions
                 setattr(self, name, settings[name])
 
@@ -105,6 +105,8 @@ class FastTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.sep_token = _content(settings.get("sep_token"))
+        unk_token = _content(settings.get("unk_token"))
+        self.unk_token_id = None if unk_token is None else self._tokenizer.token_to_id(unk_token)
         pad_token = _content(settings.get("pad_token"))
         self.pad_token_id = 0 if pad_token is None else self._tokenizer.token_to_id(pad_token)
 

@@ -18,7 +18,6 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from mmemo.recognition import may_be_uncertain
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
 from mmemo.serving.limits import PendingBytes, check_audio
@@ -188,7 +187,7 @@ class Service:
         if return_timeline:
             return self.predictor.predict_timeline(item, channel=channel, **options)
         with self._decoders if audio is not None else nullcontext():
-            prepared = self.predictor.prepare(item, channel, may_be_uncertain(options))
+            prepared = self.predictor.prepare(item, channel)
         prediction = self.predictor.predict_item(prepared, return_modality_weights=True, **options)
         return {"label": prediction["scores"][0]["label"], **prediction}
 

@@ -216,8 +216,9 @@ def open_recording(
     Args:
         processor ([`ItemProcessing`]): The processor of the model.
         item (`dict`):
-            `audio`, `text`, `word_times` and `sampling_rate` as in [`MMEmoProcessor.__call__`], of one item. With
-            `channels="split"`, `word_times` is a dictionary of them by channel.
+            `audio`, `text`, `word_times` and `sampling_rate` as in [`MMEmoProcessor.__call__`], of one item; `audio`
+            may also be [`AudioBlocks`] at the processor's sampling rate. With `channels="split"`, `word_times` is a
+            dictionary of them by channel.
         modalities (`Collection[str]`):
             The modalities that the model encodes, `"audio"`, `"text"`, or both. Without `"text"`, words with
             timestamps only define the spans.
@@ -280,7 +281,10 @@ class _AudioOpener:
         self.options = options
         self.transcriber = transcriber
         self.rate = _sampling_rate(processor)
-        self.blocks = AudioBlocks(item["audio"], item.get("sampling_rate"), self.rate)
+        audio = item["audio"]
+        self.blocks = (
+            audio if isinstance(audio, AudioBlocks) else AudioBlocks(audio, item.get("sampling_rate"), self.rate)
+        )
         self.make_track = partial(Track, sampling_rate=self.rate, encodes_text="text" in modalities)
         longest = processor.max_audio_samples
         if longest is not None and options.window_s * self.rate > longest:
