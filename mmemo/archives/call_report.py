@@ -24,7 +24,7 @@ class CallLayout(ItemLayout):
     def rows(self, result: dict[str, Any]) -> Iterator[list[Any]]:
         for name, speaker in result["speakers"].items():
             if "timeline" in speaker:
-                entries = speaker["timeline"] or [{"start": "", "end": "", "words": [], **speaker}]
+                entries = speaker["timeline"] or [{**speaker, "start": "", "end": "", "words": []}]
                 for entry in entries:
                     yield self.row((name, entry["start"], entry["end"], " ".join(entry["words"])), entry)
 

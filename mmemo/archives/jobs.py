@@ -119,7 +119,7 @@ class ItemJob:
     def __call__(self, one: Input) -> dict[str, Any]:
         channel = self.options.get("channel")
         words = find_companion(self.srt, one, SUBTITLE_SUFFIXES)
-        requested = {"return_timeline": True} if self.timeline else {"return_modality_weights": True}
+        requested: dict[str, Any] = {"return_timeline": True} if self.timeline else {"return_modality_weights": True}
         result = self.predictor(one.audio, self.text, word_times=words, **requested, **self.options)
         if one.audio is not None and channel is None and channels_differ(one.audio):
             warn(

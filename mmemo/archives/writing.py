@@ -75,7 +75,7 @@ class TimelineLayout(ItemLayout):
     place = ("start", "end", "words")
 
     def rows(self, result: dict[str, Any]) -> Iterator[list[Any]]:
-        entries = result["timeline"] or [{"start": "", "end": "", "words": [], **result}]
+        entries = result["timeline"] or [{**result, "start": "", "end": "", "words": []}]
         for entry in entries:
             yield self.row((entry["start"], entry["end"], " ".join(entry["words"])), entry)
 

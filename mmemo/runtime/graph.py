@@ -74,8 +74,8 @@ def local_folder(model: str | os.PathLike, **options: Any) -> Path:
         raise OSError(f"{model} has no revision {options.get('revision')!r} on the Hub.") from error
     except RepositoryNotFoundError as error:
         raise OSError(
-            f"{model} is neither a folder in {Path.cwd()} nor a public repository on the Hub; correct the name, or log "
-            "in for a private one: hf auth login."
+            f"{model} is neither a folder in {Path.cwd()} nor a public repository on the Hub; correct the name, or "
+            "log in for a private one: hf auth login."
         ) from error
     except LocalEntryNotFoundError as error:
         # The Hub cannot be reached, or HF_HUB_OFFLINE is set.
