@@ -1,16 +1,51 @@
 """The command `mmemo`. Each command imports its dependencies when it runs, so `--help` is fast."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from mmemo.archives.reporting import report_error
 
 
-app = typer.Typer(help="Multimodal emotion recognition from audio, text, or both.", no_args_is_help=True)
+class ReportingCommand(TyperCommand):
+    """A command that reports an error in one sentence and exits with status 1; with `--debug` it raises the error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except BrokenPipeError:
+            # The reader, such as `head`, has enough; typer exits without a message.
+            raise
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if _is_debugging(ctx):
+                raise
+            report_error(error)
+            raise typer.Exit(1) from error
+
+
+class ReportingTyper(typer.Typer):
+    """An application whose commands are [`ReportingCommand`]s."""
+
+    def command(self, *args: Any, **options: Any) -> Callable[..., Any]:
+        return super().command(*args, cls=ReportingCommand, **options)
+
+
+# Tracebacks appear only with --debug, and then as Python prints them.
+app = ReportingTyper(
+    help="Multimodal emotion recognition from audio, text, or both.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 
 class Int8(StrEnum):
@@ -21,77 +56,248 @@ class Int8(StrEnum):
     STATIC = "static"
 
 
+class Granularity(StrEnum):
+    """Spans of a timeline."""
+
+    WORD = "word"
+    SEGMENT = "segment"
+    SENTENCE = "sentence"
+    UTTERANCE = "utterance"
+
+
+class Channels(StrEnum):
+    """How the channels of a call are used."""
+
+    SPLIT = "split"
+
+
+# Options of several commands.
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Audio or video files, folders of them, quoted globs, URLs, or - for a file on standard input.",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")]
+Recursive = Annotated[bool, typer.Option("--recursive/--no-recursive", help="Search the subfolders of folders.")]
+Threshold = Annotated[float | None, typer.Option(help='Score below which the label is "uncertain".')]
+Coverage = Annotated[
+    float | None, typer.Option(help="Add a prediction set with this coverage, such as 0.9, to every prediction.")
+]
+TopK = Annotated[int, typer.Option(help="Number of labels to print.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per file, with all labels.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        help="Output file for --json or --csv. Files that it already contains are skipped, except failed ones."
+    ),
+]
+
+
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
+        from importlib.metadata import version
+
+        typer.echo(f"mmemo {version('mmemo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Multimodal emotion recognition from audio, text, or both."""
+
+
 @app.command()
 def predict(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(help="Audio files, folders of audio files, or quoted globs.", show_default=False),
+    context: typer.Context,
+    files: Files = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text spoken in the file, or a text without audio; - reads it from standard input."),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Text spoken in the file, or a text without audio.")] = None,
     srt: Annotated[
         Path | None,
-        typer.Option(help="Subtitles (SRT or WebVTT), or a folder of subtitles with the names of the audio files."),
+        typer.Option(
+            help="Subtitles (SRT or WebVTT), or a folder of subtitles with the names of the recordings. Recordings "
+            "without subtitles are named in a warning and predicted without words."
+        ),
     ] = None,
     timeline: Annotated[
         bool, typer.Option("--timeline", help="Predict a timeline with an entry every 0.5 s, from windows of 3.5 s.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
+    granularity: Annotated[
+        Granularity | None, typer.Option(help="Spans of the timeline; implies --timeline. [default: segment]")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
-    top_k: Annotated[int, typer.Option(help="Number of labels to print.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line, with all labels.")] = False,
+    channel: Annotated[
+        int | None, typer.Option(help="Audio channel, counted from 0; the mean of all channels by default.", min=0)
+    ] = None,
+    threshold: Threshold = None,
+    coverage: Coverage = None,
+    model: Model = None,
+    revision: Revision = None,
+    top_k: TopK = 3,
+    recursive: Recursive = True,
+    as_json: AsJson = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV with all labels: a row per file, or per timeline entry.")
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Output file for --json or --csv. Files that it already contains are skipped."),
-    ] = None,
+    output: Output = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for a plot of each timeline; created if missing.")] = None,
 ) -> None:
-    """Predicts the emotions of audio files, or of a text, with the exported model. Does not need torch."""
+    """
+    Predicts the emotions of recordings, or of a text, with the exported model. Does not need torch.
+
+    The output as JSON or CSV has every input; `error` says why one failed. The exit status is 1 if any input failed.
+    """
+    timeline = timeline or granularity is not None
     if not files and text is None and srt is None:
         raise typer.BadParameter("Pass audio files, --text or --srt.")
-    if as_json and as_csv:
-        raise typer.BadParameter("--json and --csv contradict each other; pass one of them.")
-    if output is not None and not (as_json or as_csv):
-        raise typer.BadParameter("--output needs --json or --csv.")
+    if files and "-" in files and (len(files) > 1 or text == "-"):
+        raise typer.BadParameter("- is the file on standard input; pass it as the only file, or as --text alone.")
+    kind = _output_kind(as_json, as_csv, output)
     if not timeline and (plot is not None or (srt is not None and not files)):
         raise typer.BadParameter("--plot, and --srt without an audio file, need --timeline.")
-    with _reported_errors():
-        from mmemo.archives.folders import PredictionWriter, find_files, predict_files
-        from mmemo.runtime.predictor import EmotionPredictor
 
-        found: list[Path | None] = [*find_files(files)] if files else [None]
-        if text is not None and len(found) > 1:
-            raise typer.BadParameter(
-                f"--text belongs to one file, got {len(found)}; leave it out, or run the command once per file."
-            )
-        if srt is not None and len(found) > 1 and not srt.is_dir():
-            raise typer.BadParameter(f"--srt {srt} belongs to one file, got {len(found)}; pass a folder of subtitles.")
-        predictor = EmotionPredictor(model, revision=revision)
-        kind = "json" if as_json else "csv" if as_csv else "text"
-        writer = PredictionWriter(kind, predictor.answers.labels, timeline, output)
-        labels = top_k if kind == "text" else None
-        with _progress(len(found)) as bar:
-            failed = predict_files(predictor, found, writer, text, srt, timeline, labels, plot, lambda: bar.update(1))
-    if failed:
+    from mmemo.archives.commands import ArchiveOptions, predict_archive
+
+    archive = ArchiveOptions(
+        files=files,
+        recursive=recursive,
+        model=model,
+        revision=revision,
+        kind=kind,
+        output=output,
+        plot=plot,
+        top_k=top_k,
+        threshold=threshold,
+        coverage=coverage,
+        granularity=granularity,
+        debug=_is_debugging(context),
+    )
+    if predict_archive(archive, text, srt, timeline, channel):
+        raise typer.Exit(1)
+
+
+@app.command()
+def call(
+    context: typer.Context,
+    files: Files = None,
+    channels: Annotated[
+        Channels | None,
+        typer.Option(
+            help="split: each channel is one speaker. The default without --speaker-turns.", show_default=False
+        ),
+    ] = None,
+    speaker_turns: Annotated[
+        Path | None,
+        typer.Option(help="Speaker turns (RTTM), or a folder of RTTM files with the names of the recordings."),
+    ] = None,
+    customer: Annotated[
+        str | None, typer.Option(help="Channel, such as 1 or channel_1, or speaker to predict the emotions of.")
+    ] = None,
+    everyone: Annotated[
+        bool,
+        typer.Option(
+            "--everyone",
+            help="Predict the emotions of all speakers. Inferring the emotions of people at work is prohibited in the "
+            "European Union (AI Act, Art. 5(1)(f)).",
+        ),
+    ] = False,
+    srt: Annotated[
+        Path | None,
+        typer.Option(
+            help="Subtitles, or a folder of subtitles with the names of the recordings; for channels a folder with "
+            "NAME.channel_0.srt, NAME.channel_1.srt, ..."
+        ),
+    ] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Print the talk time, interruptions and emotion shares of each speaker.")
+    ] = False,
+    granularity: Annotated[Granularity, typer.Option(help="Spans of the timelines.")] = Granularity.SEGMENT,
+    threshold: Threshold = None,
+    coverage: Coverage = None,
+    model: Model = None,
+    revision: Revision = None,
+    top_k: TopK = 3,
+    recursive: Recursive = True,
+    as_json: AsJson = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option(
+            "--csv", help="Print CSV with all labels: a row per timeline entry, or per speaker of --summary."
+        ),
+    ] = False,
+    output: Output = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Folder for a plot of each predicted speaker; created if missing.")
+    ] = None,
+) -> None:
+    """
+    Predicts the emotions in calls by speaker: by channel, or by the turns of a diarization.
+
+    The output as JSON or CSV has every call; `error` says why one failed. The exit status is 1 if any call failed.
+    """
+    if not files:
+        raise typer.BadParameter("Pass recordings of calls: files or folders.")
+    if "-" in files and len(files) > 1:
+        raise typer.BadParameter("- is the file on standard input; pass it as the only file.")
+    if channels and speaker_turns is not None:
+        raise typer.BadParameter("--channels and --speaker-turns contradict each other; pass one of them.")
+    if customer is not None and everyone:
+        raise typer.BadParameter("--customer and --everyone contradict each other; pass one of them.")
+    if speaker_turns is None and customer is None and not everyone:
+        raise typer.BadParameter("Pass --customer, the channel of the customer, such as 1; or --everyone.")
+    if speaker_turns is None and srt is not None and not srt.is_dir():
+        raise typer.BadParameter(
+            f"--srt {srt} must be a folder with NAME.channel_0.srt, NAME.channel_1.srt, ...: each channel has "
+            "subtitles of its own."
+        )
+    kind = _output_kind(as_json, as_csv, output)
+
+    from mmemo.archives.commands import ArchiveOptions, predict_calls
+
+    archive = ArchiveOptions(
+        files=files,
+        recursive=recursive,
+        model=model,
+        revision=revision,
+        kind=kind,
+        output=output,
+        plot=plot,
+        top_k=top_k,
+        threshold=threshold,
+        coverage=coverage,
+        granularity=granularity,
+        debug=_is_debugging(context),
+    )
+    if predict_calls(archive, speaker_turns, srt, customer, everyone, summary):
         raise typer.Exit(1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Evaluates a model on corpora, with the options of eval.py (mmemo evaluate --help)."""
-    with _reported_errors():
-        if context.args[:1] == ["--folds"]:
-            from modeling_mmemo.training.folds import main as cross_validate
+    if context.args[:1] == ["--folds"]:
+        from modeling_mmemo.training.folds import main as cross_validate
 
-            cross_validate(context.args[1:])
-        else:
-            from modeling_mmemo.evaluation.evaluate_command import main as run
+        cross_validate(context.args[1:])
+    else:
+        from modeling_mmemo.evaluation.evaluate_command import evaluate_and_report, parse_evaluation
 
-            run(context.args)
+        try:
+            args = parse_evaluation(context.args, command="mmemo evaluate")
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        evaluate_and_report(args)
 
 
 @app.command()
@@ -100,21 +306,18 @@ def info(
         str | None,
         typer.Argument(help="Folder or Hub name of a model; the embedded one by default.", show_default=False),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
+    revision: Revision = None,
 ) -> None:
     """Describes a model: labels, encoders, fusion, files, and the installed runtimes."""
-    with _reported_errors():
-        from mmemo.info import describe
+    from mmemo.info import describe
 
-        typer.echo(describe(model, revision))
+    typer.echo(describe(model, revision))
 
 
 @app.command()
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
+    model: Model = None,
+    revision: Revision = None,
     host: Annotated[str | None, typer.Option(help="Address to bind to; 127.0.0.1 by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8000 by default.", min=1, max=65535)] = None,
     workers: Annotated[
@@ -126,45 +329,40 @@ def serve(
     settings: Annotated[bool, typer.Option("--settings", help="Print all settings and exit.")] = False,
 ) -> None:
     """Serves a model over HTTP and WebSocket. Every setting has an environment variable; --settings prints them."""
-    with _reported_errors():
-        from mmemo.serving.settings import ServiceSettings, environment_warnings
+    from mmemo.serving.settings import ServiceSettings, environment_warnings
 
-        given = {
-            "model": model,
-            "revision": revision,
-            "host": host,
-            "port": port,
-            "workers": workers,
-            "max_batch_size": max_batch_size,
-        }
-        chosen = ServiceSettings.from_environment(
-            **{name: value for name, value in given.items() if value is not None}
-        )
-        if settings:
-            typer.echo(chosen.describe())
-            typer.echo("".join(f"Warning: {warning}\n" for warning in environment_warnings()), err=True, nl=False)
-            return
-        from mmemo.serving.server import serve as run
+    given = {
+        "model": model,
+        "revision": revision,
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "max_batch_size": max_batch_size,
+    }
+    chosen = ServiceSettings.from_environment(**{name: value for name, value in given.items() if value is not None})
+    if settings:
+        typer.echo(chosen.describe())
+        typer.echo("".join(f"Warning: {warning}\n" for warning in environment_warnings()), err=True, nl=False)
+        return
+    from mmemo.serving.server import serve as run
 
-        run(chosen)
+    run(chosen)
 
 
 @app.command()
 def demo(
-    model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of an exported model; the embedded one by default.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub name.")] = None,
+    model: Model = None,
+    revision: Revision = None,
     host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 7860,
     share: Annotated[bool, typer.Option("--share", help="Create a public link through gradio's tunnel.")] = False,
 ) -> None:
     """Serves a web page that predicts recordings, uploads and text."""
-    with _reported_errors():
-        from mmemo.demo import serve_demo
-        from mmemo.runtime.predictor import EmotionPredictor
+    typer.echo("Loading the model and gradio, which takes a few seconds ...")
+    from mmemo.demo import serve_demo
+    from mmemo.runtime.predictor import EmotionPredictor
 
-        serve_demo(EmotionPredictor(model, revision=revision), host, port, share)
+    serve_demo(EmotionPredictor(model, revision=revision), host, port, share)
 
 
 @app.command()
@@ -190,12 +388,11 @@ def export(
         raise typer.BadParameter("Pass either --output or --in-place.")
     if in_place and int8 is Int8.NONE:
         raise typer.BadParameter("--in-place adds an int8 graph; leave --int8 none out.")
-    with _reported_errors():
-        from modeling_mmemo.exporters.export_command import export as run
+    from modeling_mmemo.exporters.export_command import export as run
 
-        paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows)
-        for path in paths:
-            typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows)
+    for path in paths:
+        typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -211,10 +408,9 @@ def push(
     results: Annotated[Path | None, typer.Option(help="Folder of results from eval.py to add.")] = None,
 ) -> None:
     """Pushes a trained model and its code to the Hub in one commit. Log in first: hf auth login."""
-    with _reported_errors():
-        from modeling_mmemo.hub.push import push as run
+    from modeling_mmemo.hub.push import push as run
 
-        typer.echo(run(folder, repo, private or None, revision, tag, onnx, results).commit_url)
+    typer.echo(run(folder, repo, private or None, revision, tag, onnx, results).commit_url)
 
 
 @app.command()
@@ -235,41 +431,29 @@ def card(
     ] = None,
 ) -> None:
     """Writes a model card from results, or updates the figures of an existing one."""
-    with _reported_errors():
-        from modeling_mmemo.evaluation.card import write_card
+    from modeling_mmemo.evaluation.card import write_card
 
-        typer.echo(write_card(model, results, output, name, license_, training_data))
-
-
-def _progress(length: int) -> Any:
-    """Returns a progress bar on standard error; hidden for a single file, and without a terminal."""
-    return typer.progressbar(length=length, file=sys.stderr, hidden=length < 2 or not sys.stderr.isatty())
+    typer.echo(write_card(model, results, output, name, license_, training_data))
 
 
-@contextmanager
-def _reported_errors() -> Iterator[None]:
-    """Reports an error as its message, without a traceback, and exits with status 1."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        everything = "mmemo[onnx,train,serve,demo]"
-        message = (
-            f"This command needs the package {error.name}; pip install '{everything}' installs the dependencies of "
-            "all commands."
-        )
-    except BrokenPipeError:
-        # The reader, such as `head`, has enough; typer exits without a message.
-        raise
-    except (ImportError, OSError, ValueError) as error:
-        message = str(error)
-    else:
-        return
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)
+def _output_kind(as_json: bool, as_csv: bool, output: Path | None) -> str:
+    """Returns the kind of output that options request; see [`PredictionWriter`]."""
+    if as_json and as_csv:
+        raise typer.BadParameter("--json and --csv contradict each other; pass one of them.")
+    if output is not None and not (as_json or as_csv):
+        raise typer.BadParameter("--output needs --json or --csv.")
+    return "json" if as_json else "csv" if as_csv else "text"
+
+
+def _is_debugging(context: typer.Context) -> bool:
+    return bool(context.find_root().params["debug"])
 
 
 def main() -> None:
     """The entry point of `mmemo`."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may have characters that the terminal's encoding lacks.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app()
 
 

@@ -138,18 +138,25 @@ def serve_demo(
         OSError: If the port is in use.
     """
     demo = build_demo(predict)
-    demo.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        prevent_thread_lock=not wait,
-        max_file_size=MAX_FILE_BYTES,
-        enable_monitoring=False,
-        run_history=False,
-        footer_links=["api"],
-        ssr_mode=False,
-        css=CSS,
-    )
+    try:
+        demo.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            prevent_thread_lock=True,
+            quiet=True,  # gradio would print advice on its own arguments
+            max_file_size=MAX_FILE_BYTES,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=["api"],
+            ssr_mode=False,
+            css=CSS,
+        )
+    except OSError as error:
+        raise OSError(f"The page cannot be served on port {port} ({error}); pass another port.") from error
+    print(f"The page is at {demo.share_url or demo.local_url} (stop it with Ctrl+C).", flush=True)
+    if wait:
+        demo.block_thread()
     return demo
 
 

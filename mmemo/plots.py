@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mmemo.audio.loading import AudioBlocks, AudioInput, to_mono
+from mmemo.audio.loading import AudioBlocks, AudioInput, check_channel, to_mono
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
 
 
@@ -60,6 +60,7 @@ def plot_timeline(
     audio: AudioInput | None = None,
     path: str | os.PathLike | None = None,
     sampling_rate: float | None = None,
+    channel: int | None = None,
 ) -> Figure:
     """
     Plots the emotions of a recording over time.
@@ -77,12 +78,15 @@ def plot_timeline(
             Where to save the plot, ending in .png or .svg.
         sampling_rate (`float`, *optional*, defaults to 16000):
             Sampling rate in Hz of audio that is a bare array.
+        channel (`int`, *optional*):
+            The channel of the waveform; the mean of all channels by default.
 
     Returns:
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If the result has no timeline, the path has another suffix, or the audio another duration.
+        ValueError: If the result has no timeline, the path has another suffix, or the audio another duration or no
+            such channel.
     """
     if "timeline" not in result or not result["timeline"]:
         raise ValueError(
@@ -91,7 +95,7 @@ def plot_timeline(
         )
     _check_path(path)
     duration, timeline = result["duration"], result["timeline"]
-    samples = None if audio is None else _load(audio, sampling_rate, duration)
+    samples = None if audio is None else _load(audio, sampling_rate, duration, channel)
     words, note = _place_words(timeline, duration)
     heights = {"waveform": 1.6, "scores": 2.4, "words": 0.2 + 0.15 * (1 + max((row for *_, row in words), default=0))}
     if samples is None:
@@ -126,10 +130,11 @@ def _save(figure: Figure, path: str | os.PathLike | None) -> None:
             figure.savefig(path)
 
 
-def _load(audio: AudioInput, sampling_rate: float | None, duration: float) -> np.ndarray:
+def _load(audio: AudioInput, sampling_rate: float | None, duration: float, channel: int | None) -> np.ndarray:
     # `load_audio` raises on silence, which is valid in a recording.
     blocks = AudioBlocks(audio, sampling_rate, SAMPLING_RATE)
-    samples = np.concatenate([to_mono(block) for block in blocks])
+    check_channel("The audio", blocks.channels, channel)
+    samples = np.concatenate([to_mono(block, channel) for block in blocks])
     seconds = len(samples) / SAMPLING_RATE
     if abs(seconds - duration) > max(DURATION_TOLERANCE[0], DURATION_TOLERANCE[1] * duration):
         raise ValueError(

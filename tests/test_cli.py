@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -34,7 +35,67 @@ def test_evaluate_has_the_options_of_eval_py(run):
     result = run("evaluate", "--help")
 
     assert result.exit_code == 0 and "--corpora" in result.stdout and "--pairs" in result.stdout
-    assert "Nothing to evaluate" in run("evaluate").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Nothing to evaluate; pass --corpora, --pairs or --timelines."),
+        (["--corpora", "none"], "Unknown corpora ['none']; choose among"),
+        (["--limit", "x"], "mmemo evaluate: error: argument --limit: invalid int value: 'x'"),
+        (["--corpora", "ravdess", "--corpora2", "x"], "error: unknown arguments ['--corpora2', 'x']; --help lists"),
+    ],
+)
+def test_invalid_options_of_evaluate_are_one_sentence(run, arguments, message):
+    result = run("evaluate", *arguments)
+
+    printed = " ".join(result.stderr.replace("│", " ").split())
+    assert (result.exit_code, result.stdout) == (2, "") and message in printed and len(printed) < 600
+
+
+def test_the_version(run):
+    assert run("--version").stdout == f"mmemo {version('mmemo')}\n"
+
+
+def test_demo_says_at_once_that_it_is_loading(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mmemo.demo", None)
+
+    result = run("demo")
+
+    assert result.exit_code == 1 and result.stdout.startswith("Loading the model and gradio")
+
+
+@pytest.mark.parametrize("error", [KeyError("label"), RuntimeError("broken"), MemoryError(), ZeroDivisionError()])
+def test_unexpected_errors_have_a_traceback_only_with_debug(run, monkeypatch, error):
+    def describe(*_):
+        raise error
+
+    monkeypatch.setattr("mmemo.info.describe", describe)
+
+    plain, debugged = run("info"), run("--debug", "info")
+
+    assert plain.exit_code == 1 and plain.stderr.startswith("Error: ") and plain.stderr.count("\n") == 1
+    assert "mmemo --debug COMMAND" in plain.stderr
+    assert debugged.exception is error
+
+
+def test_debug_raises_the_first_error_of_an_input(run, exported, tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+
+    result = run("--debug", "predict", tmp_path, "--model", exported)
+
+    assert isinstance(result.exception, ValueError) and "not readable audio" in str(result.exception)
+
+
+def test_an_interrupt_has_its_own_status(run, monkeypatch):
+    def describe(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmemo.info.describe", describe)
+
+    result = run("info")
+
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
 
 
 def test_serve_prints_its_settings(run, monkeypatch):
@@ -62,12 +123,34 @@ def test_predict_a_text(run, exported):
         (["predict", "a.wav", "--output", "out.csv"], 2, "--output needs --json or --csv"),
         (["predict", "a.wav", "--plot", "plots"], 2, "need --timeline"),
         (["predict", "no/*.wav"], 1, "Error: no/*.wav matches no file."),
-        (["predict", "benchmarks"], 1, "Error: benchmarks contains no audio file; valid suffixes are ['.aif'"),
-        (["predict", "a.wav", "b.wav", "--srt", "a.srt"], 2, "--srt a.srt belongs to one file, got 2"),
+        (["predict", "benchmarks"], 1, "Error: benchmarks contains no audio or video file; valid suffixes are"),
+        (["predict", "a.wav", "b.wav", "--srt", "LICENSE"], 1, "--srt LICENSE belongs to one recording, got 2"),
+        (["predict", "a.wav", "--srt", "missing.srt"], 1, "Error: --srt missing.srt does not exist."),
+        (["predict", "--timeline", "--srt", "configs"], 2, "--srt configs is a folder, which needs recordings"),
+        (["predict", "-", "a.wav"], 2, "- is the file on standard input; pass it as the only file"),
+        (["predict", "-", "--text", "-"], 2, "- is the file on standard input; pass it as the only file"),
+        (["predict", "--text", "so", "--threshold", "2"], 1, "Error: threshold=2.0 must be a score between 0 and 1."),
+        (["predict", "--text", "so", "--granularity", "line"], 2, "'word', 'segment', 'sentence', 'utterance'"),
+        (["call"], 2, "Pass recordings of calls: files or folders."),
+        (["call", "a.wav"], 2, "Pass --customer, the channel of the customer, such as 1; or --everyone."),
+        (["call", "a.wav", "--customer", "1", "--everyone"], 2, "--customer and --everyone contradict each other"),
+        (
+            ["call", "a.wav", "--channels", "split", "--speaker-turns", "a.rttm"],
+            2,
+            "--channels and --speaker-turns contradict each other",
+        ),
+        (
+            ["call", "a.wav", "--customer", "1", "--srt", "a.srt"],
+            2,
+            "--srt a.srt must be a folder with NAME.channel_0",
+        ),
+        (["call", "a.wav", "--customer", "1"], 1, "Error: a.wav: There is no such file"),
         (["info", "configs"], 1, "Error: configs is not an mmemo model"),
         (["serve", "--model", "configs"], 1, "Error: configs has no model_int8.onnx"),
         (["predict", "a.wav", "b.wav", "--text", "so"], 2, "--text belongs to one file, got 2"),
-        (["predict", "missing.wav"], 1, "Error: missing.wav: audio: Cannot read missing.wav"),
+        (["predict", "missing.wav"], 1, "Error: missing.wav: There is no such file; paths are relative to"),
+        (["predict", "README.md"], 1, "Error: README.md: audio: README.md is not readable audio"),
+        (["predict", "a.wav", "--model", "runs/none"], 1, "Error: runs/none is neither a folder in "),
         (
             ["info", "no/such/folder"],
             1,

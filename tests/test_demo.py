@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -68,6 +69,20 @@ def files(tmp_path_factory):
         folder = tmp_path_factory.mktemp("gradio")
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         yield folder
+
+
+def test_the_address_is_printed(predict, files, capsys):
+    page = demo.serve_demo(predict, "127.0.0.1", wait=False)
+    page.close()
+
+    assert capsys.readouterr().out.startswith(f"The page is at {page.local_url} (stop it with Ctrl+C).")
+
+
+def test_a_port_in_use_is_named(predict, files):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"The page cannot be served on port {port} .*; pass another port"):
+            demo.serve_demo(predict, "127.0.0.1", port, wait=False)
 
 
 @pytest.fixture(scope="module")

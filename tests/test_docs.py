@@ -10,7 +10,7 @@ Rules for a page:
     blank line.
   - A block after `<!-- not run: REASON -->` is compiled and its imports are resolved, but it does not run.
   - Commands of `mmemo` and of the scripts of this repository must have the options shown. The output below
-    `mmemo predict` and `make demo` is compared, too.
+    `mmemo predict`, `mmemo call` and `make demo` is compared, too.
 
 The last tests check links, figures and the metadata files at the top of the repository.
 """
@@ -349,7 +349,7 @@ def check_mmemo(place, words, output):
     except Exception as error:
         error.add_note(place)
         raise
-    if words[0] == "predict" and output:
+    if words[0] in ("predict", "call") and output:
         result = CliRunner().invoke(app, words)
         assert matches(output, result.output), f"{place}\nprints\n{result.output}"
 

@@ -1,156 +1,173 @@
-"""`mmemo predict` on files, folders and globs: the output formats, and runs that resume."""
+"""Recordings in folders, and the files that belong to them."""
 
-import csv
-import io
-import json
-import shutil
+import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
-from typer.testing import CliRunner
 
-from mmemo import EmotionPredictor
-from mmemo.archives.folders import find_files, find_subtitles
-from mmemo.cli import app
-
-
-@pytest.fixture
-def run():
-    """Runs the command `mmemo` with arguments."""
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def test_json_has_a_line_per_file(run, exported, make_clip, tmp_path):
-    paths = [tmp_path / "one.wav", tmp_path / "two.wav"]
-    for seed, path in enumerate(paths):
-        soundfile.write(path, make_clip(0.5, seed), 16_000)
-
-    result = run("predict", *paths, "--model", exported, "--json")
-
-    predict = EmotionPredictor(exported)
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert lines == [expected_line(predict, path) for path in paths]
-
-
-def expected_line(predict, path):
-    result = predict(path, return_modality_weights=True)
-    return {"file": str(path), "text": None, "label": result["scores"][0]["label"], **result}
+from mmemo.archives.folders import (
+    SUBTITLE_SUFFIXES,
+    Input,
+    check_companions,
+    find_channel_companions,
+    find_companion,
+    find_files,
+    named,
+    plot_paths,
+)
 
 
 @pytest.fixture
-def folder(make_clip, tmp_path):
-    """Four clips, one of them in a subfolder, a broken audio file, and a text file."""
-    folder = tmp_path / "clips"
-    (folder / "inside").mkdir(parents=True)
-    for name in ("a.wav", "b.flac", "inside/c.ogg", "d.WAV"):
-        soundfile.write(folder / name, make_clip(0.6, len(name)), 16_000, format=name[-3:].replace("lac", "FLAC"))
-    (folder / "e.wav").write_bytes(b"RIFF")
-    (folder / "notes.txt").write_text("not audio")
-    return folder
+def folder(tmp_path, monkeypatch):
+    """Empty files: recordings in a folder and its subfolder, and files that are not recordings."""
+    for name in ("b.flac", "a.wav", "call.m4a", "d.WAV", "inside/c.ogg", "inside/film.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("._a.wav", ".DS_Store", ".trash/old.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_an_interrupted_csv_run_resumes(run, exported, folder, tmp_path):
-    output = tmp_path / "predictions.csv"
-    command = ("predict", folder, "--csv", "--output", output, "--model", exported)
-
-    first = run(*command)
-
-    assert first.exit_code == 1 and first.stdout == ""
-    assert f"Error: {folder / 'e.wav'}: audio: {folder / 'e.wav'} is not readable audio" in first.stderr
-    complete = output.read_text()
-    rows = list(csv.DictReader(io.StringIO(complete)))
-    assert [Path(row["file"]).name for row in rows] == ["a.wav", "b.flac", "d.WAV", "c.ogg"]
-    predict = EmotionPredictor(exported)
-    for row in rows:
-        scores = {entry["label"]: entry["score"] for entry in predict(row["file"])}
-        assert {label: float(row[label]) for label in scores} == pytest.approx(scores, abs=1e-6)
-        assert row["label"] == max(scores, key=scores.get) and float(row["score"]) == pytest.approx(
-            max(scores.values())
-        )
-
-    lines = complete.splitlines(keepends=True)
-    output.write_text("".join(lines[:3]) + lines[3][:20])  # interrupted within a row
-    soundfile.write(folder / "e.wav", np.sin(np.arange(16_000)), 16_000)
-
-    second = run(*command)
-
-    assert (second.exit_code, second.stderr) == (0, "")
-    again = output.read_text()
-    assert again.startswith("".join(lines[:3]))
-    assert sorted(Path(row["file"]).name for row in csv.DictReader(io.StringIO(again))) == [
-        "a.wav",
-        "b.flac",
-        "c.ogg",
-        "d.WAV",
-        "e.wav",
-    ]
+def found(*patterns, **options):
+    return [one.name for one in find_files(patterns, **options)[0]]
 
 
-def test_an_interrupted_csv_run_of_timelines_resumes(run, exported, example_audio, tmp_path):
-    for name in ("a", "b", "c"):
-        shutil.copy(example_audio, tmp_path / f"{name}.flac")
-    output = tmp_path / "predictions.csv"
-    command = ("predict", str(tmp_path / "*.flac"), "--timeline", "--csv", "--output", output, "--model", exported)
-
-    assert run(*command).exit_code == 0
-    complete = output.read_text()
-    lines = complete.splitlines(keepends=True)
-    assert len(lines) > 10 and lines[0].startswith("file,start,end,words,label,score,angry,")
-    output.write_text("".join(lines[:-3]))  # rows of the last file are missing
-
-    assert run(*command).exit_code == 0
-    assert output.read_text() == complete
+def test_every_audio_and_video_file_in_a_folder_is_an_input(folder):
+    assert found(".") == ["a.wav", "b.flac", "call.m4a", "d.WAV", "inside/c.ogg", "inside/film.mp4"]
+    assert found(".", recursive=False) == ["a.wav", "b.flac", "call.m4a", "d.WAV"]
 
 
-def test_an_interrupted_json_run_resumes(run, exported, folder, tmp_path):
-    output = tmp_path / "predictions.jsonl"
-    command = ("predict", folder / "a.wav", folder / "b.flac", "--json", "--output", output, "--model", exported)
-    assert run(*command).exit_code == 0
-    complete = output.read_text()
-    output.write_text(complete[:-30])
+def test_paths_folders_and_globs_give_each_file_once(folder):
+    inputs = ["d.WAV", ".", "*.flac", "inside/**/*.ogg"]
 
-    assert run(*command).exit_code == 0
-    assert output.read_text() == complete
-    assert run(*command).exit_code == 0
-    assert output.read_text() == complete
-
-    output.write_text("something else\n")
-    result = run(*command)
-    assert result.exit_code == 1 and "does not contain predictions of such a run" in result.stderr
-    assert output.read_text() == "something else\n"
+    assert found(*inputs) == ["d.WAV", "a.wav", "b.flac", "call.m4a", "inside/c.ogg", "inside/film.mp4"]
+    assert found("missing.wav") == ["missing.wav"]  # reported when it is opened
+    assert found("notes.txt") == ["notes.txt"]  # named, so it is meant
 
 
-def test_a_timeline_with_subtitles_and_a_plot(run, example_audio, tmp_path):
-    (tmp_path / f"{example_audio.stem}.srt").write_text("1\n00:00:00,200 --> 00:00:01,500\nWhat are those bags?\n")
+def test_an_input_knows_its_place_in_the_folder(folder):
+    inputs, _ = find_files([str(folder), str(folder / "notes.txt"), "https://example.com/calls/1.mp3?key=2"])
 
-    given = ("--timeline", "--srt", tmp_path, "--plot", tmp_path / "plots")
-    text = run("predict", example_audio, *given)
-    as_json = run("predict", example_audio, *given, "--json")
-
-    assert text.exit_code == as_json.exit_code == 0, text.stderr
-    assert text.stdout.startswith(f"{example_audio}: angry 0.") and " to " in text.stdout
-    srt = tmp_path / f"{example_audio.stem}.srt"
-    expected = EmotionPredictor()(example_audio, word_times=srt, return_timeline=True)
-    found = json.loads(as_json.stdout)
-    assert json.loads(json.dumps(expected)) == {name: found[name] for name in expected}
-    assert (tmp_path / "plots" / f"{example_audio.stem}.png").stat().st_size > 10_000
+    places = [str(one.place) for one in inputs]
+    assert places == ["a.wav", "b.flac", "call.m4a", "d.WAV", "inside/c.ogg", "inside/film.mp4", "notes.txt", "1.mp3"]
+    assert inputs[-1].audio == "https://example.com/calls/1.mp3?key=2"
 
 
-def test_paths_folders_and_globs_give_each_file_once(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    names = ["d.WAV", ".", "*.flac", "inside/**/*.ogg"]
+def test_links_to_folders_are_followed_and_their_cycles_end(folder):
+    (folder / "inside" / "up").symlink_to(folder)
+    (folder / "linked").symlink_to(folder / "inside")
 
-    assert [str(path) for path in find_files(names)] == ["d.WAV", "a.wav", "b.flac", "e.wav", "inside/c.ogg"]
-    assert find_files(["missing.wav"]) == [Path("missing.wav")]  # reported when it is opened
+    assert len(found(".")) == 6
+
+
+def test_a_broken_link_is_reported_and_not_passed_over(folder):
+    (folder / "inside" / "gone.wav").symlink_to("nowhere.wav")
+
+    assert "inside/gone.wav" in found(".")
+
+
+def test_patterns_without_recordings_raise(folder):
+    (folder / "empty").mkdir()
+    (folder / "texts").mkdir()
+    (folder / "texts" / "notes.txt").touch()
+
     with pytest.raises(ValueError, match=r"no/\*\.wav matches no file"):
         find_files(["no/*.wav"])
+    with pytest.raises(ValueError, match=r"^empty contains no audio or video file; valid suffixes are \['.3g2'"):
+        find_files(["empty"])
+    with pytest.raises(ValueError, match=r"texts contains no .* Pass files with other suffixes by name; it has 1\."):
+        find_files(["texts"])
+    with pytest.raises(ValueError, match="itself, and --no-recursive leaves its subfolders out"):
+        find_files(["texts"], recursive=False)
 
 
-def test_subtitles_have_the_name_of_the_audio_file(tmp_path):
-    (tmp_path / "a.vtt").touch()
+def test_folders_that_cannot_be_read_are_named(folder, monkeypatch):
+    closed = {"inside"}
+    scan = os.scandir
 
-    assert find_subtitles(tmp_path, Path("clips/a.wav")) == tmp_path / "a.vtt"
-    assert find_subtitles(tmp_path, Path("clips/b.wav")) is None
-    assert find_subtitles(tmp_path / "a.vtt", Path("clips/b.wav")) == tmp_path / "a.vtt"
+    def scandir(path):
+        if os.path.basename(os.fspath(path)) in closed:
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+    inputs, problems = find_files([str(folder)])
+    assert len(inputs) == 4
+    assert problems == [f"{folder}/inside cannot be read (Permission denied); its recordings are missing."]
+    with pytest.raises(ValueError, match=r"inside cannot be read \(Permission denied\); correct its permissions"):
+        find_files([str(folder / "inside")])
+
+
+def recordings(*names):
+    return [Input(f"calls/{name}", Path("calls") / name, Path(name)) for name in names]
+
+
+def subtitles(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_subtitles_have_the_name_of_the_recording(tmp_path):
+    subtitles(tmp_path, "a.vtt", "b.wav.srt", "may/c.srt", "c.srt")
+    a, b, c, may, d = recordings("a.wav", "b.wav", "c.wav", "may/c.wav", "d.wav")
+
+    assert find_companion(tmp_path, a, SUBTITLE_SUFFIXES) == tmp_path / "a.vtt"
+    assert find_companion(tmp_path, b, SUBTITLE_SUFFIXES) == tmp_path / "b.wav.srt"
+    assert find_companion(tmp_path, c, SUBTITLE_SUFFIXES) == tmp_path / "c.srt"
+    assert find_companion(tmp_path, may, SUBTITLE_SUFFIXES) == tmp_path / "may" / "c.srt"
+    assert find_companion(tmp_path, d, SUBTITLE_SUFFIXES) is None
+    assert find_companion(tmp_path / "a.vtt", d, SUBTITLE_SUFFIXES) == tmp_path / "a.vtt"
+    assert find_companion(None, a, SUBTITLE_SUFFIXES) is None
+
+
+def test_channels_have_subtitles_of_their_own(tmp_path):
+    subtitles(
+        tmp_path, "[1].channel_1.srt", "[1].channel_0.vtt", "[1].channel_x.srt", "[1].srt", "other.channel_0.srt"
+    )
+    (call,) = recordings("[1].wav")
+
+    assert find_channel_companions(tmp_path, call, SUBTITLE_SUFFIXES) == {
+        0: tmp_path / "[1].channel_0.vtt",
+        1: tmp_path / "[1].channel_1.srt",
+    }
+
+
+def test_recordings_without_subtitles_are_named(tmp_path):
+    subtitles(tmp_path, "a.srt")
+
+    missing = check_companions("--srt", tmp_path, recordings("a.wav", "b.wav", "may/c.wav"), SUBTITLE_SUFFIXES)
+
+    assert missing == ["calls/b.wav", "calls/may/c.wav"]
+    assert check_companions("--srt", None, recordings("a.wav"), SUBTITLE_SUFFIXES) == []
+
+
+def test_subtitles_that_fit_no_single_recording_raise(tmp_path):
+    subtitles(tmp_path, "a.srt")
+    two = recordings("may/a.wav", "june/a.wav")
+
+    with pytest.raises(ValueError, match=r"a\.srt has the name of 2 recordings, calls/may/a\.wav, calls/june/a\.wav"):
+        check_companions("--srt", tmp_path, two, SUBTITLE_SUFFIXES)
+    with pytest.raises(ValueError, match=r"--srt .*a\.srt belongs to one recording, got 2"):
+        check_companions("--srt", tmp_path / "a.srt", two, SUBTITLE_SUFFIXES)
+    with pytest.raises(ValueError, match=r"--srt nowhere does not exist"):
+        check_companions("--srt", Path("nowhere"), two, SUBTITLE_SUFFIXES)
+    # One recording in two formats.
+    assert check_companions("--srt", tmp_path, recordings("a.wav", "a.mp4"), SUBTITLE_SUFFIXES) == []
+
+
+def test_every_recording_has_a_plot_of_its_own():
+    plots = plot_paths(Path("plots"), recordings("a.wav", "b.wav", "b.mp4", "may/a.wav"))
+
+    assert list(map(str, plots.values())) == ["plots/a", "plots/b.wav", "plots/b.mp4", "plots/may/a"]
+    clips = [Input(name, Path(name), Path("a.wav")) for name in ("may/a.wav", "june/a.wav")]
+    with pytest.raises(ValueError, match=r"plots/a\.wav would be the plot of 2 recordings, may/a\.wav, june/a\.wav"):
+        plot_paths(Path("plots"), clips)
+
+
+def test_of_many_names_the_first_are_listed():
+    assert named(["a", "b"]) == "a, b"
+    assert named(map(str, range(25))).endswith("18, 19 and 5 more")

@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import sys
 
+import httpx
 import numpy as np
 import onnx
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from mmemo.runtime.graph import METADATA_KEY, EmotionGraph, find_graph
+from mmemo.runtime.graph import METADATA_KEY, EmotionGraph, find_graph, local_folder
 
 
 @pytest.fixture
@@ -124,3 +126,32 @@ def test_no_telemetry_is_sent(program, tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"HOME": str(tmp_path)})
 
     assert not [path for path in tmp_path.rglob("*") if "icrosoft" in str(path)]
+
+
+def test_a_model_that_is_neither_a_folder_nor_on_the_hub_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(OSError, match=rf"^runs/none is neither a folder in {tmp_path} nor in the cache of the Hub"):
+        local_folder("runs/none")
+    with pytest.raises(FileNotFoundError, match=r"no/such/folder is neither a folder nor a name on the Hub"):
+        local_folder("no/such/folder")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("RepoNotFound", r"me/calls is neither a folder in .* nor a public repository on the Hub; .* hf auth login"),
+        ("RevisionNotFound", r"me/calls has no revision 'v9' on the Hub"),
+    ],
+)
+def test_answers_of_the_hub_are_one_sentence(monkeypatch, code, message):
+    errors = {"RepoNotFound": RepositoryNotFoundError, "RevisionNotFound": RevisionNotFoundError}
+
+    def download(*_, **options):
+        request = httpx.Request("GET", "https://hub.invalid/me/calls")
+        raise errors[code]("404 Client Error.\n\nRequest ID: x", response=httpx.Response(404, request=request))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+    with pytest.raises(OSError, match=message):
+        local_folder("me/calls", revision="v9")

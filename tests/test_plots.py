@@ -287,3 +287,13 @@ def test_rounding_errors_do_not_add_a_segment():
 def test_invalid_attention_raises(change, message):
     with pytest.raises(ValueError, match=message):
         plot_attention(**({"attention": [[0.5, 0.5], [0, 1]], "words": ["a", "b"], "seconds": 1.0} | change))
+
+
+def test_the_waveform_of_one_channel(result, make_clip):
+    samples = np.stack([make_clip(3.0), 2 * make_clip(3.0)])
+
+    heights = [panels(plot_timeline(result, samples, channel=channel))["waveform"].get_ylim() for channel in (0, 1)]
+
+    assert heights[1] == pytest.approx(np.multiply(heights[0], 2))
+    with pytest.raises(ValueError, match=r"2 channel\(s\), so channel=2 does not exist"):
+        plot_timeline(result, samples, channel=2)

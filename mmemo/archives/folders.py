@@ -1,217 +1,212 @@
 """
-`mmemo predict`: predicts files, folders and globs, and writes the results as text, JSON lines, CSV or plots.
+Finds recordings in folders, and the files that belong to them: subtitles, speaker turns, plots.
 
 Deliberate choices:
-- A prediction is written as soon as it is made, so an interrupted run with an output file resumes where it stopped.
-- A file that cannot be predicted is reported on standard error, and the run continues.
+- In a folder, every file with the suffix of an audio or video format is an input, so that one that cannot be read is
+  reported and not passed over. Other files are ignored, as are hidden ones, such as the `._x.wav` of macOS.
+- A file belongs to a recording if it has its name: at the same place in its folder, or at the top of its folder.
 """
 
-import csv
 import glob
-import io
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, TextIO
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from mmemo.runtime.predictor import EmotionPredictor
+from mmemo.audio.loading import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 
 
-# The usual extensions of the formats that libsndfile decodes.
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64"}
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
+TURNS_SUFFIXES = (".rttm",)
+MAX_NAMED = 20
 
 
-def find_files(patterns: Iterable[str]) -> list[Path]:
+class Input(NamedTuple):
+    """One input of a command."""
+
+    name: str | None
+    """Its name in the output; `None` for a text alone."""
+    audio: Any
+    """The recording, in one of the forms that [`AudioInput`] lists; `None` for a text alone."""
+    place: Path
+    """Its path in the folder that was searched; for a single file its name."""
+
+
+TEXT_INPUT = Input(None, None, Path("text"))
+
+
+def find_files(patterns: Iterable[str], recursive: bool = True) -> tuple[list[Input], list[str]]:
     """
-    Returns the audio files that paths, folders (searched recursively) and globs refer to, in order, each once.
-
-    Raises:
-        ValueError: If a pattern matches no file.
-    """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            files = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
-            )
-        elif path.exists() or not glob.has_magic(pattern):
-            files = [path]
-        else:
-            files = [file for file in map(Path, sorted(glob.glob(pattern, recursive=True))) if file.is_file()]
-        if not files and path.is_dir():
-            raise ValueError(f"{pattern} contains no audio file; valid suffixes are {sorted(AUDIO_SUFFIXES)}.")
-        if not files:
-            raise ValueError(f"{pattern} matches no file.")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def find_subtitles(srt: Path, file: Path | None) -> Path | None:
-    """
-    Returns the subtitles of an audio file: `srt` itself, or, if `srt` is a folder, the file in it that has the audio
-    file's name; `None` if there is none.
-    """
-    if not srt.is_dir() or file is None:
-        return srt
-    return next((path for suffix in SUBTITLE_SUFFIXES if (path := srt / f"{file.stem}{suffix}").is_file()), None)
-
-
-class PredictionWriter:
-    """
-    Writes predictions one by one.
+    Returns the recordings that paths, folders and globs refer to, in order, each once.
 
     Args:
-        kind (`str`): `"text"`, `"json"` or `"csv"`.
-        labels (`list[str]`): The model's labels, in order.
-        timeline (`bool`): Whether the predictions are timelines.
-        output (`Path`, *optional*): File to append to; defaults to standard output.
-
-    Attributes:
-        done (`set[str]`): Files whose predictions the output file already contains.
-
-    Raises:
-        ValueError: If the output file exists and contains something else.
-    """
-
-    def __init__(self, kind: str, labels: list[str], timeline: bool, output: Path | None = None):
-        self._kind, self._labels, self._timeline = kind, labels, timeline
-        self._columns = ["file", *(["start", "end", "words"] if timeline else []), "label", "score", *labels]
-        self._output = output
-        self.done: set[str] = set()
-        if output is not None and output.is_file() and output.stat().st_size:
-            self.done = self._read_done(output)
-        elif kind == "csv":
-            self._write(self._as_csv([self._columns]))
-
-    def add(self, file: Path | None, text: str | None, result: dict[str, Any]) -> None:
-        """Writes the prediction for an audio file, a text, or both."""
-        if self._kind == "json":
-            line = json.dumps({"file": file and str(file), "text": text, **result}, ensure_ascii=False)
-            self._write(f"{line}\n")
-        elif self._kind == "csv":
-            self._write(self._as_csv(self._rows(file, result)))
-        else:
-            self._write("".join(f"{line}\n" for line in self._lines(file, text, result)))
-
-    def _lines(self, file: Path | None, text: str | None, result: dict[str, Any]) -> Iterator[str]:
-        scores = ", ".join(f"{entry['label']} {entry['score']:.2f}" for entry in result["scores"])
-        yield f"{file or text}: {scores or result['label']}"
-        for span in result.get("spans", []):
-            yield f"  {span['start']:8.2f} to {span['end']:8.2f} s  {span['label']} {span['score']:.2f}"
-
-    def _rows(self, file: Path | None, result: dict[str, Any]) -> Iterator[list[Any]]:
-        for entry in result["timeline"] if self._timeline else [result]:
-            scores = {score["label"]: round(score["score"], 6) for score in entry["scores"]}
-            place = [entry["start"], entry["end"], " ".join(entry["words"])] if self._timeline else []
-            best = max(scores.values(), default="")
-            yield [file, *place, entry["label"], best, *(scores.get(label, "") for label in self._labels)]
-
-    def _as_csv(self, rows: Iterable[list[Any]]) -> str:
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(rows)
-        return buffer.getvalue()
-
-    def _write(self, content: str) -> None:
-        if self._output is None:
-            sys.stdout.write(content)
-            return
-        with self._output.open("a", encoding="utf-8") as file:
-            # A single write, so that an interrupted run leaves complete predictions.
-            file.write(content)
-
-    def _read_done(self, output: Path) -> set[str]:
-        """Returns the files that an earlier run has predicted; removes an incomplete prediction from the output."""
-        content = output.read_text(encoding="utf-8")
-        complete = content[: content.rfind("\n") + 1]
-        try:
-            if self._kind == "csv":
-                reader = csv.DictReader(io.StringIO(complete))
-                if reader.fieldnames != self._columns:
-                    raise ValueError(f"its columns are {reader.fieldnames}, expected {self._columns}")
-                files = [row["file"] for row in reader]
-                if self._timeline and files:
-                    # Rows of the last file may be missing.
-                    rows = io.StringIO(complete)
-                    complete = "".join(line for line, file in zip(rows, [None, *files]) if file != files[-1])
-                done = set(files) - set(files[-1:] if self._timeline else [])
-            else:
-                done = {json.loads(line)["file"] for line in complete.splitlines()}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{output} does not contain predictions of such a run ({error}); choose another --output, or delete "
-                "the file."
-            ) from error
-        if complete != content:
-            output.write_text(complete, encoding="utf-8")
-        return done
-
-
-def predict_files(
-    predictor: EmotionPredictor,
-    files: list[Path | None],
-    writer: PredictionWriter,
-    text: str | None = None,
-    srt: Path | None = None,
-    timeline: bool = False,
-    top_k: int | None = None,
-    plots: Path | None = None,
-    advance: Callable[[], None] = lambda: None,
-    errors: TextIO | None = None,
-) -> int:
-    """
-    Predicts files one by one and writes the results.
-
-    Args:
-        predictor ([`EmotionPredictor`]): The model.
-        files (`list`): Audio files; `[None]` for a text alone.
-        writer ([`PredictionWriter`]): Writes the results; files that its output already contains are skipped.
-        text (`str`, *optional*): The text spoken in the file.
-        srt (`Path`, *optional*): Subtitles, or a folder of subtitles; see [`find_subtitles`].
-        timeline (`bool`, *optional*, defaults to `False`): Whether to predict timelines.
-        top_k (`int`, *optional*): Number of labels to return; defaults to all.
-        plots (`Path`, *optional*): Folder for a plot of each timeline; created if it does not exist.
-        advance (`Callable`, *optional*): Called after each file.
-        errors (`TextIO`, *optional*): Stream for error messages; defaults to standard error.
+        patterns (`Iterable[str]`): Paths, folders and globs.
+        recursive (`bool`, *optional*, defaults to `True`): Whether to search the subfolders of folders.
 
     Returns:
-        `int`: Number of files that could not be predicted.
+        The inputs, and a message for each subfolder that cannot be read.
+
+    Raises:
+        ValueError: If a pattern matches no file, or a folder cannot be read.
     """
-    failed = 0
-    for file in files:
-        if file is None or str(file) not in writer.done:
-            try:
-                subtitles = None if srt is None else find_subtitles(srt, file)
-                result = _predict(predictor, file, text, subtitles, timeline, top_k)
-            except ValueError as error:
-                failed += 1
-                print(f"Error: {file or 'text'}: {error}", file=errors or sys.stderr)
-            else:
-                if plots is not None:
-                    _plot(result, file, plots)
-                writer.add(file, text, result)
-        advance()
-    return failed
+    found: dict[str, Input] = {}
+    problems: list[str] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if pattern.startswith(("http://", "https://")):
+            inputs = [Input(pattern, pattern, Path(PurePosixPath(urlsplit(pattern).path).name or "download"))]
+        elif path.is_dir():
+            inputs = _search(path, recursive, problems)
+        elif path.exists() or not glob.has_magic(pattern):
+            inputs = [Input(str(path), path, Path(path.name))]
+        else:
+            files = (file for file in map(Path, sorted(glob.glob(pattern, recursive=True))) if file.is_file())
+            inputs = [Input(str(file), file, Path(file.name)) for file in files]
+        if not inputs and not path.is_dir():
+            raise ValueError(f"{pattern} matches no file.")
+        for one in inputs:
+            found.setdefault(str(one.audio), one)
+    return list(found.values()), problems
 
 
-def _predict(
-    predictor: EmotionPredictor,
-    file: Path | None,
-    text: str | None,
-    subtitles: Path | None,
-    timeline: bool,
-    top_k: int | None,
-) -> dict[str, Any]:
-    if timeline:
-        return predictor(file, text, word_times=subtitles, top_k=top_k, return_timeline=True)
-    result = predictor(file, text, word_times=subtitles, top_k=top_k, return_modality_weights=True)
-    return {"label": result["scores"][0]["label"], **result}
+def _search(folder: Path, recursive: bool, problems: list[str]) -> list[Input]:
+    """Returns the recordings in a folder, and appends a message for each subfolder that cannot be read."""
+    suffixes = AUDIO_SUFFIXES | VIDEO_SUFFIXES
+    inputs, skipped = [], 0
+    for file in _walk(folder, recursive, problems):
+        if file.suffix.lower() in suffixes:
+            inputs.append(Input(str(file), file, file.relative_to(folder)))
+        else:
+            skipped += 1
+    if not inputs and not problems:
+        where = "" if recursive else " itself, and --no-recursive leaves its subfolders out"
+        others = f" Pass files with other suffixes by name; it has {skipped}." if skipped else ""
+        raise ValueError(
+            f"{folder} contains no audio or video file{where}; valid suffixes are {sorted(suffixes)}.{others}"
+        )
+    return sorted(inputs, key=lambda one: one.audio)
 
 
-def _plot(result: dict[str, Any], file: Path | None, folder: Path) -> None:
-    from mmemo.plots import plot_timeline
+def _walk(folder: Path, recursive: bool, problems: list[str]) -> Iterator[Path]:
+    """Yields the files below a folder that are not hidden; follows links to folders, each folder once."""
 
-    folder.mkdir(parents=True, exist_ok=True)
-    plot_timeline(result, audio=file, path=folder / f"{file.stem if file else 'text'}.png")
+    def report(error: OSError) -> None:
+        message = f"{error.filename} cannot be read ({error.strerror})"
+        if Path(error.filename) == folder:
+            raise ValueError(f"{message}; correct its permissions, or pass another folder.") from error
+        problems.append(f"{message}; its recordings are missing.")
+
+    seen = set()
+    for place, folders, files in os.walk(folder, onerror=report, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        yield from (Path(place) / name for name in files if not name.startswith("."))
+
+
+def find_companion(source: Path | None, one: Input, suffixes: tuple[str, ...]) -> Path | None:
+    """
+    Returns the file that belongs to a recording.
+
+    Args:
+        source (`Path`, *optional*): The file itself, or a folder of such files.
+        one ([`Input`]): The recording.
+        suffixes (`tuple[str, ...]`): Suffixes of such files, in order of preference.
+
+    Returns:
+        `Path`: For a folder, the first of `PLACE/NAME.srt`, `PLACE/NAME.wav.srt`, `NAME.srt` and `NAME.wav.srt` in
+        it; `None` if there is none.
+    """
+    if source is None or not source.is_dir():
+        return source
+    candidates = (source / f"{base}{suffix}" for base in _bases(one) for suffix in suffixes)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def find_channel_companions(source: Path, one: Input, suffixes: tuple[str, ...]) -> dict[int, Path]:
+    """
+    Returns the files in a folder that belong to the channels of a recording, `NAME.channel_0.srt` and so on, by
+    channel; see [`find_companion`].
+    """
+    found: dict[int, Path] = {}
+    for base in _bases(one):
+        for path in sorted(source.glob(f"{glob.escape(str(base))}.channel_*")):
+            number = path.stem.rpartition(".channel_")[2]
+            if path.suffix in suffixes and number.isdecimal():
+                found.setdefault(int(number), path)
+    return found
+
+
+def _bases(one: Input) -> list[Path]:
+    """Returns the names, without suffix, of files that belong to a recording, in order of preference."""
+    place, name = one.place, Path(one.place.name)
+    return list(dict.fromkeys([place.with_suffix(""), place, name.with_suffix(""), name]))
+
+
+def check_companions(option: str, source: Path | None, inputs: list[Input], suffixes: tuple[str, ...]) -> list[str]:
+    """
+    Checks that files can be assigned to recordings.
+
+    Args:
+        option (`str`): The option that passes them, for messages.
+        source, suffixes: See [`find_companion`].
+        inputs (`list[Input]`): The recordings.
+
+    Returns:
+        `list[str]`: The names of the recordings without such a file.
+
+    Raises:
+        ValueError: If `source` does not exist, is one file for several recordings, or a file in it has the name of
+            several recordings in different folders.
+    """
+    if source is None:
+        return []
+    if not source.exists():
+        raise ValueError(f"{option} {source} does not exist.")
+    if not source.is_dir():
+        if len(inputs) > 1:
+            raise ValueError(f"{option} {source} belongs to one recording, got {len(inputs)}; pass a folder of files.")
+        return []
+    owners: dict[Path | None, list[Input]] = defaultdict(list)
+    for one in inputs:
+        owners[find_companion(source, one, suffixes)].append(one)
+    missing = [str(one.name) for one in owners.pop(None, [])]
+    for path, shared in owners.items():
+        if len({Path(str(one.name)).parent for one in shared}) > 1:
+            raise ValueError(
+                f"{path} has the name of {len(shared)} recordings, {named(one.name for one in shared)}; sort the "
+                f"files in {source} into the same folders as the recordings, or run the command for each folder."
+            )
+    return missing
+
+
+def plot_paths(folder: Path, inputs: list[Input]) -> dict[str | None, Path]:
+    """
+    Returns the path without suffix of each input's plot, below `folder` as the inputs are below theirs.
+
+    Raises:
+        ValueError: If two inputs would have the same plot.
+    """
+    plain = [one.place.with_suffix("") for one in inputs]
+    places = [one.place if plain.count(base) > 1 else base for one, base in zip(inputs, plain)]
+    owners: dict[Path, list[Input]] = defaultdict(list)
+    for one, place in zip(inputs, places):
+        owners[place].append(one)
+    for place, shared in owners.items():
+        if len(shared) > 1:
+            raise ValueError(
+                f"{folder / place} would be the plot of {len(shared)} recordings, "
+                f"{named(one.name for one in shared)}; pass the folder that contains them, or predict them separately."
+            )
+    return {one.name: folder / place for one, place in zip(inputs, places)}
+
+
+def named(names: Iterable[str | None]) -> str:
+    """Returns names as a list in words; of many, the first."""
+    listed = list(map(str, names))
+    rest = f" and {len(listed) - MAX_NAMED} more" if len(listed) > MAX_NAMED else ""
+    return ", ".join(listed[:MAX_NAMED]) + rest

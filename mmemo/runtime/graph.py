@@ -53,7 +53,12 @@ def local_folder(model: str | os.PathLike, **options: Any) -> Path:
         return Path(model)
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.errors import (
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{model} is not a local folder, and downloading it from the Hub needs huggingface_hub: pip install "
@@ -64,6 +69,19 @@ def local_folder(model: str | os.PathLike, **options: Any) -> Path:
     except HFValidationError as error:
         raise FileNotFoundError(
             f"{model} is neither a folder nor a name on the Hub (owner/name); paths are relative to {Path.cwd()}."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"{model} has no revision {options.get('revision')!r} on the Hub.") from error
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"{model} is neither a folder in {Path.cwd()} nor a public repository on the Hub; correct the name, or "
+            "log in for a private one: hf auth login."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        # The Hub cannot be reached, or HF_HUB_OFFLINE is set.
+        raise OSError(
+            f"{model} is neither a folder in {Path.cwd()} nor in the cache of the Hub, and the Hub cannot be reached; "
+            "correct the path, or connect to the Internet (and unset HF_HUB_OFFLINE)."
         ) from error
 
 
