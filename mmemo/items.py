@@ -198,7 +198,8 @@ class ItemProcessing:
                 spans = locate_words([word for word, _, _ in words], text)
         if audio is None and text is None:
             raise ValueError(
-                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
+                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing, "
+                "and so does one of which the tokenizer knows no token."
             )
         return PreparedItem(
             audio=audio,

@@ -3,7 +3,9 @@
 from dataclasses import FrozenInstanceError
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 from transformers import BatchFeature
 
@@ -13,12 +15,14 @@ from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, feature_extrac
 
 WAITING = [("I", 0.0, 0.1), ("am", 0.2, 0.3), ("waiting", 0.4, 0.9)]
 UNKNOWN = [-1.0, -1.0]
+EMPTY = ""
 
 
 def test_a_prepared_item_is_immutable_and_collates_without_loading(processor, make_clip, caplog, monkeypatch):
     words = [("so ", 0, 0.3), ("happy you", 0.2, 0.9)]
     item = processor.prepare(make_clip(sampling_rate=8_000), " ", words, sampling_rate=8_000)
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "text: ' ' counts as missing.",
         "1 of 2 words or phrases overlapped the next and were cut at its start.",
         "1 of 2 words or phrases ended after the audio, which lasts 0.50 s",
     ]
@@ -66,7 +70,7 @@ def test_tokens_get_the_timestamps_of_their_words(processor):
 
 
 def test_timestamps_are_relative_to_the_first_frame_of_a_trimmed_clip(tokenizer, make_clip):
-    processor = MMEmoProcessor(MMEmoFeatureExtractor(trim_db=35.0), tokenizer)
+    processor = MMEmoProcessor(MMEmoFeatureExtractor(trim_db=35.0), tokenizer, speech_padding_s=None)
     clip = np.concatenate([np.zeros(16_000, np.float32), make_clip(0.5)])
     words = [("so", 0.2, 0.3), ("sad", 1.1, 1.4)]
     inputs = processor(audio=[clip, None], text=["so sad", "so sad"], word_times=[words, words], return_tensors="pt")
@@ -110,7 +114,7 @@ def test_truncation_keeps_timestamps_aligned(processor):
         ("not so", ["so"], [None, 1]),  # words of the text may lack timestamps
         ("not iso i", ["i"], [None, None, 1]),  # a whole word takes precedence over part of a word
         ("iso i", ["i", "so"], [1, None]),  # but the next characters take precedence over both
-        ("iso", ["so"], [1]),  # part of a word, if there is nothing else
+        ("i iso", ["so"], [None, 1]),  # part of a word, if there is nothing else
     ],
 )
 def test_words_are_matched_in_order(processor, text, words, starts):
@@ -119,9 +123,56 @@ def test_words_are_matched_in_order(processor, text, words, starts):
     assert times[0, 1:-1, 0].tolist() == [-1.0 if start is None else float(start) for start in starts]
 
 
+@pytest.mark.parametrize("text", [float("nan"), np.float32("nan"), pd.NA, EMPTY, " \n", "\u200b\ufeff", "😀 🎉", "[UNK]"])
+def test_a_text_without_words_counts_as_missing(processor, make_clip, caplog, text):
+    item = processor.prepare(make_clip(), text)
+    assert item.text is None and item.audio is not None
+    assert ["counts as missing" in record.getMessage() for record in caplog.records] == ([] if text is EMPTY else [True])
+    with pytest.raises(ValueError, match=r"both missing.* counts as missing"):
+        processor.prepare(None, text)
+    if not isinstance(text, str):
+        assert processor.prepare(text, "so sad").audio is None
+        assert processor.prepare(None, "so sad", text).word_times == ()
+
+
+def test_a_text_of_mostly_unknown_tokens_is_encoded_with_a_warning(processor, caplog):
+    assert processor.prepare(None, "ah ja so").text == "ah ja so"
+    assert "the tokenizer does not know 2 of 3 tokens of 'ah ja so'" in caplog.text
+
+
+def test_a_clip_is_cut_to_its_speech_and_its_words_move_with_it(processor, example_audio):
+    processor.speech_padding_s = 0.4
+    speech, rate = soundfile.read(example_audio, dtype="float32")
+    padded = np.concatenate([np.zeros(10 * rate, np.float32), speech])
+    item, expected = (
+        processor.prepare(clip, None, [("so", start, start + 0.2), ("sad", start + 0.5, start + 0.9)])
+        for clip, start in ((padded, 10.8), (speech, 0.8))
+    )
+    np.testing.assert_array_equal(item.audio, expected.audio)
+    np.testing.assert_allclose(
+        [times for _, *times in item.word_times], [times for _, *times in expected.word_times], atol=1e-4
+    )
+    # A window of a timeline is encoded as it is.
+    assert len(processor.prepare(padded, segment_times=[(0.0, 0.5)]).audio) == len(padded)
+
+
+def test_audio_without_speech_is_missing_if_there_is_a_text_and_else_encoded_whole(processor, make_clip, caplog):
+    processor.speech_padding_s = 0.4
+    clip = make_clip(1.0)
+    item = processor.prepare(clip)
+    assert not item.has_speech and len(item.audio) == len(clip)
+    both = processor.prepare(clip, "so sad")
+    assert both.has_speech and both.audio is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "audio: no speech was detected.",
+        "audio: no speech was detected, so the text alone counts.",
+    ]
+
+
 def test_a_token_of_two_words_spans_both(processor):
-    times = processor(text="iso", word_times=[("i", 1, 2), ("so", 3, 4)], return_tensors="pt")["token_times"]
-    assert times[0, 1].tolist() == [1, 4]
+    words = [("i", 1, 2), ("so", 3, 4), ("sad", 5, 6)]
+    times = processor(text="iso sad", word_times=words, return_tensors="pt")["token_times"]
+    assert times[0, 1:3].tolist() == [[1, 4], [5, 6]]
 
 
 @pytest.mark.parametrize(
@@ -136,13 +187,13 @@ def test_a_token_of_two_words_spans_both(processor):
             r"text\[0\] and word_times\[0\] both contain word timestamps; pass a plain str as text",
         ),
         (
-            {"audio": np.ones(16_000), "word_times": [("so", 1000, 2000)]},
+            {"audio": np.sin(np.arange(16_000)), "word_times": [("so", 1000, 2000)]},
             r"word_times\[0\]: word 0, 'so', starts at 1000.00 s, but the audio lasts 1.00 s.* in ms",
         ),
         ({"text": ["so", "so"], "audio": [None, "no_such.wav"]}, r"audio\[1\]: Cannot read no_such.wav"),
         ({"text": ["so", "so"], "audio": [None, np.full(9, np.nan)]}, r"audio\[1\]: .*NaN"),
         (
-            {"text": "so", "audio": np.ones(639)},
+            {"text": "so", "audio": np.sin(np.arange(639))},
             r"audio\[0\]: the clip lasts 0.0399 s, but at least 0.04 s are needed",
         ),
         ({"text": "so", "audio": np.ones(99), "sampling_rate": 0}, r"audio\[0\]: .*sampling_rate=0"),

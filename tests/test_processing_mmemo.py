@@ -24,7 +24,7 @@ EXTRACTORS = {
 
 @pytest.fixture(params=EXTRACTORS)
 def any_processor(request, tokenizer):
-    return MMEmoProcessor(EXTRACTORS[request.param](), tokenizer)
+    return MMEmoProcessor(EXTRACTORS[request.param](), tokenizer, speech_padding_s=None)
 
 
 def test_audio_and_text_return_all_model_inputs(processor, make_clip):
@@ -87,7 +87,7 @@ def test_clips_beyond_a_fixed_length_raise(kind, samples, make_clip):
     processor = MMEmoProcessor(EXTRACTORS[kind]())
     clip = make_clip(31)
     processor(audio=clip[:samples])
-    with pytest.raises(ValueError, match=r"audio\[1\]: the clip lasts .* takes at most .*mmemo_audio"):
+    with pytest.raises(ValueError, match=r"audio\[1\]: the speech of the clip lasts .* takes at most .*mmemo_audio"):
         processor(audio=[clip[:100_000], clip[: samples + 1]])
 
 

@@ -7,8 +7,7 @@ import tiny
 
 from mmemo import EmotionPredictor, items
 from mmemo.answers import AnswerFormatter
-from mmemo.items import PreparedItem
-from mmemo.recognition import EmotionRecognition, without_silent_audio
+from mmemo.recognition import EmotionRecognition
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, feature_extraction_mmemo, load_pipeline
 from modeling_mmemo.exporters import export_onnx, save_analysis
 
@@ -330,15 +329,3 @@ def test_items_are_loaded_and_aligned_once(emotion, make_clip, monkeypatch, kwar
     emotion({"audio": make_clip(1.0), "text": "so sad", "word_times": [("so", 0.1, 0.4), ("sad", 0.5, 0.9)]}, **kwargs)
 
     assert sorted(calls) == ["load", "locate"]
-
-
-def test_audio_without_speech_counts_as_missing_if_there_is_text(make_clip):
-    noise = PreparedItem(audio=make_clip(1.0))
-    assert not without_silent_audio(noise, RATE).has_speech
-    with_text = without_silent_audio(PreparedItem(audio=make_clip(1.0), text="so sad"), RATE)
-    assert with_text.has_speech and with_text.audio is None
-
-
-def test_audio_with_speech_is_kept(speech):
-    item = PreparedItem(audio=speech)
-    assert without_silent_audio(item, RATE) is item

@@ -65,15 +65,16 @@ def cut_to_speech(samples: np.ndarray, sampling_rate: int, pad_seconds: float) -
     if not stretches:
         return None
     scale = sampling_rate / SAMPLING_RATE
-    borders = np.clip(np.rint(np.array(stretches) * scale).astype(int), 0, len(samples))
+    borders = np.rint(np.array(stretches) * scale).astype(int)
     margin, padding, half_pause = (
         round(seconds * sampling_rate) for seconds in (MARGIN_SECONDS, pad_seconds, MAX_PAUSE_SECONDS / 2)
     )
     margin = min(margin, padding)
     first, last = int(borders[0, 0]), int(borders[-1, 1])
     pieces = borders + np.array([-half_pause, half_pause])
-    pieces[0, 0], pieces[-1, 1] = max(first - margin, 0), min(last + margin, len(samples))
-    lead, tail = padding - (first - pieces[0, 0]), padding - (pieces[-1, 1] - last)
+    pieces[0, 0], pieces[-1, 1] = max(first - margin, 0), last + margin
+    samples = np.pad(samples, (0, max(last + margin - len(samples), 0)))
+    lead, tail = padding - (first - pieces[0, 0]), padding - margin
     lengths = pieces[:, 1] - pieces[:, 0]
     starts = lead + np.cumsum(lengths) - lengths
     zeros = np.zeros(max(lead, tail), np.float32)
@@ -92,11 +93,12 @@ def find_speech(samples: np.ndarray) -> list[tuple[int, int]]:
 
     Returns:
         `list[tuple[int, int]]`: Start and end of each stretch, in samples, at least `MAX_PAUSE_SECONDS` apart; empty
-        if there is less than `MIN_SPEECH_SECONDS` of speech.
+        if there is less than `MIN_SPEECH_SECONDS` of speech. The last end may lie after the clip, as if zeros
+        followed: the detector is late at the end of speech, too.
     """
     peak = int(np.abs(samples - samples.mean()).argmax())
     lead = CONTEXT_FRAMES * FRAME_SAMPLES + -peak % FRAME_SAMPLES
-    padded = np.concatenate([np.zeros(lead, np.float32), samples, np.zeros(FRAME_SAMPLES, np.float32)])
+    padded = np.pad(samples, (lead, CONTEXT_FRAMES * FRAME_SAMPLES))
     frames = _voiced_frames(padded)
     if len(frames) * FRAME_SAMPLES < MIN_SPEECH_SECONDS * SAMPLING_RATE:
         return []
@@ -106,10 +108,7 @@ def find_speech(samples: np.ndarray) -> list[tuple[int, int]]:
     ends = [*(frames[breaks] + 1).tolist(), int(frames[-1]) + 1]
     onset = min(context + int(around[0]), ends[0] - 1) if len(around) else int(frames[0])
     starts = [onset, *frames[breaks + 1].tolist()]
-    return [
-        (max(start * FRAME_SAMPLES - lead, 0), min(end * FRAME_SAMPLES - lead, len(samples)))
-        for start, end in zip(starts, ends)
-    ]
+    return [(max(start * FRAME_SAMPLES - lead, 0), end * FRAME_SAMPLES - lead) for start, end in zip(starts, ends)]
 
 
 def _voiced_frames(samples: np.ndarray) -> np.ndarray:
