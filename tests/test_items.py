@@ -136,13 +136,13 @@ def test_a_token_of_two_words_spans_both(processor):
             r"text\[0\] and word_times\[0\] both contain word timestamps; pass a plain str as text",
         ),
         (
-            {"audio": np.ones(16_000), "word_times": [("so", 1000, 2000)]},
+            {"audio": np.resize([1.0, -1.0], 16_000), "word_times": [("so", 1000, 2000)]},
             r"word_times\[0\]: word 0, 'so', starts at 1000.00 s, but the audio lasts 1.00 s.* in ms",
         ),
         ({"text": ["so", "so"], "audio": [None, "no_such.wav"]}, r"audio\[1\]: Cannot read no_such.wav"),
         ({"text": ["so", "so"], "audio": [None, np.full(9, np.nan)]}, r"audio\[1\]: .*NaN"),
         (
-            {"text": "so", "audio": np.ones(639)},
+            {"text": "so", "audio": np.resize([1.0, -1.0], 639)},
             r"audio\[0\]: the clip lasts 0.0399 s, but at least 0.04 s are needed",
         ),
         ({"text": "so", "audio": np.ones(99), "sampling_rate": 0}, r"audio\[0\]: .*sampling_rate=0"),
