@@ -448,7 +448,7 @@ def given(value: Any, name: str) -> Any:
         is_missing = math.isnan(value)
     else:
         is_missing = value is None or type(value).__name__ in ("NAType", "NaTType")  # of pandas
-    if is_missing and value is not None and value != "":
+    if is_missing and value is not None and not (isinstance(value, str) and not value):
         logger.warning(f"{name}: {value!r} counts as missing.")
     return None if is_missing else value
 

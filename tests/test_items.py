@@ -127,8 +127,9 @@ def test_words_are_matched_in_order(processor, text, words, starts):
 def test_a_text_without_words_counts_as_missing(processor, make_clip, caplog, text):
     item = processor.prepare(make_clip(), text)
     assert item.text is None and item.audio is not None
-    assert ["counts as missing" in record.getMessage() for record in caplog.records] == ([] if text is EMPTY else [True])
-    with pytest.raises(ValueError, match=r"both missing.* counts as missing"):
+    expected = [] if text is EMPTY else [True]
+    assert ["counts as missing" in record.getMessage() for record in caplog.records] == expected
+    with pytest.raises(ValueError, match="both missing"):
         processor.prepare(None, text)
     if not isinstance(text, str):
         assert processor.prepare(text, "so sad").audio is None

@@ -186,8 +186,8 @@ def open_container(stream: BinaryIO, name: str, reason: str | None) -> Iterator[
     demuxers = MP4_DEMUXER if is_mp4 else DEMUXERS
     options = {"format_whitelist": demuxers, "codec_whitelist": DECODERS, "protocol_whitelist": "none"}
     try:
-        # Metadata in another encoding must not prevent decoding.
-        container = av.open(stream, options=options, metadata_errors="replace")
+        # Metadata in another encoding must not prevent decoding. `options=` crashes PyAV before 18 for FLV.
+        container = av.open(stream, container_options=options, metadata_errors="replace")
     except av.error.FFmpegError as error:
         if reason is None:
             raise without_samples(name) from error

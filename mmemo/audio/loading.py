@@ -49,7 +49,8 @@ VIDEO_SUFFIXES = frozenset(
     | {".qt", ".rm", ".ts", ".vob", ".webm", ".wmv"}
 )
 SILENCE_PEAK = 1e-4  # -80 dBFS, about three steps of 16-bit PCM; speech is louder
-MAX_OFFSET = 0.01  # the mean of speech is well below
+# The mean of half a second of speech is well below.
+MAX_OFFSET, MIN_OFFSET_SECONDS = 0.01, 0.5
 # Minimum for all feature extractors and encoders: two frames of 25 ms with a hop of 10 ms, and a little more.
 MIN_AUDIO_SECONDS = 0.04
 # Valid range in Hz. Resampling from a much lower rate would make a clip thousands of times longer.
@@ -65,7 +66,8 @@ def load_audio(
     channel: int | None = None,
 ) -> np.ndarray:
     """
-    Loads one clip as mono samples at the target rate. A constant offset of more than 1 % of full scale is removed.
+    Loads one clip as mono samples at the target rate. A constant offset of more than 1 % of full scale is removed
+    from clips of at least 0.5 s.
 
     Args:
         audio (`AudioInput`):
@@ -95,7 +97,7 @@ def _load(name: str, source: Source, rate: Any, target_sampling_rate: int, chann
         rate = recording.rate
         check_channel(name, recording.channels, channel)
         mono = np.concatenate([to_mono(block, channel) for block in _read(recording, MAX_BLOCK_SAMPLES)])
-    mono = _without_offset(mono)
+    mono = _without_offset(mono, rate)
     resampled = resample(mono, rate, target_sampling_rate)
     if is_silent(mono) or is_silent(resampled):
         raise ValueError(
@@ -107,20 +109,21 @@ def _load(name: str, source: Source, rate: Any, target_sampling_rate: int, chann
 
 
 def peak(samples: np.ndarray) -> float:
-    """Returns the peak of mono samples of shape `(samples,)` around their mean, which is a constant offset."""
-    mean = samples.mean(dtype=np.float64)
+    """Returns the peak of mono samples of shape `(samples,)` around their mean; one sample alone has no offset."""
+    mean = samples.mean(dtype=np.float64) if len(samples) > 1 else 0.0
     return float(max(samples.max() - mean, mean - samples.min()))
 
 
-def _without_offset(samples: np.ndarray) -> np.ndarray:
+def _without_offset(samples: np.ndarray, sampling_rate: float) -> np.ndarray:
     """
-    Subtracts the mean of mono samples where it is a constant offset, of a bad recorder, and not that of the sound.
+    Subtracts the mean of mono samples where it is a constant offset, of a bad recorder, and not that of a short sound.
 
     On the six example clips, an offset of 0.3 changes scores by up to 0.3, and one of the labels; subtracting the mean
     of a clip without an offset changes them by up to 0.003.
     """
     offset = samples.mean(dtype=np.float64)
-    return samples - np.float32(offset) if abs(offset) > MAX_OFFSET else samples
+    has_offset = abs(offset) > MAX_OFFSET and len(samples) >= MIN_OFFSET_SECONDS * sampling_rate
+    return samples - np.float32(offset) if has_offset else samples
 
 
 def is_silent(samples: np.ndarray) -> bool:
