@@ -36,7 +36,7 @@ def plot_reliability(table: dict[str, Any], path: str | Path) -> None:
     bins = table["reliability"]
     confidence = np.array([entry["confidence"] for entry in bins])
     accuracy = np.array([entry["accuracy"]["value"] for entry in bins])
-    ends = np.array([entry["accuracy"]["interval"] for entry in bins]).T
+    ends = np.array([entry["accuracy"]["interval"] or [entry["accuracy"]["value"]] * 2 for entry in bins]).T
     rows = np.array([entry["rows"] for entry in bins])
     figure = Figure(figsize=(4.5, 5.5), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=[4, 1])
