@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from modeling_mmemo.evaluation.conditions import AS_GIVEN, CONDITIONS, EVERY_CONDITION
 from modeling_mmemo.evaluation.metrics import MEASURES
-from modeling_mmemo.evaluation.report_plots import plot_confusion, plot_reliability
+from modeling_mmemo.evaluation.report_plots import drawable_labels, plot_confusion, plot_reliability
 
 
 HEADINGS = {"wa": "WA", "uar": "UAR", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "ece": "ECE"}
@@ -121,7 +121,8 @@ def _section(table: dict[str, Any]) -> str:
         [label, str(measures["support"]), *(percent(measures[name]) for name in ("precision", "recall", "f1"))]
         for label, measures in table["per_class"].items()
     ]
-    slug = _slug(table)
+    slug, names = _slug(table), list(table["per_class"])
+    numbered = ", ".join(f"{drawn} {name}" for drawn, name in zip(drawable_labels(names)[0], names) if drawn != name)
     folds = [
         [name, *(f"{100 * measures[measure]:.1f}" for measure in _FOLD_MEASURES)]
         for name, measures in _folds(table).items()
@@ -134,6 +135,7 @@ def _section(table: dict[str, Any]) -> str:
             *caveats(table),
             *([markdown_table(["fold", *(HEADINGS[measure] for measure in _FOLD_MEASURES)], folds)] if folds else []),
             markdown_table(["label", "rows", "precision", "recall", "F1"], per_class),
+            *([f"Labels that the plots cannot draw are numbered: {numbered}."] if numbered else []),
             f"![confusion matrix](confusion-{slug}.png)\n![reliability diagram](reliability-{slug}.png)",
         ]
     )

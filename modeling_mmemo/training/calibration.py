@@ -45,8 +45,8 @@ def calibrate_scores(logits: np.ndarray, labels: np.ndarray, speakers: Sequence[
 
     Returns:
         [`Calibration`]: Without a temperature and quantiles for fewer than 50 rows, or rows of a single speaker;
-        without a temperature if the best one is at an end of `RANGE`: the logits do not depend on the label then, or
-        every prediction is correct, and the softmax of the logits is more useful.
+        without a temperature if there is no best one: every prediction is correct, so that a lower one is always
+        better, or it is at an end of `RANGE`, as for logits that do not depend on the label.
     """
     if len(labels) < MIN_ROWS:
         return Calibration(None, None, f"not fitted: {len(labels)} development rows, at least {MIN_ROWS} are needed")
@@ -55,14 +55,13 @@ def calibrate_scores(logits: np.ndarray, labels: np.ndarray, speakers: Sequence[
             None, None, f"not fitted: all development rows are of one speaker, at least {MIN_SPEAKERS} are needed"
         )
     temperature: float | None = round(fit_temperature(logits, labels), 4)
-    quantiles = fit_quantiles(logits / temperature, labels)
     description = f"temperature {temperature:.2f}"
-    if not RANGE[0] * NEAR < temperature < RANGE[1] / NEAR:
-        reason = "every prediction is correct" if temperature < 1 else "the scores say nothing about the label"
-        description = (
-            f"temperature not fitted: the best one is at the end of its range, {temperature:.2f}, as {reason}"
-        )
-        temperature, quantiles = None, fit_quantiles(logits, labels)
+    if (logits.argmax(axis=1) == labels).all():
+        temperature, description = None, "temperature not fitted: every prediction is correct"
+    elif not RANGE[0] * NEAR < temperature < RANGE[1] / NEAR:
+        description = f"temperature not fitted: the best one, {temperature:.2f}, is at the end of its range {RANGE}"
+        temperature = None
+    quantiles = fit_quantiles(logits / (temperature or 1.0), labels)
     covered = np.floor(100 * len(labels) / (len(labels) + 1))
     return Calibration(temperature, quantiles, f"{description}; prediction sets up to {covered:.0f} % coverage")
 

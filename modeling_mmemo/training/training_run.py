@@ -18,6 +18,7 @@ from modeling_mmemo.data.clips import check_clips
 from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.schema import STORED_FEATURES
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
+from modeling_mmemo.data.unknown_labels import listed
 from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.training.adapters import log_trainable, set_trainable, unquantized
 from modeling_mmemo.training.build import build_model
@@ -249,11 +250,11 @@ def _check_labels(rows: Dataset, args: DataArguments) -> None:
     for split, label in zip(rows["split"], rows["label"]):
         found[split].add(label)
     if len(found["train"]) == 1:
-        counts = {source: dict(args.label_counts(source)) for source in args.corpora}
+        counts = "; ".join(f"{source}: {listed(args.label_counts(source))}" for source in args.corpora)
         raise ValueError(
             f"All training rows have the label {found['train'].pop()!r}, so there is nothing to learn; the model's "
             f"labels are {args.labels}, those of the data {counts}. Add rows of another label, or name the labels of "
-            "the data with --labels."
+            "the data (--labels)."
         )
     if found["train"] and (missing := [label for label in args.labels if label not in found["train"]]):
         logger.warning(f"No training row has the labels {missing}; the model does not learn them.")
