@@ -14,6 +14,7 @@ from mmemo.cli import app
 from modeling_mmemo.data.sources import read_source
 from modeling_mmemo.data.splits import split_by_speaker
 from modeling_mmemo.evaluation.conditions import CONDITIONS
+from modeling_mmemo.evaluation.evaluation_arguments import EvaluationArguments
 from modeling_mmemo.evaluation.metrics import MEASURES
 
 
@@ -291,3 +292,13 @@ def test_a_script_reports_errors_without_a_traceback(tmp_path):
     assert found.stderr.splitlines()[-1] == f"Error: {message}"
     assert "Traceback" not in found.stderr
     assert "Traceback" in debugged.stderr and debugged.stderr.splitlines()[-1] == f"ValueError: {message}"
+
+
+def test_sources_of_the_same_short_name_are_told_apart(tmp_path):
+    one, other = (write_table(tmp_path / part / "calls.csv", [{"text": "a", "label": "sad"}]) for part in "ab")
+
+    alone = EvaluationArguments(corpora=[str(one)])
+    both = EvaluationArguments(corpora=[str(one), "meld"], pairs=[f"{one}+{other}"])
+
+    assert alone.name_of(str(one)) == "calls"
+    assert [both.name_of(name) for name in (str(one), str(other), "meld")] == [str(one), str(other), "meld"]

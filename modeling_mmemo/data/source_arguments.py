@@ -41,7 +41,7 @@ class SourceArguments:
     )
     allow_unknown_labels: bool = field(
         default=False,
-        metadata={"help": "Leave rows with other labels out, even if they are more than 5 % of a source."},
+        metadata={"help": "Leave rows with other labels out, even if they are many; an error by default."},
     )
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from modeling_mmemo.data.corpora import CORPORA
 from modeling_mmemo.data.source_arguments import SOURCES_HELP, SourceArguments
-from modeling_mmemo.data.sources import TABLES
+from modeling_mmemo.data.sources import TABLES, source_name
 from modeling_mmemo.evaluation.conditions import CONDITIONS
 
 
@@ -66,20 +66,27 @@ class EvaluationArguments(SourceArguments):
         super().__post_init__()
         if not self.corpora and not self.pairs and not self.timelines:
             raise ValueError("Nothing to evaluate; pass --corpora, --pairs or --timelines.")
-        named = [*self.corpora]
         for pair in self.pairs:
-            audio, text = split_pair(pair)
-            if text is None:
+            if split_pair(pair)[1] is None:
                 raise ValueError(f"pairs={self.pairs}: {pair!r} must be AUDIO+TEXT, two sources such as ravdess+meld.")
-            named += [audio, text]
-        named += [name for timeline in self.timelines for name in split_pair(timeline) if name is not None]
-        if unknown := [name for name in named if not _may_be_source(name)]:
+        if unknown := [source for source in self.sources() if not _may_be_source(source)]:
             raise ValueError(
                 f"Unknown corpora {unknown}; choose among {sorted(CORPORA)}, or name a table ({', '.join(TABLES)}), a "
                 "folder, or a dataset of the Hub (owner/name)."
             )
-        self.check_columns(named)
+        self.check_columns(self.sources())
         self._check_values()
+
+    def sources(self) -> list[str]:
+        """Returns all sources, those of pairs included."""
+        parts = [part for name in (*self.pairs, *self.timelines) for part in split_pair(name)]
+        return [*self.corpora, *(part for part in parts if part is not None)]
+
+    def name_of(self, source: str) -> str:
+        """Returns the name of a source in the results: a short one, unless another source has the same."""
+        name = source_name(source)
+        same = {other for other in self.sources() if source_name(other) == name}
+        return name if len(same) == 1 else source
 
     def _check_values(self) -> None:
         """Raises a `ValueError` if an option has an invalid value."""

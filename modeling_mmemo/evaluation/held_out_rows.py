@@ -8,7 +8,6 @@ from transformers.utils import logging
 
 from modeling_mmemo.data.clips import check_clips
 from modeling_mmemo.data.corpora import CORPORA, find_layout
-from modeling_mmemo.data.sources import source_name
 from modeling_mmemo.data.splits import split_by_speaker
 from modeling_mmemo.data.unknown_labels import listed
 from modeling_mmemo.evaluation.conditions import MODALITIES, is_present
@@ -73,7 +72,6 @@ def read_held_out(emotion: MultimodalEmotionPipeline, source: str, args: Evaluat
         # The speakers that `train.py` sets aside.
         rows = split_by_speaker(rows, args.dev_share, seed=0)
     rows, part = held_out(rows, args.split)
-    name = source_name(source)
     if source not in CORPORA and args.split is None and not part.startswith("test"):
         logger.warning(
             f"{source} has no test part, so all rows are scored: the figures are too good if the model was trained on "
@@ -84,7 +82,7 @@ def read_held_out(emotion: MultimodalEmotionPipeline, source: str, args: Evaluat
     _check_labels(source, part, rows, args, list(emotion.model.config.label2id))
     if emotion.model.config.audio_config is not None:
         check_clips(rows["audio"])
-    return HeldOutRows(name, rows, part, _carriers(source, rows, args))
+    return HeldOutRows(args.name_of(source), rows, part, _carriers(source, rows, args))
 
 
 def _check_labels(source: str, part: str, rows: Dataset, args: EvaluationArguments, labels: list[str]) -> None:
