@@ -66,3 +66,8 @@ def test_rows_are_resampled_if_fewer_than_two_speakers_are_known(speakers):
 
     assert unit == "rows"
     assert groups.tolist() == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_measure_without_resamples_has_no_interval():
+    assert np.isnan(percentile_interval(np.full((10, 2), np.nan))).all()

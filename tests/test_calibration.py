@@ -1,7 +1,15 @@
+import re
+
 import numpy as np
 import pytest
 
-from modeling_mmemo.training.calibration import RANGE, fit_quantiles, fit_temperature
+from modeling_mmemo.training.calibration import (
+    MIN_ROWS,
+    RANGE,
+    calibrate_scores,
+    fit_quantiles,
+    fit_temperature,
+)
 
 
 def test_temperature_by_hand():
@@ -54,3 +62,52 @@ def test_new_rows_have_the_requested_coverage():
 def test_quantiles_need_rows():
     with pytest.raises(ValueError, match=r"no rows to fit quantiles on"):
         fit_quantiles(np.zeros((0, 2)), np.zeros(0, int))
+
+
+def drawn(rows, temperature=2.0):
+    """Logits, and labels drawn from their softmax at a temperature."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(scale=2, size=(rows, 4))
+    probabilities = np.exp(logits / temperature)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return logits, np.array([rng.choice(4, p=row) for row in probabilities])
+
+
+@pytest.mark.parametrize("speakers", [["a", "b"] * 100, [None] * 200])
+def test_enough_rows_are_calibrated(speakers):
+    logits, labels = drawn(200)
+
+    found = calibrate_scores(logits, labels, speakers)
+
+    assert found.temperature == round(fit_temperature(logits, labels), 4)
+    assert found.quantiles == fit_quantiles(logits / found.temperature, labels)
+    assert found.description == f"temperature {found.temperature:.2f}; prediction sets up to 99 % coverage"
+
+
+@pytest.mark.parametrize(
+    ("rows", "speakers", "reason"),
+    [
+        # The case "temperature_cap": 4 rows of one speaker.
+        (4, "a", "not fitted: 4 development rows, at least 50 are needed"),
+        (MIN_ROWS - 1, "ab", "not fitted: 49 development rows, at least 50 are needed"),
+        (200, "a", "not fitted: all development rows are of one speaker, at least 2 are needed"),
+    ],
+)
+def test_few_rows_or_speakers_are_not_calibrated(rows, speakers, reason):
+    found = calibrate_scores(*drawn(rows), [speakers[index % len(speakers)] for index in range(rows)])
+
+    assert (found.temperature, found.quantiles, found.description) == (None, None, reason)
+
+
+@pytest.mark.parametrize(
+    ("sign", "reason"), [(-1, r"the best one, 20\.00, is at the end of its range"), (1, "every prediction is correct")]
+)
+def test_without_a_best_temperature_none_is_used(sign, reason):
+    labels = np.arange(60) % 4
+    logits = sign * 5.0 * np.eye(4)[labels]
+
+    found = calibrate_scores(logits, labels, [None] * 60)
+
+    assert found.temperature is None
+    assert found.quantiles == fit_quantiles(logits, labels)
+    assert re.match(f"temperature not fitted: {reason}", found.description)

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,82 @@ def test_the_card_of_a_single_modality():
 
     assert "Emotion recognition from text, with" in card and 'emotion({"text": "I have' in card
     assert "audio" not in card.partition("## Architecture")[2].partition("## Limits")[0]
+
+
+ONE_LABEL = {"value": 1.0, "interval": [1.0, 1.0]}
+UNDEFINED = {"precision": {"value": 0.0, "interval": [0.0, 0.0]}, "recall": None, "f1": None}
+
+
+def results_with(supports, **changes):
+    """The results of "card_index_error": rows of some of four labels, scored as speech."""
+    figures = dict.fromkeys(("wa", "uar", "macro_f1", "weighted_f1", "ece"), ONE_LABEL)
+    labels = ("very happy", "生气", "sad", "calm")
+    scored = {"precision": ONE_LABEL, "recall": ONE_LABEL, "f1": ONE_LABEL}
+    table = {
+        "name": "calls",
+        "protocol": "calls, whole corpus (it has no test part)",
+        "headline": "audio",
+        "rows": sum(supports),
+        "groups": 10,
+        "resampled": "speakers",
+        "conditions": {"audio": figures, "telephone": figures},
+        "per_class": {
+            label: {"support": support, **(scored if support else UNDEFINED)}
+            for label, support in zip(labels, supports)
+        },
+    }
+    head = {"versions": {"mmemo": "0.1"}, "seed": 0, "labels": labels, "bootstrap": {"samples": 1000, "level": 0.95}}
+    return {**head, "corpora": [table | changes], "pairs": [], "timelines": []}
+
+
+def write_results_file(folder, results):
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("supports", "row"),
+    [
+        ((0, 0, 20, 0), ("sad 100.0 [100.0, 100.0]", "-", "-")),
+        ((0, 7, 20, 0), ("生气 100.0 [100.0, 100.0]", "-", "sad 100.0 [100.0, 100.0]")),
+        ((1, 7, 20, 0), tuple(f"{label} 100.0 [100.0, 100.0]" for label in ("very happy", "生气", "sad"))),
+    ],
+)
+def test_cards_of_few_labels(supports, row, trained, tmp_path):
+    results = results_with(supports)
+
+    run_result = run(trained, "--results", write_results_file(tmp_path / "r", results))
+
+    assert run_result.exit_code == 0, run_result.stderr
+    card = ModelCard.load(trained / "README.md")
+    (line,) = [line for line in card.text.splitlines() if line.startswith("| calls ") and line.count("|") == 5]
+    assert tuple(cell.strip() for cell in line.split("|")[2:-1]) == row
+    only_one = sum(map(bool, supports)) == 1
+    assert ("calls: All rows have the label 'sad': the figures only count" in card.text) is only_one
+    assert bool(card.data.eval_results) is not only_one
+
+
+def test_undefined_figures_are_dashes_and_not_indexed(trained, tmp_path):
+    undefined = {"value": float("nan"), "interval": [float("nan")] * 2}
+    figures = dict.fromkeys(("macro_f1", "weighted_f1", "ece"), ONE_LABEL) | {"wa": undefined, "uar": None}
+    results = results_with((5, 5, 0, 0), conditions={"as given": figures}, headline="as given", groups=2)
+
+    assert run(trained, "--results", write_results_file(tmp_path / "r", results)).exit_code == 0
+
+    card = ModelCard.load(trained / "README.md")
+    assert [result.metric_type for result in card.data.eval_results] == ["f1"]
+    assert re.search(r"\| calls, as given +\| 10 +\| - +\| - +\| 100\.0 \[100\.0, 100\.0\]", card.text)
+    assert "calls: The intervals are over 2 speakers only" in card.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "is not JSON"), ("{}", "has no versions, seed, labels"), ("3", "is not JSON")]
+)
+def test_other_files_are_refused(content, message, trained, tmp_path):
+    (tmp_path / "results.json").write_text(content)
+
+    result = run(trained, "--results", tmp_path)
+
+    assert result.exit_code == 1 and message in result.stderr
+    assert not (trained / "README.md").exists()

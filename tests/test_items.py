@@ -123,7 +123,9 @@ def test_words_are_matched_in_order(processor, text, words, starts):
     assert times[0, 1:-1, 0].tolist() == [-1.0 if start is None else float(start) for start in starts]
 
 
-@pytest.mark.parametrize("text", [float("nan"), np.float32("nan"), pd.NA, EMPTY, " \n", "\u200b\ufeff", "😀 🎉", "[UNK]"])
+@pytest.mark.parametrize(
+    "text", [float("nan"), np.float32("nan"), pd.NA, EMPTY, " \n", "\u200b\ufeff", "😀 🎉", "[UNK]"]
+)
 def test_a_text_without_words_counts_as_missing(processor, make_clip, caplog, text):
     item = processor.prepare(make_clip(), text)
     assert item.text is None and item.audio is not None

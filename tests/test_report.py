@@ -8,12 +8,14 @@ from modeling_mmemo.evaluation.conditions import ABLATION, BLANK
 from modeling_mmemo.evaluation.evaluation_run import corpus_table, pairs_table
 from modeling_mmemo.evaluation.report import (
     TIMELINE_HEADINGS,
+    caveats,
     markdown_report,
     markdown_table,
     percent,
     summary,
     write_results,
 )
+from modeling_mmemo.evaluation.report_plots import drawable_labels
 
 
 LABELS = ["angry", "happy", "sad"]
@@ -114,3 +116,42 @@ def test_percent():
 
 def test_table_columns_are_aligned():
     assert markdown_table(["a", "long"], [["wide", "b"]]) == "| a    | long |\n| ---- | ---- |\n| wide | b    |"
+
+
+def test_undefined_figures_are_dashes():
+    assert percent({"value": float("nan"), "interval": [0.0, 1.0]}) == percent(None) == "-"
+    assert percent({"value": 0.5, "interval": None}) == "50.0"
+
+
+def test_cells_cannot_break_a_table():
+    assert markdown_table(["label"], [["a|b\nc"]]).splitlines()[-1] == r"| a\|b c |"
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"resampled": "rows"}, ["ravdess: Fewer than two speakers are known, so the intervals are over rows"]),
+        ({"resampled": "rows", "headline": "text"}, []),
+        ({"groups": 2}, ["ravdess: The intervals are over 2 speakers only"]),
+        ({"per_class": {"sad": {"support": 3}, "angry": {"support": 0}}}, ["ravdess: All rows have the label 'sad'"]),
+    ],
+)
+def test_figures_that_mean_little_are_named(results, changes, found):
+    sentences = caveats(results["corpora"][0] | changes)
+
+    assert [sentence[: len(start)] for sentence, start in zip(sentences, found, strict=True)] == found
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_without_a_glyph_are_numbered(results, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_mmemo.evaluation.report_plots.FALLBACK_FONTS", ())
+    table = results["corpora"][0]
+    names = ["angry", "生气", "sad"]
+    own = {**table, "name": "电话", "per_class": dict(zip(names, table["per_class"].values()))}
+
+    write_results({**results, "labels": names, "corpora": [own]}, tmp_path)
+
+    assert drawable_labels(names)[0] == ["angry", "#2", "sad"]
+    assert "Labels that the plots cannot draw are numbered: #2 生气." in (tmp_path / "report.md").read_text("utf-8")
+    assert (tmp_path / "confusion-电话.png").is_file()

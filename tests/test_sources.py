@@ -18,6 +18,7 @@ ROWS = [
     {"clip": "", "words": "NA", "emotion": "boredom", "actor": "", "part": ""},
     {"clip": "clips/d.wav", "words": "", "emotion": "anger", "actor": "", "part": ""},
 ]
+ANY_LABEL = {"allow_unknown_labels": True}
 COLUMNS = {"audio": "clip", "text": "words", "label": "emotion", "speaker": "actor", "split": "part"}
 
 
@@ -38,7 +39,9 @@ def write_clips(folder, *names):
 def test_table_has_the_columns_of_the_schema(tmp_path, suffix, streaming):
     table = write_table(tmp_path / f"calls{suffix}", ROWS)
 
-    rows = read_source(str(table), "data", columns=COLUMNS, label_map={"gloom": "sad"}, streaming=streaming)
+    rows = read_source(
+        str(table), "data", columns=COLUMNS, label_map={"gloom": "sad"}, streaming=streaming, **ANY_LABEL
+    )
 
     assert isinstance(rows, IterableDataset if streaming else Dataset)
     assert list(rows) == [
@@ -77,7 +80,7 @@ def test_usual_column_names_need_no_mapping(tmp_path):
 
 
 def test_streaming_is_lazy(tmp_path, monkeypatch):
-    def endless(path):
+    def endless(path, encoding):
         while True:
             yield {"text": "Hi", "label": "joy"}
 
@@ -92,7 +95,7 @@ def test_streaming_is_lazy(tmp_path, monkeypatch):
 def test_the_text_na_is_not_missing(tmp_path):
     table = write_table(tmp_path / "calls.csv", ROWS)
 
-    rows = read_source(str(table), "data", columns=COLUMNS, labels=("boredom",))
+    rows = read_source(str(table), "data", columns=COLUMNS, labels=("boredom",), **ANY_LABEL)
 
     assert rows["text"] == ["NA"]
     assert rows["audio"] == [None]
@@ -144,7 +147,8 @@ def test_dataset_in_the_layout_of_the_hub(tmp_path, streaming):
         (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
         part.to_parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
 
-    rows = list(read_source(str(tmp_path / "hub"), "data", columns={"label": "emotion"}, streaming=streaming))
+    columns = {"label": "emotion"}
+    rows = list(read_source(str(tmp_path / "hub"), "data", columns=columns, streaming=streaming, **ANY_LABEL))
 
     assert [(row["label"], row["split"]) for row in rows] == [("happy", "train"), ("happy", "dev")]
     assert rows[0]["audio"] == {"bytes": clip_bytes(), "path": "a.wav"}
@@ -161,12 +165,99 @@ def test_hub_configuration_and_rows_with_several_labels(monkeypatch):
 
     monkeypatch.setattr(sources, "load_dataset", load_dataset)
 
-    rows = read_source("someone/comments:raw", "data", columns={"label": "labels"})
+    rows = read_source("someone/comments:raw", "data", columns={"label": "labels"}, **ANY_LABEL)
 
     assert requested == [("someone/comments", "raw", False)]
     assert [(row["text"], row["label"], row["split"], row["corpus"]) for row in rows] == [
         ("a", "happy", "test", "someone/comments:raw")
     ]
+
+
+# The labels of "labels_dropped": 5 rows each.
+OWN = [
+    {"text": "I have been waiting.", "label": label, "speaker": str(index)}
+    for index in range(5)
+    for label in ("生气", "calm", "sad", "very happy")
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_many_rows_of_other_labels_raise(tmp_path, streaming, caplog):
+    table = str(write_table(tmp_path / "calls.csv", OWN))
+
+    with pytest.raises(
+        ValueError,
+        match=r"calls\.csv: 10 of 20 rows \(50\.0%\) have a label that is not one of \['angry', .*: very happy \(5\), "
+        r"生气 \(5\)\. Train a model with the labels of the data \(--labels calm sad 'very happy' '生气'\), map .* "
+        r"\(--label_map 'very happy=angry'\), or leave these rows out \(--allow_unknown_labels\)",
+    ):
+        read_source(table, "data", streaming=streaming)
+
+    assert len(list(read_source(table, "data", streaming=streaming, **ANY_LABEL))) == 10
+    assert (
+        len(list(read_source(table, "data", streaming=streaming, labels=("calm", "sad", "very happy", "生气")))) == 20
+    )
+
+
+def test_few_rows_of_other_labels_are_counted_in_the_log(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("modeling_mmemo.data.unknown_labels.logger.warning", warnings.append)
+    rows = [*({"text": "Hi", "label": "joy"} for _ in range(39)), {"text": "Ho", "label": ""}]
+    table = write_table(tmp_path / "calls.csv", rows)
+
+    assert len(read_source(str(table), "data")) == 39
+    assert "left out 1 of 40 rows (2.5%)" in warnings[0] and warnings[0].endswith(": (no label) (1).")
+
+
+def test_a_shared_label_that_the_model_lacks_raises_in_a_known_corpus_too(tmp_path):
+    write_clips(tmp_path / "emodb", "03a01Wa.wav", "03a01Ta.wav", "03a01La.wav")
+
+    for streaming in (False, True):
+        # Boredom is excluded by the protocol of the corpus, anger is not.
+        with pytest.raises(ValueError, match=r"emodb: 1 of 3 rows .* not one of \['sad', '生气'\]: anger \(1\)\. "):
+            read_source("emodb", tmp_path, labels=("sad", "生气"), streaming=streaming)
+    assert len(read_source("emodb", tmp_path)) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_chinese_tables(tmp_path, encoding, streaming):
+    table = tmp_path / "calls.csv"
+    table.write_text("text,label,speaker\n我等了很久,生气,张三\n谢谢你,高兴,李四\n", encoding=encoding)
+    options = {"labels": ("生气", "高兴"), "streaming": streaming}
+
+    if encoding == "gbk":
+        with pytest.raises(ValueError, match=r"calls\.csv, line 2, is not UTF-8\. Name .* \(--encoding gbk"):
+            list(read_source(str(table), "data", **options))
+        options["encoding"] = "gbk"
+    rows = list(read_source(str(table), "data", **options))
+
+    assert [(row["text"], row["label"], row["speaker"]) for row in rows] == [
+        ("我等了很久", "生气", "calls-张三"),
+        ("谢谢你", "高兴", "calls-李四"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "message"),
+    [
+        ("text,label\nHi, you,sad\n", None, r"line 2: the row has more cells than the header; put double quotes"),
+        ("text,label\n", None, "has no rows; it needs a header"),
+        ("text,label\nHi,sad\n", "utf8x", "encoding='utf8x' is unknown"),
+        ("text,label\nÄh,sad\n", "ascii", r"not in the encoding ascii \(ordinal not in range"),
+    ],
+)
+def test_malformed_tables_raise(tmp_path, content, encoding, message):
+    (tmp_path / "calls.csv").write_text(content, encoding="utf-8")
+
+    with pytest.raises(ValueError, match=message):
+        read_source(str(tmp_path / "calls.csv"), "data", encoding=encoding)
+
+
+def test_semicolons_separate_cells_if_the_header_has_no_comma(tmp_path):
+    (tmp_path / "calls.csv").write_text("text;label\nNo, thanks.;anger\n", encoding="cp1252")
+
+    assert read_source(str(tmp_path / "calls.csv"), "data")["text"] == ["No, thanks."]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -192,7 +283,7 @@ def test_known_corpus_by_name(tmp_path, streaming):
         ),
         (
             {"columns": COLUMNS, "labels": ("proud",)},
-            r"has one of the labels \['proud'\]; .* \['anger', 'boredom', 'gloom'",
+            r"has one of the labels \['proud'\]; .* are anger \(1\), boredom \(1\), gloom \(1\), .*--labels anger b",
         ),
         ({"columns": {"label": "emotion", "split": "words"}}, r"Unknown split 'Yes!'"),
         ({"columns": COLUMNS, "fold": 1}, r"fold=1 needs a corpus with folds"),
@@ -203,7 +294,7 @@ def test_table_with_wrong_columns_raises(tmp_path, options, message, streaming):
     table = write_table(tmp_path / "calls.csv", ROWS)
 
     with pytest.raises(ValueError, match=message):
-        read_source(str(table), "data", streaming=streaming, **options)
+        read_source(str(table), "data", streaming=streaming, **ANY_LABEL, **options)
 
 
 def test_missing_source_raises(tmp_path):
@@ -222,7 +313,7 @@ def test_missing_source_raises(tmp_path):
 
 @pytest.mark.corpora
 def test_a_real_corpus_is_also_an_audiofolder(corpora_dir):
-    rows = read_source(str(corpora_dir / "emodb"), "data", labels=("boredom", "angry"))
+    rows = read_source(str(corpora_dir / "emodb"), "data", labels=("boredom", "angry"), **ANY_LABEL)
 
     assert len(rows) == 81 + 127
     assert rows[0]["speaker"] == "emodb-03"

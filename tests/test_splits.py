@@ -1,4 +1,5 @@
 import pytest
+from datasets import concatenate_datasets
 
 from modeling_mmemo.data.corpora import read_corpus
 from modeling_mmemo.data.schema import as_dataset, split_of
@@ -98,6 +99,36 @@ def test_rows_without_speaker_are_split_individually():
     assert list(split_by_speaker(rows, 0.2, seed=0)["split"]).count("dev") == 2
 
 
+def test_few_rows_without_speaker_still_give_a_development_row():
+    rows = make_rows(*((None, "train", str(index), False) for index in range(4)))
+
+    assert list(split_by_speaker(rows, 0.1, seed=0)["split"]).count("dev") == 1
+
+
+def test_rows_of_one_file_stay_together(monkeypatch):
+    warnings = []
+    monkeypatch.setattr("modeling_mmemo.data.splits.logger.warning", warnings.append)
+    rows = make_rows(*((None, "train", str(index), True) for index in range(5)))
+    rows = concatenate_datasets([rows] * 4)
+
+    for seed in range(5):
+        moved = split_by_speaker(rows, 0.2, seed)
+        files = {split: set() for split in ("train", "dev")}
+        for audio, split in zip(moved["audio"], moved["split"]):
+            files[split].add(audio["path"])
+        assert (len(files["dev"]), files["dev"] & files["train"]) == (1, set())
+    assert warnings[0].startswith("20 clips have no speaker and are set aside one by one: the development scores are")
+
+
+def test_one_speaker_per_row():
+    rows = make_rows(*((str(index), "train", "", True) for index in range(20)))
+
+    moved = split_by_speaker(rows, 0.1, seed=0)
+
+    assert list(moved["split"]).count("dev") == 2
+    leak_check(moved)
+
+
 def test_impossible_splits_raise():
     rows = make_rows(("a", "train", "", True))
 
@@ -105,6 +136,8 @@ def test_impossible_splits_raise():
         split_by_speaker(rows, 1.5, seed=0)
     with pytest.raises(ValueError, match=r"'a' is the only speaker of the training rows"):
         split_by_speaker(rows, 0.5, seed=0)
+    with pytest.raises(ValueError, match=r"only one clip or text, which cannot be set aside"):
+        split_by_speaker(make_rows((None, "train", "", True)), 0.5, seed=0)
     with pytest.raises(ValueError, match=r"Unknown split 'holdout'; .*'validation'"):
         split_of("holdout")
 

@@ -1,6 +1,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,7 @@ CLIPS = Path(__file__).parents[1] / "examples" / "audio"
 WORDS = {"angry": "wait !", "happy": "i am happy", "sad": "i am sad", "neutral": "i wait .", "fear": "not you"}
 WORDS |= {"disgust": "you are not happy", "surprise": "so !"}
 LABELS = ("angry", "happy", "neutral", "sad")
+ANY_LABEL = {"allow_unknown_labels": "true"}
 OPTIONS = {
     "audio_layers": 2,
     "fusion_hidden_size": 16,
@@ -162,13 +165,69 @@ def test_new_branches_are_standardized(frozen):
         assert (statistics.std != 1).any()
 
 
-def test_run_saves_development_scores_and_temperatures(frozen):
+def test_run_saves_development_scores_without_calibration_on_few_rows(frozen):
     found = {f"eval_{name}_{measure}" for name in ("audio", "text", "pairs") for measure in ("wa", "uar")}
 
     assert found <= scores(frozen).keys()
-    temperature = MMEmoForEmotionRecognition.from_pretrained(frozen).config.temperature
-    assert temperature.keys() == {"audio", "text", "both"}
-    assert 1.0 not in temperature.values()
+    config = MMEmoForEmotionRecognition.from_pretrained(frozen).config
+    assert (config.temperature, config.conformal_quantiles) == (1.0, None)
+
+
+def test_run_prints_where_and_how_good_the_model_is_and_what_is_next(run, encoders, tmp_path, capsys):
+    calls = [
+        # A few of the texts have another label, so that there is a best temperature.
+        {"text": WORDS[LABELS[(index + index % 7 // 5) % 4]], "label": LABELS[index % 4], "speaker": f"s{index % 20}"}
+        for index in range(300)
+    ]
+    table = write_table(tmp_path / "calls.csv", calls)
+
+    folder = run(tmp_path / "model", corpora=(table,), dev_share=0.2, max_steps=40, text_encoder=encoders[1])
+
+    config = MMEmoForEmotionRecognition.from_pretrained(folder).config
+    assert config.temperature.keys() == config.conformal_quantiles.keys() == {"text"}
+    printed = capsys.readouterr().out
+    assert f"Saved the model to {folder}, its adapter to {folder / 'adapter'}." in printed
+    assert f"  text: WA {100 * scores(folder)['eval_text_wa']:.1f}, UAR" in printed
+    assert re.search(r"  calls: 60 of 300 rows, of 4 speaker\(s\): s\d+, s\d+, s\d+, s\d+\n", printed)
+    fitted = f"  text: temperature {config.temperature['text']:.2f}; prediction sets up to 98 % coverage"
+    assert fitted in printed
+    (command,) = re.findall(r"  python eval\.py (.*)", printed)
+    assert f"--corpora {table} --split dev --dev_share 0.2 --output_dir {folder / 'results'}" in command
+
+    evaluation.main([*shlex.split(command), "--conditions", "text"])
+
+    (own,) = json.loads((folder / "results" / "results.json").read_text())["corpora"]
+    assert (own["rows"], own["groups"]) == (60, 4)
+    assert own["conditions"]["text"]["wa"]["value"] == pytest.approx(scores(folder)["eval_text_wa"], abs=1e-4)
+
+
+def test_missing_clips_are_listed_before_anything_is_computed(run, tmp_path):
+    rows = [{"audio": f"nosuch{index}.wav", "label": LABELS[index % 4]} for index in range(3)]
+    table = write_table(tmp_path / "late.csv", rows)
+
+    with pytest.raises(ValueError, match=r"3 audio file\(s\) cannot be read\. Correct their paths.*") as error:
+        run(tmp_path / "model", corpora=("clips", table), audio_mode="frozen")
+
+    assert [f"nosuch{index}.wav does not exist." in str(error.value) for index in range(3)] == [True] * 3
+
+
+def test_own_labels_are_named_by_the_error_and_trained(run, frozen, tmp_path):
+    calls = [{"text": "i am so", "label": label, "speaker": index} for index in range(4) for label in ("生气", "calm")]
+    options = {"corpora": (write_table(tmp_path / "calls.csv", calls),), "model_name_or_path": frozen, "max_steps": 1}
+
+    with pytest.raises(ValueError, match=r"4 of 8 rows \(50\.0%\) .*: 生气 \(4\)\. .* \(--labels calm '生气'\), map"):
+        run(tmp_path / "model", **options, labels=None)
+    folder = run(tmp_path / "model", **options, labels=("calm", "生气"))
+
+    assert MMEmoForEmotionRecognition.from_pretrained(folder).config.label2id == {"calm": 0, "生气": 1}
+
+
+@pytest.mark.parametrize("option", ["model_name_or_path", "text_encoder"])
+def test_missing_models_raise(run, tmp_path, option):
+    with pytest.raises(FileNotFoundError, match=f"^{option}=/missing is neither a folder nor a name on the Hub"):
+        run(tmp_path, **{option: "/missing"})
+    with pytest.raises(FileNotFoundError, match=f"^{option}=runs/none is neither a folder in .* loaded from the Hub"):
+        run(tmp_path, **{option: "runs/none"})
 
 
 def test_balanced_class_weights(frozen):
@@ -334,7 +393,7 @@ def test_training_continues_with_the_labels_of_a_checkpoint(run, tmp_path):
 
     small = {"num_train_epochs": 1, "learning_rate": 1e-4, "head_learning_rate": 1e-4}
     more = run(tmp_path / "more", model_name_or_path=first, **{**options, **small}, labels=None)
-    other = run(tmp_path / "other", model_name_or_path=first, **options, labels=("sad", "angry"))
+    other = run(tmp_path / "other", model_name_or_path=first, **options, labels=("sad", "angry"), **ANY_LABEL)
 
     # Labels of rows follow the order of the model.
     assert scores(more)["eval_text_wa"] == 1.0
@@ -391,7 +450,7 @@ def test_training_one_modality(run, encoders, tmp_path, modality):
     folder = run(tmp_path, corpora=("both",), max_steps=2, **encoder)
 
     assert scores(folder).keys() >= {f"eval_{modality}_wa", "eval_mean_uar"}
-    assert MMEmoForEmotionRecognition.from_pretrained(folder).config.temperature.keys() == {modality}
+    assert MMEmoForEmotionRecognition.from_pretrained(folder).config.temperature == 1.0
 
 
 @pytest.mark.slow
@@ -440,7 +499,8 @@ def test_other_audio_encoders(run, tmp_path, name, mode):
     ],
 )
 def test_rows_that_do_not_fit_raise(run, tmp_path, split, options, message):
-    table = write_table(tmp_path / "table.csv", [{"text": "i am sad", "label": "sad", "split": split}])
+    rows = [{"text": "i am sad", "label": label, "split": split} for label in ("sad", "angry")]
+    table = write_table(tmp_path / "table.csv", rows)
 
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "model", corpora=(table,), **options)
@@ -453,9 +513,40 @@ def test_audio_rows_for_a_text_model_raise(run, encoders, tmp_path):
 
 def test_speaker_in_two_splits_raises(run, make_clip, tmp_path):
     soundfile.write(tmp_path / "clip.wav", make_clip(0.3), 16_000)
-    row = {"file_name": "clip.wav", "label": "sad", "speaker": "Ann"}
-    table = write_table(tmp_path / "table.csv", [{**row, "split": split} for split in ("train", "dev")])
+    row = {"file_name": "clip.wav", "speaker": "Ann"}
+    rows = [{**row, "split": split, "label": label} for split in ("train", "dev") for label in ("sad", "angry")]
+    table = write_table(tmp_path / "table.csv", rows)
 
     with pytest.raises(ValueError, match=r"1 speaker value\(s\) occur in both train and dev"):
         run(tmp_path / "model", corpora=(table,))
     run(tmp_path / "model", corpora=(table,), allow_leaks="true", max_steps=1)
+
+
+def test_a_single_label_raises(run, tmp_path):
+    table = write_table(tmp_path / "table.csv", [{"text": "i am sad", "label": "sad"}] * 3)
+
+    with pytest.raises(
+        ValueError, match=r"All training rows have the label 'sad', .*table\.csv: sad \(3\)\. Add rows of"
+    ):
+        run(tmp_path / "model", corpora=(table,))
+
+
+@pytest.mark.slow
+def test_the_script_reports_errors_and_hides_warnings(run, tables, encoders, tmp_path):
+    options = {**OPTIONS, "text_encoder": encoders[1], "corpora": tables["texts"], "labels": LABELS, "max_steps": 1}
+    options |= {"output_dir": tmp_path / "model", "audio_layers": None}
+    flags = as_flags({name: value for name, value in options.items() if value is not None})
+    script = [sys.executable, train.__file__]
+
+    trained = subprocess.run([*script, *flags], capture_output=True, text=True)
+    missing = subprocess.run([*script, *flags, "--corpora", "nosuch.csv"], capture_output=True, text=True)
+    contradiction = subprocess.run([*script, *flags, "--trim_db", "3"], capture_output=True, text=True)
+    unknown = subprocess.run([*script, "--nosuch", "3"], capture_output=True, text=True)
+
+    assert trained.returncode == 0 and f"Saved the model to {tmp_path / 'model'}" in trained.stdout
+    assert "pin_memory" not in trained.stderr and "FutureWarning" not in trained.stderr
+    assert (missing.returncode, contradiction.returncode, unknown.returncode) == (1, 2, 2)
+    message = f"Error: nosuch.csv does not exist; paths are relative to {Path.cwd()}."
+    assert missing.stderr.splitlines()[-1] == message
+    assert contradiction.stderr.splitlines()[-1].startswith("Error: trim_db=3.0 contradicts audio_encoder=None")
+    assert not any("Traceback" in script.stderr for script in (trained, missing, contradiction, unknown))

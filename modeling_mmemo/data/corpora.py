@@ -5,21 +5,21 @@ Every corpus is a folder or table in `data_dir`, in the layout in which it is pu
 `modeling_mmemo.data.layouts`) or as one table. All rows have the columns of `FEATURES`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset
-from transformers.utils import logging
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data import layouts
 from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
 from modeling_mmemo.data.schema import as_dataset, split_of
+from modeling_mmemo.data.unknown_labels import check_unknown_labels
 
-
-logger = logging.get_logger(__name__)
 
 # The GoEmotions paper's grouping of its emotions to those of Ekman.
 # Source: Demszky et al. 2020, https://github.com/google-research/google-research/tree/master/goemotions
@@ -170,25 +170,66 @@ def corpus_rows(
     Raises:
         ValueError: If the corpus or the fold is unknown, or the corpus is not in `data_dir`.
     """
+    yield from (row for row, _ in _named_rows(name, data_dir, labels, fold, label_map, context_turns))
+
+
+def _named_rows(
+    name: str,
+    data_dir: str | Path,
+    labels: Sequence[str],
+    fold: int | None,
+    label_map: Mapping[str, str] | None,
+    context_turns: int,
+) -> Iterator[tuple[dict, str]]:
+    """Yields the rows of [`corpus_rows`], each with its label name in the corpus."""
     layout, corpus = find_layout(name, data_dir), CORPORA[name]
     if fold is not None and not 1 <= fold <= len(corpus.folds):
         with_folds = {known: len(other.folds) for known, other in CORPORA.items() if other.folds}
         raise ValueError(f"{name} has no fold {fold}; folds are counted from 1, and their numbers are {with_folds}.")
-    # A finer label is not grouped if it is one of `labels`.
-    wanted = {label.lower() for label in labels}
-    grouped = {theirs: ours for theirs, ours in corpus.label_map.items() if theirs not in wanted}
+    names = _label_map(corpus, labels, label_map)
     history = DialogueHistory(context_turns)
     for record in layout.read(Path(data_dir) / layout.path):
         speaker = record["speaker"]
-        yield {
+        row = {
             **record,
             "audio": None if record["audio"] is None else {"path": record["audio"], "bytes": None},
-            "label": single_label(record["label"], labels, {**grouped, **(label_map or {})}),
+            "label": single_label(record["label"], labels, names),
             "speaker": None if speaker is None else f"{name}-{speaker}",
             "corpus": name,
             "split": _split(corpus, record, fold),
             **history.add(record, speaker),
         }
+        yield row, record["label"]
+
+
+def _label_map(corpus: Corpus, labels: Sequence[str], label_map: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns the replacements of label names; a finer label is not grouped if it is one of `labels`."""
+    wanted = {label.lower() for label in labels}
+    grouped = {theirs: ours for theirs, ours in corpus.label_map.items() if theirs not in wanted}
+    return {**grouped, **(label_map or {})}
+
+
+def check_corpus_labels(
+    name: str,
+    counts: Mapping[str, int],
+    labels: Sequence[str],
+    label_map: Mapping[str, str] | None = None,
+    allow: bool = False,
+) -> None:
+    """
+    Checks the labels of a corpus, see [`check_unknown_labels`].
+
+    Label names that have none of the shared labels, or several, are excluded by the protocol of the corpus.
+    """
+    shared = _label_map(CORPORA[name], EMOTIONS)
+    excluded = [raw for raw in counts if single_label(raw, EMOTIONS, shared) is None]
+    check_unknown_labels(name, counts, labels, _label_map(CORPORA[name], labels, label_map), excluded, allow)
+
+
+def corpus_label_counts(name: str, data_dir: str | Path, limit: int | None = None) -> Counter[str]:
+    """Returns the number of rows of a corpus by its own label names, of its first `limit` rows."""
+    layout = find_layout(name, data_dir)
+    return Counter(record["label"] for record in islice(layout.read(Path(data_dir) / layout.path), limit))
 
 
 def read_corpus(
@@ -198,9 +239,10 @@ def read_corpus(
     fold: int | None = None,
     label_map: Mapping[str, str] | None = None,
     context_turns: int = 0,
+    allow_unknown_labels: bool = False,
 ) -> Dataset:
     """
-    Reads a corpus of `CORPORA`; rows with none or several of `labels` are left out, and their number is logged.
+    Reads a corpus of `CORPORA`; rows with none or several of `labels` are left out, and counted by label in the log.
 
     Args:
         name (`str`): One of `CORPORA`.
@@ -212,15 +254,19 @@ def read_corpus(
         label_map (`Mapping[str, str]`, *optional*):
             Labels for label names of the corpus, in addition to the usual ones: `{"excited": "happy"}`.
         context_turns (`int`, *optional*, defaults to 0): Number of turns of context, in corpora of dialogues.
+        allow_unknown_labels (`bool`, *optional*, defaults to `False`):
+            Whether more than 5 % of the rows may have a shared label that is not one of `labels`. Rows without a
+            shared label, such as boredom, are excluded by the protocol of the corpus, and do not count.
 
     Returns:
         `datasets.Dataset` with the columns of `FEATURES`.
 
     Raises:
         ValueError: If the corpus or the fold is unknown, the corpus is not in `data_dir`, or has no row of these
-        labels.
+        labels, or too many rows of other labels.
     """
-    rows = list(corpus_rows(name, data_dir, labels, fold, label_map, context_turns))
+    named = list(_named_rows(name, data_dir, labels, fold, label_map, context_turns))
+    rows, counts = [row for row, _ in named], Counter(raw for _, raw in named)
     kept = [row for row in rows if row["label"] is not None]
     if not kept:
         layout = find_layout(name, data_dir)
@@ -228,10 +274,7 @@ def read_corpus(
             f"None of the {len(rows)} rows in {Path(data_dir) / layout.path} has one of the labels {list(labels)}; "
             f"modeling_mmemo.data.layouts.{layout.read.__name__} describes the layout."
         )
-    if len(kept) < len(rows):
-        logger.warning(
-            f"{name}: left out {len(rows) - len(kept)} of {len(rows)} rows, which have no known label or several."
-        )
+    check_corpus_labels(name, counts, labels, label_map, allow_unknown_labels)
     return as_dataset(kept)
 
 

@@ -7,11 +7,13 @@ A reader takes the path in `CORPORA` and yields raw records: `audio` (path of th
 shown, and be WAV, FLAC or Ogg.
 """
 
+import codecs
 import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
 from difflib import SequenceMatcher
+from itertools import chain
 from pathlib import Path
 
 from modeling_mmemo.data.labels import label_of
@@ -97,13 +99,63 @@ _CP1252 = {
     for byte in range(0x80, 0x100)
     for code in ((byte, 0xDC00 + byte) if byte < 0xA0 else (0xDC00 + byte,))
 }
+# Text of Western Europe has hardly four letters with accents in a row; Chinese in GBK, or Russian in cp1251, has.
+_OTHER_ENCODING = re.compile("[\udc80-\udcff]{4}")
 
 
-def read_csv(path: Path) -> Iterator[dict[str, str]]:
-    """Yields the rows of a CSV table, or a `.tsv` table, with a header, in UTF-8 or cp1252; every cell is a string."""
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        yield from csv.DictReader((line.translate(_CP1252) for line in file), delimiter=delimiter)
+def read_csv(path: Path, encoding: str | None = None) -> Iterator[dict[str, str]]:
+    """
+    Yields the rows of a CSV table, or a `.tsv` table, with a header; every cell is a string.
+
+    Cells are separated by commas, or by semicolons if the header has no comma.
+
+    Args:
+        path (`Path`): The table.
+        encoding (`str`, *optional*):
+            Character encoding; by default UTF-16 with a byte order mark, or else UTF-8, which may contain single bytes
+            of cp1252.
+
+    Raises:
+        ValueError: If the encoding is unknown or wrong, or a row has more cells than the header.
+    """
+    lines = _lines(path, encoding)
+    header = next(lines, "")
+    delimiter = "\t" if path.suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
+    table = csv.DictReader(chain([header], lines), delimiter=delimiter)
+    for row in table:
+        if None in row:
+            raise ValueError(
+                f"{path}, line {table.line_num}: the row has more cells than the header; put double quotes around a "
+                f"cell that contains {delimiter!r}."
+            )
+        yield row
+
+
+def _lines(path: Path, encoding: str | None) -> Iterator[str]:
+    """Yields the lines of a table, each with its line break."""
+    with path.open("rb") as file:
+        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    guessed = "utf-16" if is_utf16 else "utf-8-sig"
+    try:
+        with path.open(
+            newline="", encoding=encoding or guessed, errors=None if encoding else "surrogateescape"
+        ) as file:
+            for number, line in enumerate(file, start=1):
+                if _OTHER_ENCODING.search(line):
+                    raise ValueError(
+                        f"{path}, line {number}, is not UTF-8. Name the encoding of the table (--encoding gbk for "
+                        "simplified Chinese, cp1252 for Western Europe), or save it as UTF-8."
+                    )
+                yield line if encoding else line.translate(_CP1252)
+    except LookupError as error:
+        raise ValueError(
+            f"encoding={encoding!r} is unknown; choose one such as utf-8, gbk, big5 or cp1252."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not in the encoding {encoding or guessed} ({error.reason} at byte {error.start}); name the "
+            "encoding of the table, as in --encoding gbk, or save it as UTF-8."
+        ) from error
 
 
 def read_metadata(table: Path) -> Iterator[dict]:

@@ -1,27 +1,35 @@
 """Reads rows of any source: a known corpus, a table, a folder of clips, a dataset of the Hub."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Audio, ClassLabel, Dataset, IterableDataset, List, concatenate_datasets, load_dataset
-from transformers.utils import logging
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
-from modeling_mmemo.data.corpora import CORPORA, corpus_rows, read_corpus
+from modeling_mmemo.data.corpora import (
+    CORPORA,
+    check_corpus_labels,
+    corpus_label_counts,
+    corpus_rows,
+    read_corpus,
+)
 from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
 from modeling_mmemo.data.layouts import read_csv
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, split_of
+from modeling_mmemo.data.unknown_labels import check_unknown_labels, listed, remedy
 
-
-logger = logging.get_logger(__name__)
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 CLIPS = (".wav", ".flac", ".ogg", ".mp3")
 # Names of the audio column, unless `columns` has one.
 _AUDIO_COLUMNS = ("audio", "file_name", "path", "file")
+# Number of rows of a stream whose labels are checked at first.
+CHECKED = 1000
 
 Rows = Dataset | IterableDataset
 
@@ -36,12 +44,14 @@ def read_source(
     streaming: bool = False,
     fold: int | None = None,
     context_turns: int = 0,
+    allow_unknown_labels: bool = False,
+    encoding: str | None = None,
 ) -> Rows:
     """
     Reads labelled rows of any source, with the columns of `FEATURES`.
 
-    Rows with none or several of `labels` are left out, and their number is logged unless streaming; rows without a
-    split are training rows.
+    Rows with none or several of `labels` are left out, and counted by label in the log; more than 5 % of them raise an
+    error. Of a stream the first 1000 rows are counted. Rows without a split are training rows.
 
     Args:
         source (`str`):
@@ -60,12 +70,16 @@ def read_source(
         context_turns (`int`, *optional*, defaults to 0):
             Number of turns of context, from the column `context`, `[{"speaker", "text"}, ...]` (JSON in a CSV), or
             from the rows before with the same `dialogue`.
+        allow_unknown_labels (`bool`, *optional*, defaults to `False`):
+            Whether more than 5 % of the rows may be left out because of their label; see [`read_corpus`] for corpora.
+        encoding (`str`, *optional*): Character encoding of CSV and TSV tables, see [`read_csv`].
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`.
 
     Raises:
-        ValueError: If there is no such source, column, split or fold, or if no row has one of `labels`.
+        ValueError: If there is no such source, column, split or fold, if no row has one of `labels`, or if too many
+        have another label.
     """
     if source in CORPORA:
         if columns:
@@ -73,38 +87,61 @@ def read_source(
                 f"columns={dict(columns)} contradicts {source!r}, whose columns are known; leave columns out."
             )
         if not streaming:
-            return read_corpus(source, data_dir, labels, fold, label_map, context_turns)
+            return read_corpus(source, data_dir, labels, fold, label_map, context_turns, allow_unknown_labels)
+        counts = corpus_label_counts(source, data_dir, CHECKED)
+        check_corpus_labels(source, counts, labels, label_map, allow_unknown_labels)
         # As a tuple, because `from_generator` takes a list for shards.
         arguments = {"name": source, "data_dir": str(data_dir), "labels": tuple(labels), "fold": fold}
         arguments |= {"label_map": label_map, "context_turns": context_turns}
         stream = IterableDataset.from_generator(corpus_rows, features=STORED_FEATURES, gen_kwargs=arguments)
-        return _keep_labelled(stream, source, labels)
+        return _keep_labelled(stream, source, labels, counts)
     if fold is not None:
         raise ValueError(f"fold={fold} needs a corpus with folds; {source!r} is not in {sorted(CORPORA)}.")
-    tables = [_describe(*table, source, columns or {}) for table in _open(source, streaming)]
+    tables = [_describe(*table, source, columns or {}) for table in _open(source, streaming, encoding)]
+    counts = _table_label_counts(tables)
+    known = [name for name in counts if single_label(name, labels, label_map) is not None]
+    if streaming or known:
+        check_unknown_labels(source, counts, labels, label_map, allow=allow_unknown_labels)
     rows = concatenate_datasets([_in_schema(*table, labels, label_map or {}, context_turns) for table in tables])
-    kept = _keep_labelled(rows, source, labels, tables)
-    if streaming:
-        return kept
-    if len(kept) < len(rows):
-        logger.warning(
-            f"{source}: left out {len(rows) - len(kept)} of {len(rows)} rows, which have no known label or several."
-        )
-    return kept.cast_column("audio", FEATURES["audio"])
+    kept = _keep_labelled(rows, source, labels, counts)
+    return kept if streaming else kept.cast_column("audio", FEATURES["audio"])
 
 
-def _keep_labelled(
-    rows: Rows, source: str, labels: Sequence[str], tables: Sequence[tuple[Rows, "_TableFormat"]] = ()
-) -> Rows:
-    """Returns the rows that have a label, at least one; `tables` have the label names of the source, for the error."""
+def label_counts(
+    source: str, data_dir: str | Path, columns: Mapping[str, str] | None = None, encoding: str | None = None
+) -> Counter[str]:
+    """Returns the number of rows of a source by its own label names; arguments as in [`read_source`]."""
+    if source in CORPORA:
+        return corpus_label_counts(source, data_dir)
+    return _table_label_counts([_describe(*table, source, columns or {}) for table in _open(source, False, encoding)])
+
+
+def source_name(source: str) -> str:
+    """Returns a short name of a source: of a table or folder its own, without the path; any other as it is."""
+    path = Path(source)
+    if source in CORPORA or not path.exists():
+        return source
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def _table_label_counts(tables: Sequence[tuple[Rows, "_TableFormat"]]) -> Counter[str]:
+    """Returns the number of rows by label name, of a stream those of its first rows."""
+    counts: Counter[str] = Counter()
+    for rows, table_format in tables:
+        labelled = rows.select_columns([table_format.columns["label"]])
+        if isinstance(rows, IterableDataset):
+            labelled = labelled.take(CHECKED)
+        counts.update(_raw_label(record, table_format) for record in labelled)
+    return counts
+
+
+def _keep_labelled(rows: Rows, source: str, labels: Sequence[str], counts: Mapping[str, int]) -> Rows:
+    """Returns the rows that have a label, at least one; `counts` has the label names of the source, for the error."""
     kept = rows.filter(_has_label)
     if next(iter(kept), None) is None:
-        found = sorted(
-            {_raw_label(record, table_format) for part, table_format in tables for record in part.take(1000)}
-        )
         raise ValueError(
-            f"No row of {source} has one of the labels {list(labels)}; its first labels are {found[:30]}. Map them "
-            "with label_map, as in excited=happy."
+            f"No row of {source} has one of the labels {list(labels)}; its labels are {listed(counts)}. "
+            f"{remedy(counts, counts, labels)}."
         )
     return kept
 
@@ -113,23 +150,23 @@ def _has_label(row: dict) -> bool:
     return row["label"] is not None
 
 
-def _open(source: str, streaming: bool) -> Iterator[tuple[Rows, Path | None, str]]:
+def _open(source: str, streaming: bool, encoding: str | None) -> Iterator[tuple[Rows, Path | None, str]]:
     """Yields the tables of a source, each with the folder of its relative audio paths, and its split."""
     path = Path(source)
     if path.suffix in TABLES:
         if not path.is_file():
             raise ValueError(f"{source} does not exist; paths are relative to {Path.cwd()}.")
-        yield _load(path, streaming), path.parent, "train"
+        yield _load(path, streaming, encoding), path.parent, "train"
         return
     # An audiofolder may have a table in the folder of each split.
     tables = [table for table in sorted(path.rglob("metadata.*")) if table.suffix in TABLES] if path.is_dir() else []
     for table in tables:
         split = "train" if table.parent == path else split_of(table.parent.name)
-        yield _load(table, streaming), table.parent, split
+        yield _load(table, streaming, encoding), table.parent, split
     if tables:
         return
     if path.is_dir() and any(_labelled_clips(path)):
-        yield _rows_of(_labelled_clips, path, streaming), path, "train"
+        yield _rows_of(_labelled_clips, streaming, path=path), path, "train"
         return
     repository, _, config = source.partition(":")
     try:
@@ -143,17 +180,20 @@ def _open(source: str, streaming: bool) -> Iterator[tuple[Rows, Path | None, str
         yield rows, None, split_of(split)
 
 
-def _load(path: Path, streaming: bool) -> Rows:
+def _load(path: Path, streaming: bool, encoding: str | None) -> Rows:
     if path.suffix in (".csv", ".tsv"):
-        return _rows_of(read_csv, path, streaming)
+        return _rows_of(read_csv, streaming, path=path, encoding=encoding)
     builder = {".jsonl": "json", ".parquet": "parquet"}[path.suffix]
     return load_dataset(builder, data_files=str(path), split="train", streaming=streaming)
 
 
-def _rows_of(read: Callable[[Path], Iterator[dict]], path: Path, streaming: bool) -> Rows:
+def _rows_of(read: Callable[..., Iterator[dict]], streaming: bool, **arguments: Any) -> Rows:
     if streaming:
-        return IterableDataset.from_generator(read, gen_kwargs={"path": path})
-    return Dataset.from_list(list(read(path)))
+        return IterableDataset.from_generator(read, gen_kwargs=arguments)
+    rows = list(read(**arguments))
+    if not rows:
+        raise ValueError(f"{arguments['path']} has no rows; it needs a header and at least one row.")
+    return Dataset.from_list(rows)
 
 
 def _labelled_clips(path: Path) -> Iterator[dict[str, str]]:
@@ -281,4 +321,4 @@ def _raw_label(record: dict, table_format: _TableFormat) -> str:
     if table_format.label_names is not None:
         # On the Hub -1 is a missing label.
         values = [table_format.label_names[value] for value in values if value is not None and value >= 0]
-    return "|".join(map(str, values))
+    return "|".join(str(value).strip() for value in values if value is not None)

@@ -1,12 +1,17 @@
 """Splits without leaks: no speaker or text of the development or test rows occurs in the training rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pyarrow.compute as compute
 from datasets import Dataset, Value
+from transformers.utils import logging
 
 from modeling_mmemo.data.schema import FEATURES
 
+
+logger = logging.get_logger(__name__)
 
 SPLIT_PAIRS = (("train", "dev"), ("train", "test"), ("dev", "test"))
 
@@ -51,36 +56,69 @@ def split_by_speaker(rows: Dataset, dev_share: float, seed: int) -> Dataset:
     """
     Moves training rows to the development split: whole speakers, at least one, and single rows without a speaker.
 
+    Rows without a speaker that share a file stay together. A warning gives the number of clips without a speaker,
+    because their speakers may be in both splits.
+
     Args:
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`; only rows of the split `"train"` are moved.
         dev_share (`float`): Approximate share of the training rows, in (0, 1); speakers are added until it is reached.
         seed (`int`): Seed of the choice of speakers.
 
     Raises:
-        ValueError: If `dev_share` is not in (0, 1), or there is only one speaker.
+        ValueError: If `dev_share` is not in (0, 1), or there is only one speaker, or only one clip or text without a
+            speaker.
     """
     if not 0 < dev_share < 1:
         raise ValueError(f"dev_share={dev_share} must be in (0, 1).")
     rng = np.random.default_rng(seed)
-    splits, indices_of = list(rows["split"]), {}
+    splits = list(rows["split"])
+    speakers: dict[str, list[int]] = {}
+    without: dict[str | int, list[int]] = {}
+    files = _files(rows)
     for index, (speaker, split) in enumerate(zip(rows["speaker"], splits)):
-        if split == "train":
-            indices_of.setdefault(speaker, []).append(index)
-    without_speaker = indices_of.pop(None, [])
-    if len(indices_of) == 1:
+        if split == "train" and speaker is not None:
+            speakers.setdefault(speaker, []).append(index)
+        elif split == "train":
+            without.setdefault(files[index] or index, []).append(index)
+    if len(speakers) == 1:
         raise ValueError(
-            f"{next(iter(indices_of))!r} is the only speaker of the training rows, and cannot be set aside. Add "
+            f"{next(iter(speakers))!r} is the only speaker of the training rows, and cannot be set aside. Add "
             "another speaker, or a split column."
         )
-    speakers = sorted(indices_of)
-    wanted = dev_share * sum(map(len, indices_of.values()))
-    dev: list[int] = []
-    # At least one speaker is left for training.
-    for position in rng.permutation(len(speakers))[:-1]:
-        if len(dev) < wanted:
-            dev += indices_of[speakers[position]]
-    dev += rng.permutation(without_speaker)[: round(dev_share * len(without_speaker))].tolist()
+    if not speakers and len(without) == 1:
+        raise ValueError(
+            "The training rows have only one clip or text, which cannot be set aside. Add rows, or a split column."
+        )
+    fewest = 0 if speakers else 1
+    dev = _draw_groups([speakers[speaker] for speaker in sorted(speakers)], dev_share * _size(speakers), rng)
+    dev += _draw_groups(list(without.values()), max(round(dev_share * _size(without)), fewest), rng)
+    if clips := sum(len(group) for key, group in without.items() if isinstance(key, str)):
+        logger.warning(
+            f"{clips} clips have no speaker and are set aside one by one: the development scores are too good if a "
+            "voice is in both splits. Add a column speaker (--columns speaker=NAME)."
+        )
     for index in dev:
         splits[index] = "dev"
     moved = rows.remove_columns("split").add_column("split", splits, feature=Value("string"))
     return moved.select_columns(list(FEATURES))
+
+
+def _size(groups: Mapping[Any, list[int]]) -> int:
+    return sum(map(len, groups.values()))
+
+
+def _draw_groups(groups: list[list[int]], wanted: float, rng: np.random.Generator) -> list[int]:
+    """Returns the rows of random groups, until there are as many as wanted; one group is always left."""
+    drawn: list[int] = []
+    for position in rng.permutation(len(groups))[:-1]:
+        if len(drawn) < wanted:
+            drawn += groups[position]
+    return drawn
+
+
+def _files(rows: Dataset) -> list[str | None]:
+    """Returns the path of each clip that is a file, without loading the bytes of others."""
+    audio = rows.select_columns("audio").with_format("arrow")[:]["audio"]
+    is_file = compute.is_null(compute.struct_field(audio, "bytes")).to_pylist()
+    paths = compute.struct_field(audio, "path").to_pylist()
+    return [path if alone else None for path, alone in zip(paths, is_file)]

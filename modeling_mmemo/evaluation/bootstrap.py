@@ -9,6 +9,8 @@ Deliberate choices:
   paired, and their difference is computed resample by resample.
 """
 
+import warnings
+
 import numpy as np
 
 
@@ -72,7 +74,9 @@ def percentile_interval(resampled: np.ndarray, level: float = LEVEL) -> np.ndarr
         level (`float`, *optional*, defaults to 0.95): Share of the resamples that the interval covers.
 
     Returns:
-        `np.ndarray` of shape `(2, ...)`: lower and upper end.
+        `np.ndarray` of shape `(2, ...)`: lower and upper end; NaN where no resample has the measure.
     """
     tail = (1 - level) / 2
-    return np.nanquantile(resampled, [tail, 1 - tail], axis=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All-NaN slice encountered")
+        return np.nanquantile(resampled, [tail, 1 - tail], axis=0)

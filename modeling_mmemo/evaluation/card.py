@@ -12,14 +12,28 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_mmemo import MMEmoConfig, __version__
-from modeling_mmemo.evaluation.conditions import ABLATION
+from modeling_mmemo.evaluation.conditions import ABLATION, AS_GIVEN
 from modeling_mmemo.evaluation.metrics import MEASURES
-from modeling_mmemo.evaluation.report import HEADINGS, markdown_table, percent, timelines_table
+from modeling_mmemo.evaluation.report import (
+    HEADINGS,
+    caveats,
+    is_defined,
+    markdown_table,
+    percent,
+    timelines_table,
+)
 
 
 BEGIN, END = "<!-- results: written by eval.py -->", "<!-- end of results -->"
-TASKS = {"audio": "audio-classification", "text": "text-classification", "both": "audio-classification"}
-GIVEN = {"audio": "audio", "text": "text", "both": "audio and text"}
+TASKS = {
+    "audio": "audio-classification",
+    "text": "text-classification",
+    "both": "audio-classification",
+    AS_GIVEN: "audio-classification",
+}
+GIVEN = {"audio": "audio", "text": "text", "both": "audio and text", AS_GIVEN: "audio, text or both"}
+# What the card of every evaluation needs.
+RESULTS_KEYS = ("versions", "seed", "labels", "bootstrap", "corpora", "pairs", "timelines")
 INDEXED = {"wa": "accuracy", "uar": "recall", "weighted_f1": "f1"}
 # Description and example item of a model, by whether it has an audio and a text encoder.
 INPUTS = {
@@ -67,8 +81,8 @@ Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with 
 
 ## How to reproduce and cite
 
-`python eval.py --model {name} --data_dir DATA` with mmemo {version} reproduces the figures above. Please cite the
-package with its version, and this repository.
+`python eval.py --model {name} --corpora SOURCE` with mmemo {version}, and the test sets above as SOURCE, reproduces
+the figures. Please cite the package with its version, and this repository.
 """
 
 
@@ -101,6 +115,7 @@ def write_card(
     output = model / "README.md" if output is None else Path(output)
     if not results_file.is_file():
         raise FileNotFoundError(f"{results} has no results.json; run eval.py --model {model} --output_dir {results}.")
+    results_of_file = read_results(results_file)
     if not output.exists():
         data = None if training_data is None else Path(training_data).read_text(encoding="utf-8").strip()
         text = make_card(MMEmoConfig.from_pretrained(model), name or model.resolve().name, license, data)
@@ -110,8 +125,25 @@ def write_card(
             f"{output} already exists; edit its name, licence and training data by hand. Leave these options out, or "
             "choose another --output."
         )
-    update_card(output, json.loads(results_file.read_text(encoding="utf-8")))
+    update_card(output, results_of_file)
     return output
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """
+    Reads a `results.json`.
+
+    Raises:
+        ValueError: If it was not written by `eval.py`.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in RESULTS_KEYS if key not in results]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); run eval.py again.") from error
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}, so eval.py did not write it; run eval.py.")
+    return results
 
 
 def make_card(
@@ -190,7 +222,11 @@ def update_card(path: str | Path, results: dict[str, Any]) -> None:
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """Returns the headline figures in percent, for the `model-index` of the Hub."""
+    """
+    Returns the headline figures in percent, for the `model-index` of the Hub.
+
+    Undefined figures are left out, and those of rows with a single label, which do not measure recognition.
+    """
     return [
         EvalResult(
             task_type=TASKS[table["headline"]],
@@ -199,10 +235,12 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
             dataset_name=f"{table['protocol']}, {GIVEN[table['headline']]}",
             metric_type=metric,
             metric_name=HEADINGS[measure],
-            metric_value=round(100 * table["conditions"][table["headline"]][measure]["value"], 2),
+            metric_value=round(100 * figure["value"], 2),
         )
         for table in [*results["corpora"], *results["pairs"]]
+        if sum(bool(row["support"]) for row in table["per_class"].values()) > 1
         for measure, metric in INDEXED.items()
+        if is_defined(figure := table["conditions"][table["headline"]][measure])
     ]
 
 
@@ -210,11 +248,7 @@ def details_section(results: dict[str, Any]) -> str:
     """Returns the protocols, the weakest labels, and the figures with noise and missing modalities."""
     tables = [*results["corpora"], *results["pairs"]]
     protocols = "\n".join(f"- {table['name']}: {table['protocol']}." for table in tables)
-    weakest = []
-    for table in tables:
-        scored = {label: row["f1"] for label, row in table["per_class"].items() if row["support"]}
-        ranked = sorted(scored, key=lambda label: scored[label]["value"])
-        weakest.append([table["name"], *(f"{label} {percent(scored[label])}" for label in (*ranked[:2], ranked[-1]))])
+    weakest = [[table["name"], *_weakest_and_strongest(table)] for table in tables]
     conditions = [
         [table["name"], name, percent(figures["wa"]), percent(figures["uar"]), percent(figures["ece"])]
         for table in tables
@@ -237,6 +271,17 @@ def details_section(results: dict[str, Any]) -> str:
     return "\n\n".join([*parts, f"Computed with {versions}; seed {results['seed']}."])
 
 
+def _weakest_and_strongest(table: dict[str, Any]) -> list[str]:
+    """Returns the two weakest labels and the strongest one with their F1, each label once; dashes for missing ones."""
+    scored = {
+        label: row["f1"] for label, row in table["per_class"].items() if row["support"] and is_defined(row["f1"])
+    }
+    ranked = sorted(scored, key=lambda label: scored[label]["value"])
+    chosen = [*ranked[:2], ranked[-1]] if len(ranked) > 2 else [*ranked[:1], None, *ranked[1:]]
+    cells = ["-" if label is None else f"{label} {percent(scored[label])}" for label in chosen]
+    return cells + ["-"] * (3 - len(cells))
+
+
 def results_section(results: dict[str, Any]) -> str:
     """Returns the headline figures of each test set, gains and losses of the fusion on pairs, and timelines."""
     tables = [*results["corpora"], *results["pairs"]]
@@ -253,6 +298,7 @@ def results_section(results: dict[str, Any]) -> str:
         f"In percent, with {results['bootstrap']['level']:.0%} intervals of a bootstrap over speakers, or over rows "
         "if fewer than two speakers are known.",
     ]
+    parts += [caveat for table in tables for caveat in caveats(table)]
     for table in results["pairs"]:
         gain = table["gain"]
         losses = [f"{percent(loss['uar'])} with {condition}" for condition, loss in table["losses"].items()]

@@ -112,6 +112,10 @@ CONDITIONS = {
     "telephone": Condition("Audio filtered to the telephone band.", ("audio",), _telephone),
 }
 
+# The main condition of rows that have different modalities.
+AS_GIVEN = "as given"
+EVERY_CONDITION = {**CONDITIONS, AS_GIVEN: Condition("Each row with the modalities that it has.", ())}
+
 
 def applicable_conditions(names: list[str], available: set[str], carriers: set[str]) -> list[str]:
     """
@@ -146,7 +150,7 @@ def score_condition(
 
     Args:
         emotion (`MultimodalEmotionPipeline`): The pipeline.
-        name (`str`): A name in `CONDITIONS`.
+        name (`str`): A name in `EVERY_CONDITION`.
         rows (`datasets.Dataset`): Rows with `audio`, `text`, `context` and `said_by`.
         lengths (`np.ndarray` of shape `(rows,)`): See [`row_lengths`].
         carriers (`set[str]`): Modalities that carry the emotion, which the model receives.
@@ -159,13 +163,15 @@ def score_condition(
     Raises:
         ValueError: If the condition shuffles rows and there is only one.
     """
-    condition = CONDITIONS[name]
+    condition = EVERY_CONDITION[name]
     given = condition.needs if name in ABLATION else carriers
     partners = _other_rows(len(rows), seed) if condition.shuffled else np.arange(len(rows))
     sampling_rate = emotion.processor.feature_extractor.sampling_rate if "audio" in given else None
 
     def make_item(row: int) -> dict[str, Any]:
         sources = {modality: row for modality in MODALITIES if modality in given}
+        if name == AS_GIVEN:
+            sources = {modality: row for modality in sources if is_present(rows[row][modality])}
         if condition.shuffled:
             sources[condition.shuffled] = int(partners[row])
         item = {"audio": rows[sources["audio"]]["audio"]} if "audio" in sources else {}
@@ -183,6 +189,11 @@ def score_condition(
         return item
 
     return score_items(emotion, make_item, lengths, batch_size, name)
+
+
+def is_present(value: Any) -> bool:
+    """Whether a row has a modality; a blank text counts as missing."""
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def _other_rows(count: int, seed: int) -> np.ndarray:

@@ -5,9 +5,10 @@ import argparse
 from transformers import HfArgumentParser
 
 from modeling_mmemo.evaluation.card import update_card
+from modeling_mmemo.evaluation.checkpoints import checkpoint_config
 from modeling_mmemo.evaluation.evaluation_arguments import EvaluationArguments
 from modeling_mmemo.evaluation.evaluation_run import evaluate
-from modeling_mmemo.evaluation.report import summary, timelines_table, write_results
+from modeling_mmemo.evaluation.report import caveats, summary, timelines_table, write_results
 from modeling_mmemo.pipelines import load_pipeline
 
 
@@ -50,11 +51,16 @@ def parse_evaluation(
 
 def evaluate_and_report(args: EvaluationArguments) -> None:
     """Evaluates a model, writes the results and prints a summary."""
+    if args.model is not None:
+        checkpoint_config("model", args.model)
     results = evaluate(load_pipeline(args.model), args)
     write_results(results, args.output_dir)
     for card in args.cards:
         update_card(card, results)
     if args.corpora or args.pairs:
         print(summary(results))
+        for table in (*results["corpora"], *results["pairs"]):
+            for caveat in caveats(table):
+                print(caveat)
     if args.timelines:
         print(timelines_table(results["timelines"]))

@@ -1,5 +1,6 @@
 """One evaluation run: corpora, simulated pairs and timelines under all conditions that apply."""
 
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -7,12 +8,21 @@ import numpy as np
 from datasets import Dataset
 
 from modeling_mmemo import MMEmoConfig, __version__
-from modeling_mmemo.data.corpora import find_layout, read_corpus
+from modeling_mmemo.data.corpora import CORPORA
 from modeling_mmemo.evaluation.bootstrap import LEVEL, SAMPLES
-from modeling_mmemo.evaluation.conditions import ABLATION, BLANK, MODALITIES, applicable_conditions, score_condition
-from modeling_mmemo.evaluation.evaluation_arguments import EvaluationArguments
+from modeling_mmemo.evaluation.conditions import (
+    ABLATION,
+    AS_GIVEN,
+    BLANK,
+    MODALITIES,
+    applicable_conditions,
+    is_present,
+    score_condition,
+)
+from modeling_mmemo.evaluation.evaluation_arguments import EvaluationArguments, split_pair
 from modeling_mmemo.evaluation.figures import Figures, label_ids
-from modeling_mmemo.evaluation.scoring import held_out, row_lengths
+from modeling_mmemo.evaluation.held_out_rows import read_held_out
+from modeling_mmemo.evaluation.scoring import row_lengths
 from modeling_mmemo.evaluation.simulated_pairs import follows, simulated_pairs
 from modeling_mmemo.evaluation.timelines import timeline_table
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
@@ -35,8 +45,12 @@ def evaluate(emotion: MultimodalEmotionPipeline, args: EvaluationArguments) -> d
         intervals (`bootstrap`), and the tables `corpora`, `pairs` and `timelines`; see [`corpus_table`],
         [`pairs_table`] and [`timeline_table`].
     """
+    labels = model_labels(emotion.model.config)
+    if unknown := [label for label in args.labels if label not in labels]:
+        raise ValueError(f"labels={args.labels}: the model does not have {unknown}; its labels are {labels}.")
+    args = replace(args, labels=args.labels or labels)
     return {
-        **results_head(args.model or "modeling_mmemo/default", model_labels(emotion.model.config), args.seed),
+        **results_head(args.model or "modeling_mmemo/default", labels, args.seed),
         "corpora": [evaluate_corpus(emotion, name, args) for name in args.corpora],
         "pairs": [evaluate_pairs(emotion, *pair.split("+"), args) for pair in args.pairs],
         "timelines": [evaluate_timeline(emotion, name, args) for name in args.timelines],
@@ -59,33 +73,41 @@ def model_labels(config: MMEmoConfig) -> list[str]:
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
-def evaluate_corpus(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> dict[str, Any]:
+def evaluate_corpus(emotion: MultimodalEmotionPipeline, source: str, args: EvaluationArguments) -> dict[str, Any]:
     """
-    Evaluates one corpus; see [`corpus_table`].
+    Evaluates one source; see [`corpus_table`].
+
+    A row of a known corpus must have every modality that carries emotion there. Rows of any other source are scored
+    with the modalities that they have.
 
     Raises:
-        ValueError: If the model does not accept the modality that carries the emotion of the corpus, or no row has it.
+        ValueError: If the model does not accept the modality that carries the emotion of the source, no row has it, or
+            all rows have the same label.
     """
-    all_rows, part = _read_held_out(emotion, name, args)
-    expected = _corpus_modalities(name, args)
-    rows = all_rows.filter(lambda row: all(_is_present(row[modality]) for modality in expected))
-    if not len(rows):
-        raise ValueError(f"No row of {name} ({part}) has {' and '.join(expected)}; leave the corpus out.")
-    if len(rows) < len(all_rows):
-        part += f", {len(all_rows) - len(rows)} incomplete rows left out"
-    available = {modality for modality in _model_modalities(emotion) if all(map(_is_present, rows[modality]))}
-    carriers = available & set(expected)
-    if not carriers:
+    data, accepted = read_held_out(emotion, source, args), _model_modalities(emotion)
+    expected, combine = (data.modalities, all) if source in CORPORA else (accepted, any)
+    rows, part = data.having(expected, combine)
+    present = {modality: list(map(is_present, rows[modality])) for modality in accepted}
+    available = {modality for modality in accepted if all(present[modality])}
+    given = {modality for modality in accepted if any(present[modality])} & set(data.modalities)
+    if not given:
         raise ValueError(
-            f"The emotion of {name} is in {expected}, but the model accepts {_model_modalities(emotion)}; leave the "
-            "corpus out, or choose another model."
+            f"The emotion of {source} is in {data.modalities}, but the model accepts {accepted}; leave the source "
+            "out, or choose another model."
         )
-    headline = "both" if len(carriers) > 1 else min(carriers)
-    names = [headline, *(condition for condition in args.conditions if condition != headline)]
-    names = applicable_conditions(names, available, carriers | _context(emotion, rows))
-    scores = _score(emotion, rows, names, available, carriers, args)
-    protocol = f"{name}, {part}{_limit_note(args)}"
-    return corpus_table(name, protocol, rows, scores, model_labels(emotion.model.config), headline, args.seed)
+    carriers = available & given
+    headline = AS_GIVEN if given > available else "both" if len(carriers) > 1 else min(carriers)
+    names = [name for name in (headline, *args.conditions) if name != AS_GIVEN]
+    names = applicable_conditions(list(dict.fromkeys(names)), available, carriers | _context(emotion, rows))
+    lengths = row_lengths(emotion, rows, "audio" if "audio" in available | given else "text")
+    scores = {
+        name: score_condition(
+            emotion, name, rows, lengths, given if name == AS_GIVEN else carriers, args.batch_size, args.seed
+        )
+        for name in ([AS_GIVEN, *names] if headline == AS_GIVEN else names)
+    }
+    protocol = f"{data.name}, {part}{_limit_note(args)}"
+    return corpus_table(data.name, protocol, rows, scores, model_labels(emotion.model.config), headline, args.seed)
 
 
 def corpus_table(
@@ -121,24 +143,24 @@ def corpus_table(
 
 
 def evaluate_pairs(
-    emotion: MultimodalEmotionPipeline, audio_name: str, text_name: str, args: EvaluationArguments
+    emotion: MultimodalEmotionPipeline, audio_source: str, text_source: str, args: EvaluationArguments
 ) -> dict[str, Any]:
     """
-    Evaluates simulated pairs of the held-out parts of two corpora; see [`pairs_table`].
+    Evaluates simulated pairs of the held-out parts of two sources; see [`pairs_table`].
 
     Raises:
-        ValueError: If the model accepts only one modality, or the corpora do not carry emotion in audio and text.
+        ValueError: If the model accepts only one modality, or the sources do not carry emotion in audio and text.
     """
-    audio_rows, text_rows, parts = _read_pair(emotion, audio_name, text_name, args)
+    audio_rows, text_rows, name, protocol = _read_pair(emotion, audio_source, text_source, args)
     agreeing, conflicting = (simulated_pairs(audio_rows, text_rows, agree, args.seed) for agree in (True, False))
     both = set(MODALITIES)
     names = list(dict.fromkeys([*ABLATION, *BLANK, *args.conditions]))
     names = applicable_conditions(names, both, both | _context(emotion, agreeing))
-    scores = _score(emotion, agreeing, names, both, both, args)
-    conflict_scores = _score(emotion, conflicting, ["both"], both, both, args)["both"]
+    scores = _score_pairs(emotion, agreeing, names, args)
+    conflict_scores = _score_pairs(emotion, conflicting, ["both"], args)["both"]
     return pairs_table(
-        f"{audio_name} + {text_name}",
-        f"Simulated pairs: {parts}",
+        name,
+        protocol,
         agreeing,
         scores,
         conflicting,
@@ -150,45 +172,48 @@ def evaluate_pairs(
 
 def evaluate_timeline(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> dict[str, Any]:
     """
-    Evaluates the timeline of a corpus, or of simulated pairs, joined to one recording; see [`timeline_table`].
+    Evaluates the timeline of a source, or of simulated pairs, joined to one recording; see [`timeline_table`].
 
     Raises:
-        ValueError: If the emotion of a corpus is not in its audio, or a pair is not one of audio and text.
+        ValueError: If the emotion of a source is not in its audio, or a pair is not one of audio and text.
     """
-    audio_name, _, text_name = name.partition("+")
-    if text_name:
-        audio_rows, text_rows, parts = _read_pair(emotion, audio_name, text_name, args)
+    source, text_source = split_pair(name)
+    if text_source is not None:
+        audio_rows, text_rows, name, protocol = _read_pair(emotion, source, text_source, args)
         rows = simulated_pairs(audio_rows, text_rows, agreeing=True, seed=args.seed)
-        protocol = f"Simulated pairs: {parts}"
     else:
-        if "audio" not in _corpus_modalities(name, args):
+        data = read_held_out(emotion, source, args)
+        if "audio" not in data.modalities:
             raise ValueError(
-                f"A timeline needs emotion in the audio, but {name} has it in {_corpus_modalities(name, args)}; "
-                "choose another corpus, or a pair AUDIO+TEXT."
+                f"A timeline needs emotion in the audio, but {data.name} has it in {data.modalities}; choose another "
+                "source, or a pair AUDIO+TEXT."
             )
-        rows, part = _read_held_out(emotion, name, args)
-        protocol = f"{name}, {part}{_limit_note(args)}"
-    return timeline_table(emotion, name.replace("+", " + "), protocol, rows, bool(text_name), args.seed)
+        rows, part = data.having(("audio",), all)
+        name, protocol = data.name, f"{data.name}, {part}{_limit_note(args)}"
+    return timeline_table(emotion, name, protocol, rows, text_source is not None, args.seed)
 
 
 def _read_pair(
-    emotion: MultimodalEmotionPipeline, audio_name: str, text_name: str, args: EvaluationArguments
-) -> tuple[Dataset, Dataset, str]:
-    """Returns the audio rows of one corpus, the text rows of another, and a description of both."""
+    emotion: MultimodalEmotionPipeline, audio_source: str, text_source: str, args: EvaluationArguments
+) -> tuple[Dataset, Dataset, str, str]:
+    """Returns the audio rows of one source, the text rows of another, the name of the pairs and their description."""
     if _model_modalities(emotion) != MODALITIES:
         raise ValueError(
             f"Pairs need a model of audio and text; this one accepts {_model_modalities(emotion)}. Leave --pairs out."
         )
-    for modality, name in zip(MODALITIES, (audio_name, text_name)):
-        if modality not in _corpus_modalities(name, args):
+    data = [read_held_out(emotion, source, args) for source in (audio_source, text_source)]
+    for modality, part in zip(MODALITIES, data):
+        if modality not in part.modalities:
             raise ValueError(
-                f"The pairs {audio_name}+{text_name} need emotion in the {modality} of {name}, but it is in "
-                f"{_corpus_modalities(name, args)}; pairs are named AUDIO+TEXT, such as ravdess+meld."
+                f"The pairs {audio_source}+{text_source} need emotion in the {modality} of {part.name}, but it is in "
+                f"{part.modalities}; pairs are named AUDIO+TEXT, such as ravdess+meld."
             )
-    audio_rows, audio_part = _read_held_out(emotion, audio_name, args)
-    text_rows, text_part = _read_held_out(emotion, text_name, args)
-    parts = f"voices of {audio_name} ({audio_part}), each with a random text of {text_name} ({text_part})"
-    return audio_rows, text_rows, parts + _limit_note(args)
+    (audio_rows, audio_part), (text_rows, text_part) = (
+        part.having((modality,), all) for modality, part in zip(MODALITIES, data)
+    )
+    audio, text = (part.name for part in data)
+    parts = f"voices of {audio} ({audio_part}), each with a random text of {text} ({text_part}){_limit_note(args)}"
+    return audio_rows, text_rows, f"{audio} + {text}", f"Simulated pairs: {parts}"
 
 
 def pairs_table(
@@ -234,20 +259,6 @@ def pairs_table(
     }
 
 
-def _read_held_out(emotion: MultimodalEmotionPipeline, name: str, args: EvaluationArguments) -> tuple[Dataset, str]:
-    """Returns the held-out rows of a corpus, at most `args.limit`, and which part they are."""
-    labels, context_turns = model_labels(emotion.model.config), emotion.processor.context_turns
-    rows, part = held_out(read_corpus(name, args.data_dir, labels=labels, context_turns=context_turns))
-    if args.limit is not None and args.limit < len(rows):
-        rows = rows.shuffle(args.seed, keep_in_memory=True).select(range(args.limit))
-    return rows, part
-
-
-def _is_present(value: Any) -> bool:
-    """Whether a row has a modality; a blank text counts as missing."""
-    return bool(value.strip() if isinstance(value, str) else value)
-
-
 def _limit_note(args: EvaluationArguments) -> str:
     return "" if args.limit is None else f", at most {args.limit} rows drawn at random"
 
@@ -265,21 +276,15 @@ def _context(emotion: MultimodalEmotionPipeline, rows: Dataset) -> set[str]:
     return {"context"} if model_uses_it and rows_have_it else set()
 
 
-def _corpus_modalities(name: str, args: EvaluationArguments) -> tuple[str, ...]:
-    """Returns the modalities that carry the emotion of a corpus."""
-    modality = find_layout(name, args.data_dir).modality
-    return MODALITIES if modality == "both" else (modality,)
-
-
-def _score(
+def _score_pairs(
     emotion: MultimodalEmotionPipeline,
     rows: Dataset,
     names: list[str],
-    available: set[str],
-    carriers: set[str],
     args: EvaluationArguments,
 ) -> Scores:
-    lengths = row_lengths(emotion, rows, "audio" if "audio" in available else "text")
+    """Scores pairs of audio and text."""
+    lengths = row_lengths(emotion, rows, "audio")
     return {
-        name: score_condition(emotion, name, rows, lengths, carriers, args.batch_size, args.seed) for name in names
+        name: score_condition(emotion, name, rows, lengths, set(MODALITIES), args.batch_size, args.seed)
+        for name in names
     }

@@ -19,9 +19,12 @@ from modeling_mmemo.evaluation.metrics import (
 Figure = dict[str, Any]
 
 
-def figure(value: float, interval: np.ndarray) -> Figure:
-    """Returns a value and its interval, rounded to four decimals."""
-    return {"value": round(float(value), 4), "interval": [round(float(end), 4) for end in interval]}
+def figure(value: float, interval: np.ndarray) -> Figure | None:
+    """Returns a value and its interval, rounded to four decimals; `None` instead of either where it is undefined."""
+    if np.isnan(value):
+        return None
+    ends = None if np.isnan(interval).any() else [round(float(end), 4) for end in interval]
+    return {"value": round(float(value), 4), "interval": ends}
 
 
 def label_ids(values: list[str], labels: list[str]) -> np.ndarray:
@@ -58,7 +61,7 @@ class Figures:
         """Returns the number of rows and of resampled groups, and the kind of group."""
         return {"rows": len(self.truth), "groups": len(np.unique(self.groups)), "resampled": self.resampled}
 
-    def overall(self, scores: np.ndarray) -> dict[str, Figure]:
+    def overall(self, scores: np.ndarray) -> dict[str, Figure | None]:
         """Returns WA, UAR, macro-F1, weighted F1 and ECE of scores of shape `(rows, labels)`."""
         values = emotion_metrics(self.truth, scores.argmax(axis=-1))
         values["ece"] = expected_calibration_error(scores, self.truth)
@@ -66,7 +69,7 @@ class Figures:
         resampled["ece"] = calibration_error(self._resample(calibration_bins(scores, self.truth)))
         return {name: figure(value, percentile_interval(resampled[name])) for name, value in values.items()}
 
-    def difference(self, scores: np.ndarray, baseline: np.ndarray) -> dict[str, Figure]:
+    def difference(self, scores: np.ndarray, baseline: np.ndarray) -> dict[str, Figure | None]:
         """Returns WA and UAR minus those of a baseline, paired over the same rows and resamples."""
         matrices = [self._confusions(values) for values in (scores, baseline)]
         ours, theirs = (overall_measures(matrix.sum(axis=0)) for matrix in matrices)
@@ -76,7 +79,7 @@ class Figures:
             for name in ("wa", "uar")
         }
 
-    def shares(self, values: np.ndarray) -> list[Figure]:
+    def shares(self, values: np.ndarray) -> list[Figure | None]:
         """Returns the means over rows of values of shape `(rows, columns)`."""
         resampled = self._resample(np.concatenate([values, np.ones((len(values), 1))], axis=1))
         return _figures(values.mean(axis=0), resampled[:, :-1] / resampled[:, -1:])
@@ -129,7 +132,4 @@ class Figures:
 
 def _figures(values: np.ndarray, resampled: np.ndarray) -> list[Figure | None]:
     """Returns figures of `values`, `(columns,)`, with resamples `(samples, columns)`; `None` for NaN."""
-    return [
-        None if np.isnan(value) else figure(value, percentile_interval(resampled[:, column]))
-        for column, value in enumerate(values)
-    ]
+    return [figure(value, percentile_interval(resampled[:, column])) for column, value in enumerate(values)]

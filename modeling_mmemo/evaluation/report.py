@@ -1,13 +1,14 @@
 """Results on disk: `results.json`, which the model card is generated from, and a Markdown report with plots."""
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from modeling_mmemo.evaluation.conditions import CONDITIONS
+from modeling_mmemo.evaluation.conditions import AS_GIVEN, CONDITIONS, EVERY_CONDITION
 from modeling_mmemo.evaluation.metrics import MEASURES
-from modeling_mmemo.evaluation.report_plots import plot_confusion, plot_reliability
+from modeling_mmemo.evaluation.report_plots import drawable_labels, plot_confusion, plot_reliability
 
 
 HEADINGS = {"wa": "WA", "uar": "UAR", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "ece": "ECE"}
@@ -20,6 +21,7 @@ TIMELINE_HEADINGS = {
 }
 # A blank or noisy modality may cost the other at most this many points.
 MAX_LOSS_POINTS = 0.5
+FEW_SPEAKERS = 3
 
 
 def write_results(results: dict[str, Any], folder: str | Path) -> None:
@@ -47,6 +49,8 @@ def summary(results: dict[str, Any]) -> str:
 def markdown_report(results: dict[str, Any]) -> str:
     """Returns the whole report; it links the plots by the names that [`write_results`] uses."""
     bootstrap = results["bootstrap"]
+    has_mixed_rows = any(table["headline"] == AS_GIVEN for table in results["corpora"])
+    conditions = [*CONDITIONS, AS_GIVEN] if has_mixed_rows else list(CONDITIONS)
     parts = [
         f"# Evaluation of {results['model']}",
         f"All figures are percentages with {bootstrap['level']:.0%} intervals of a bootstrap over speakers "
@@ -56,9 +60,7 @@ def markdown_report(results: dict[str, Any]) -> str:
         *(f"{_section(table)}\n\n{_pairs_section(table)}" for table in results["pairs"]),
         *([_timelines_section(results["timelines"])] if results["timelines"] else []),
         "## Conditions",
-        markdown_table(
-            ["condition", "input"], [[name, condition.description] for name, condition in CONDITIONS.items()]
-        ),
+        markdown_table(["condition", "input"], [[name, EVERY_CONDITION[name].description] for name in conditions]),
         "## Versions",
         ", ".join(f"{package} {number}" for package, number in results["versions"].items()) + ".",
     ]
@@ -66,15 +68,42 @@ def markdown_report(results: dict[str, Any]) -> str:
 
 
 def percent(figure: dict[str, Any] | None) -> str:
-    """Formats a figure in percent, `"73.8 [70.1, 77.0]"`; a dash for `None`."""
-    if figure is None:
+    """Formats a figure in percent, `"73.8 [70.1, 77.0]"`; a dash for one that is undefined."""
+    if not is_defined(figure):
         return "-"
+    if figure["interval"] is None:
+        return f"{100 * figure['value']:.1f}"
     low, high = figure["interval"]
     return f"{100 * figure['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def is_defined(figure: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a figure has a value; earlier versions wrote NaN for a value without rows."""
+    return figure is not None and figure["value"] is not None and not math.isnan(figure["value"])
+
+
+def caveats(table: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each reason why the figures of a corpus or pairs mean little."""
+    found = []
+    labels = [label for label, row in table["per_class"].items() if row["support"]]
+    if len(labels) < 2:
+        found.append(
+            f"All rows have the label {labels[0] if labels else None!r}: the figures only count how often it is "
+            "predicted, and do not measure recognition."
+        )
+    if table["resampled"] == "rows" and table["headline"] != "text":
+        found.append(
+            "Fewer than two speakers are known, so the intervals are over rows; they are too narrow if a speaker has "
+            "several rows."
+        )
+    elif table["resampled"] == "speakers" and table["groups"] < FEW_SPEAKERS:
+        found.append(f"The intervals are over {table['groups']} speakers only, and therefore rough.")
+    return [f"{table['name']}: {sentence}" for sentence in found]
+
+
 def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
     """Returns a Markdown table whose columns are aligned as plain text too."""
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     lines = [headings, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     rule = ["-" * width for width in widths]
@@ -92,7 +121,8 @@ def _section(table: dict[str, Any]) -> str:
         [label, str(measures["support"]), *(percent(measures[name]) for name in ("precision", "recall", "f1"))]
         for label, measures in table["per_class"].items()
     ]
-    slug = _slug(table)
+    slug, names = _slug(table), list(table["per_class"])
+    numbered = ", ".join(f"{drawn} {name}" for drawn, name in zip(drawable_labels(names)[0], names) if drawn != name)
     folds = [
         [name, *(f"{100 * measures[measure]:.1f}" for measure in _FOLD_MEASURES)]
         for name, measures in _folds(table).items()
@@ -102,8 +132,10 @@ def _section(table: dict[str, Any]) -> str:
             f"## {table['name']}",
             f"{table['protocol']}: {table['rows']} rows; intervals over {table['groups']} {table['resampled']}. "
             f"Condition: {table['headline']}.",
+            *caveats(table),
             *([markdown_table(["fold", *(HEADINGS[measure] for measure in _FOLD_MEASURES)], folds)] if folds else []),
             markdown_table(["label", "rows", "precision", "recall", "F1"], per_class),
+            *([f"Labels that the plots cannot draw are numbered: {numbered}."] if numbered else []),
             f"![confusion matrix](confusion-{slug}.png)\n![reliability diagram](reliability-{slug}.png)",
         ]
     )
@@ -125,7 +157,7 @@ def _pairs_section(table: dict[str, Any]) -> str:
             loss["against"],
             percent(loss["wa"]),
             percent(loss["uar"]),
-            "yes" if 100 * max(loss["wa"]["value"], loss["uar"]["value"]) <= MAX_LOSS_POINTS else "no",
+            "yes" if 100 * _largest(loss["wa"], loss["uar"]) <= MAX_LOSS_POINTS else "no",
         ]
         for condition, loss in table["losses"].items()
     ]
@@ -144,6 +176,10 @@ def _pairs_section(table: dict[str, Any]) -> str:
             markdown_table(["modality", "share of predictions"], shares),
         ]
     )
+
+
+def _largest(*figures: dict[str, Any] | None) -> float:
+    return max((figure["value"] for figure in figures if is_defined(figure)), default=0.0)
 
 
 def timelines_table(tables: list[dict[str, Any]]) -> str:

@@ -10,21 +10,31 @@ from tqdm.auto import tqdm
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
 
 
-def held_out(rows: Dataset) -> tuple[Dataset, str]:
+def held_out(rows: Dataset, split: str | None = None) -> tuple[Dataset, str]:
     """
-    Returns the rows to score and a description: the test part, or the whole corpus if it has none.
+    Returns the rows to score and a description: one split, by default the test part, or all rows without one.
 
     A corpus without a test part should be one that the model was not trained on.
+
+    Raises:
+        ValueError: If there are no rows of `split`.
     """
-    if "test" not in set(rows["split"]):
+    found = set(rows["split"])
+    if split is None and "test" not in found:
         return rows, "whole corpus (it has no test part)"
-    return rows.filter(lambda split: split == "test", input_columns="split"), "test part"
+    wanted = split or "test"
+    if wanted not in found:
+        raise ValueError(
+            f"There are no rows of split={wanted}; the splits are {sorted(found)}. Choose one of them, or for dev set "
+            "--dev_share as in the training run."
+        )
+    return rows.filter(lambda split: split == wanted, input_columns="split"), f"{wanted} part"
 
 
 def row_lengths(emotion: MultimodalEmotionPipeline, rows: Dataset, modality: str) -> np.ndarray:
-    """Returns the lengths of rows in one modality: samples of `"audio"`, characters of `"text"`."""
+    """Returns the lengths of rows in one modality: samples of `"audio"`, characters of `"text"`; 0 if missing."""
     measure = emotion.processor.load_audio if modality == "audio" else str
-    return np.array([len(measure(value)) for value in rows[modality]])
+    return np.array([len(measure(value)) if value else 0 for value in rows[modality]])
 
 
 def score_items(

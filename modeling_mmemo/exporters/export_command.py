@@ -83,7 +83,8 @@ def calibration_inputs(
     from modeling_mmemo.data.sources import read_source
 
     for source in sources:
-        rows = read_source(source, data_dir).filter(lambda split: split == "train", input_columns="split")
+        rows = read_source(source, data_dir, allow_unknown_labels=True)
+        rows = rows.filter(lambda split: split == "train", input_columns="split")
         rows = rows.shuffle(seed, keep_in_memory=True).select(range(min(rows_each, len(rows))))
         for start in range(0, len(rows), BATCH_SIZE):
             batch = rows[start : start + BATCH_SIZE]

@@ -25,6 +25,7 @@ from modeling_mmemo import (
     MMEmoProcessor,
 )
 from modeling_mmemo.configuration_mmemo import EMOTIONS
+from modeling_mmemo.evaluation.checkpoints import checkpoint_config
 from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.towers_mmemo import max_tokens
 from modeling_mmemo.training.label_words import label_token_ids
@@ -98,7 +99,7 @@ def _checkpoint_labels(args: ModelArguments) -> dict[str, list[str]]:
         name = getattr(args, option)
         if name is None:
             continue
-        config = AutoConfig.from_pretrained(name)
+        config = checkpoint_config(option, name)
         if isinstance(config, MMEmoConfig):
             found[option] = model_labels(config)
     return found

@@ -1,11 +1,69 @@
 """Calibration on development data: temperatures for the scores, and quantiles for prediction sets."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 
 RANGE = (0.05, 20.0)
+# A temperature within this factor of an end of the range is at the end.
+NEAR = 1.05
+# With fewer rows the temperature is mostly noise. For random logits of 7 labels with a true temperature of 1.5, 90 %
+# of the fits are between 0.3 and 6.1 with 4 rows, 1.0 and 2.6 with 20, 1.1 and 1.9 with 50, 1.3 and 1.7 with 300.
+MIN_ROWS = 50
+# The scores of a single speaker do not show how sure the model may be about others.
+MIN_SPEAKERS = 2
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    The calibration of the scores for one set of modalities.
+
+    Args:
+        temperature (`float`, *optional*): The divisor of the logits; `None` if none could be fitted.
+        quantiles (`list[float]`, *optional*): See [`fit_quantiles`]; `None` if there are too few rows or speakers.
+        description (`str`): What was fitted, or why not.
+    """
+
+    temperature: float | None
+    quantiles: list[float] | None
+    description: str
+
+
+def calibrate_scores(logits: np.ndarray, labels: np.ndarray, speakers: Sequence[str | None]) -> Calibration:
+    """
+    Fits a temperature and quantiles where the development rows support them.
+
+    Args:
+        logits (`np.ndarray` of shape `(rows, num_labels)`): The logits before division by a temperature.
+        labels (`np.ndarray` of shape `(rows,)`): Indices of the true labels.
+        speakers (`Sequence[str | None]`): The speaker of each clip; `None` if it is unknown, or for a text.
+
+    Returns:
+        [`Calibration`]: Without a temperature and quantiles for fewer than 50 rows, or rows of a single speaker;
+        without a temperature if there is no best one: every prediction is correct, so that a lower one is always
+        better, or it is at an end of `RANGE`, as for logits that do not depend on the label.
+    """
+    if len(labels) < MIN_ROWS:
+        return Calibration(None, None, f"not fitted: {len(labels)} development rows, at least {MIN_ROWS} are needed")
+    if None not in speakers and len(set(speakers)) < MIN_SPEAKERS:
+        return Calibration(
+            None, None, f"not fitted: all development rows are of one speaker, at least {MIN_SPEAKERS} are needed"
+        )
+    temperature: float | None = round(fit_temperature(logits, labels), 4)
+    description = f"temperature {temperature:.2f}"
+    if (logits.argmax(axis=1) == labels).all():
+        temperature, description = None, "temperature not fitted: every prediction is correct"
+    elif not RANGE[0] * NEAR < temperature < RANGE[1] / NEAR:
+        description = f"temperature not fitted: the best one, {temperature:.2f}, is at the end of its range {RANGE}"
+        temperature = None
+    quantiles = fit_quantiles(logits / (temperature or 1.0), labels)
+    covered = np.floor(100 * len(labels) / (len(labels) + 1))
+    return Calibration(temperature, quantiles, f"{description}; prediction sets up to {covered:.0f} % coverage")
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 from transformers.utils import logging
 
-from modeling_mmemo.data.corpora import CORPORA, find_layout, read_corpus
+from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.fingerprints import file_fingerprint, rows_fingerprint
 from modeling_mmemo.evaluation.conditions import MODALITIES, score_condition
 from modeling_mmemo.evaluation.evaluation_run import corpus_table, results_head
@@ -44,12 +44,26 @@ def main(argv: list[str]) -> None:
         argv (`list[str]`): The arguments after `eval.py --folds`: a training configuration and flags of `train.py`.
 
     Raises:
-        ValueError: If `argv` does not begin with a configuration file.
+        ValueError: See [`parse_folds`] and [`cross_validate`].
+    """
+    cross_validate_and_report(*parse_folds(argv))
+
+
+def parse_folds(argv: list[str]) -> tuple[Arguments, str]:
+    """
+    Returns the options of a cross-validation, and the name of their file.
+
+    Raises:
+        ValueError: If `argv` does not begin with a configuration file, or two options contradict each other.
     """
     if not argv or argv[0].startswith("-"):
         raise ValueError("--folds needs a training configuration, such as --folds configs/ravdess_folds.yaml.")
-    arguments = parse_arguments(argv)
-    results = cross_validate(arguments, name=argv[0])
+    return parse_arguments(argv), argv[0]
+
+
+def cross_validate_and_report(arguments: Arguments, name: str) -> None:
+    """Cross-validates, writes the results to the `output_dir` and prints a summary; see [`cross_validate`]."""
+    results = cross_validate(arguments, name)
     write_results(results, arguments[-1].output_dir)
     print(summary(results))
 
@@ -86,7 +100,7 @@ def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
             augmentation,
             replace(training_args, output_dir=str(Path(training_args.output_dir) / f"fold-{fold}")),
         )
-        rows = read_corpus(corpus, data_args.data_dir, data_args.labels, fold)
+        rows = data_args.read(corpus, fold=fold)
         test_rows = rows.filter(lambda split: split == "test", input_columns="split")
         fold_scores = _score_fold(fold_args, modality, rows, test_rows)
         true_ids = [data_args.labels.index(label) for label in test_rows["label"]]

@@ -6,14 +6,13 @@ therefore gets a random text of its own label, a new one in every epoch: a simul
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from datasets import Dataset, IterableDataset
 
 from modeling_mmemo.data.augmentation import NOISE_COLORS, Augmentation, make_noise
+from modeling_mmemo.data.clips import clip_seconds
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.training.features import TowerStates
@@ -136,7 +135,7 @@ class EmotionRows(torch.utils.data.Dataset):
         return sorted(drawn, key=lambda index: -self.lengths[index]) if self.by_length else drawn
 
     def _row_lengths(self, indices: Sequence[int]) -> dict[int, int]:
-        """Returns positions of states, samples, bytes or characters: comparable within a corpus and modality only."""
+        """Returns positions of states, samples at 16 kHz or characters: comparable within a modality only."""
         lengths = {}
         audio, texts, contexts = (self.rows[name] for name in ("audio", "text", "context"))
         for index in set(indices):
@@ -146,12 +145,7 @@ class EmotionRows(torch.utils.data.Dataset):
             elif modality == "text":
                 lengths[index] = len(texts[index]) + sum(len(turn["text"]) for turn in contexts[index] or ())
             else:
-                stored = audio[index]
-                if not stored["bytes"] and not Path(stored["path"]).is_file():
-                    raise FileNotFoundError(
-                        f"{stored['path']} does not exist; paths in a table are relative to the table."
-                    )
-                lengths[index] = len(stored["bytes"]) if stored["bytes"] else soundfile.info(stored["path"]).frames
+                lengths[index] = round(16_000 * clip_seconds(audio[index]))
         return lengths
 
     def __len__(self) -> int:

@@ -4,12 +4,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from modeling_mmemo.configuration_mmemo import EMOTIONS, LAYER_MIXES, POOLINGS
+from modeling_mmemo.configuration_mmemo import LAYER_MIXES, POOLINGS
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.config_file import read_config
 from modeling_mmemo.data.corpora import CORPORA
+from modeling_mmemo.data.source_arguments import SourceArguments, check_pairs
 
 
 AUDIO_MODES = ("frozen", "lora", "full")
@@ -208,7 +210,7 @@ class ModelArguments:
             raise ValueError(
                 f"label_words={self.label_words} contradicts text_head={self.text_head}; set text_head to label_words."
             )
-        _check_pairs("label_words", self.label_words, "label=word")
+        check_pairs("label_words", self.label_words, "label=word")
 
     def mode_of(self, modality: str) -> str:
         """Returns how the encoder of `modality` is trained, one of `TEXT_MODES`."""
@@ -224,7 +226,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(SourceArguments):
     """
     The training and development rows.
 
@@ -232,28 +234,10 @@ class DataArguments:
         ValueError: If a value is invalid, or two options contradict each other.
     """
 
-    data_dir: str = field(default="data", metadata={"help": "Folder that holds the known corpora."})
-    corpora: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Known corpora, tables (CSV, TSV, JSON Lines, Parquet), audiofolders or Hub datasets."},
-    )
     corpus_weights: list[float] = field(
         default_factory=list,
         metadata={
             "help": "Passes over each corpus per epoch; 0.5 uses half of it, 0 only its texts, for simulated pairs."
-        },
-    )
-    columns: list[str] = field(
-        default_factory=list, metadata={"help": "Column names of your tables, as in label=emotion audio=path."}
-    )
-    label_map: list[str] = field(
-        default_factory=list, metadata={"help": "Label names of your tables, as in excited=happy."}
-    )
-    labels: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "The labels to predict, in the order of the scores; by default those of the mmemo model that the "
-            f"run starts from, or {' '.join(EMOTIONS)}."
         },
     )
     fold: int | None = field(
@@ -288,6 +272,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.corpus_weights = self.corpus_weights or [1.0] * len(self.corpora)
         self._check_values()
         self._check_corpora()
@@ -312,11 +297,7 @@ class DataArguments:
             raise ValueError(
                 f"fold={self.fold} contradicts corpora={self.corpora}; none of them has folds. Leave fold out."
             )
-        if self.columns and len(known) == len(self.corpora):
-            raise ValueError(
-                f"columns={self.columns} contradicts corpora={self.corpora}, whose columns are known. Leave "
-                "columns out."
-            )
+        self.check_columns(self.corpora)
 
     def _check_values(self) -> None:
         """Raises a `ValueError` if an option has an invalid value."""
@@ -325,15 +306,6 @@ class DataArguments:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1].")
         if unknown := set(self.leak_columns) - set(LEAK_COLUMNS):
             raise ValueError(f"leak_columns={sorted(unknown)} is unknown; choose some of {LEAK_COLUMNS}.")
-        if len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels={self.labels} must not name a label twice.")
-        _check_pairs("columns", self.columns, "ours=theirs")
-        _check_pairs("label_map", self.label_map, "theirs=ours")
-
-
-def _check_pairs(name: str, pairs: list[str], form: str) -> None:
-    if wrong := [pair for pair in pairs if pair.count("=") != 1]:
-        raise ValueError(f"{name}={wrong} must be written as {form}.")
 
 
 @dataclass
@@ -387,6 +359,8 @@ class EmotionTrainingArguments(TrainingArguments):
                 "label_smoothing."
             )
         super().__post_init__()
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
         # Every process reads its own rows of a stream: batches of different keys and lengths cannot be dispatched.
         self.accelerator_config.dispatch_batches = False
 

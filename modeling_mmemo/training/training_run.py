@@ -4,25 +4,29 @@ from collections.abc import Container
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 from peft import PeftModel
+from transformers.utils import logging
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
 from modeling_mmemo.data.augmentation import Augmentation
+from modeling_mmemo.data.clips import check_clips
 from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.schema import STORED_FEATURES
-from modeling_mmemo.data.sources import read_source
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
+from modeling_mmemo.data.unknown_labels import listed
 from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.training.adapters import log_trainable, set_trainable, unquantized
 from modeling_mmemo.training.build import build_model
-from modeling_mmemo.training.calibration import fit_quantiles, fit_temperature
+from modeling_mmemo.training.calibration import calibrate_scores
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import standardize, tower_states
 from modeling_mmemo.training.rows import EmotionRows, StreamedRows
+from modeling_mmemo.training.run_summary import run_summary
 from modeling_mmemo.training.trainer import EmotionTrainer, build_trainer
 from modeling_mmemo.training.training_arguments import (
     Arguments,
@@ -32,13 +36,30 @@ from modeling_mmemo.training.training_arguments import (
 )
 
 
+logger = logging.get_logger(__name__)
+
 # For each presence of modalities, the development sets that can calibrate its scores; the first available is used.
 CALIBRATED_ON = {"audio": ("audio",), "text": ("text",), "both": ("both", "pairs")}
 
 
+class RunRows(NamedTuple):
+    """
+    The rows of a run.
+
+    Args:
+        train (`EmotionRows` or `StreamedRows`): The training rows.
+        dev (`dict[str, EmotionRows]`): Those of `audio`, `text`, `both` and simulated `pairs` that are not empty.
+        tested (`list[str]`): The sources that have test rows, which are not read here.
+    """
+
+    train: EmotionRows | StreamedRows
+    dev: dict[str, EmotionRows]
+    tested: list[str]
+
+
 def train(arguments: Arguments) -> EmotionTrainer:
     """
-    Trains, calibrates, evaluates and saves a model.
+    Trains, calibrates, evaluates and saves a model, and prints a summary.
 
     Args:
         arguments (`Arguments`): The options of the run, see [`parse_arguments`].
@@ -56,7 +77,7 @@ def train(arguments: Arguments) -> EmotionTrainer:
     is_movable = model_args.text_mode != "qlora"
     if is_movable:
         model.to(training_args.device)
-    train_rows, dev = build_rows(data_args, model_args, augmentation, model, processor, training_args)
+    train_rows, dev, tested = build_rows(data_args, model_args, augmentation, model, processor, training_args)
     standardize(model, new_branches, train_rows, collator)
     if is_movable:
         # The Trainer places the model itself, in parts under FSDP.
@@ -80,11 +101,14 @@ def train(arguments: Arguments) -> EmotionTrainer:
     if model_args.stored_dtype == "float16":
         round_towers(model)
     finished = build_trainer(model, None, dev, collator, training_args)
+    calibration, metrics = {}, {}
     if dev:
-        calibrate(finished)
-        finished.save_metrics("eval", finished.evaluate())
+        calibration = calibrate(finished)
+        metrics = finished.evaluate()
+        finished.save_metrics("eval", metrics)
     if finished.is_world_process_zero():
         save(model, processor, output_dir, model_args.stored_dtype)
+        print(run_summary(output_dir, data_args, dev, tested, metrics, calibration))
     return finished
 
 
@@ -107,7 +131,7 @@ def build_rows(
     model: MMEmoForEmotionRecognition,
     processor: MMEmoProcessor,
     training_args: EmotionTrainingArguments,
-) -> tuple[EmotionRows | StreamedRows, dict[str, EmotionRows]]:
+) -> RunRows:
     """
     Returns the training rows, and the development rows by the modalities they have.
 
@@ -118,9 +142,6 @@ def build_rows(
         model (`MMEmoForEmotionRecognition`): Its frozen encoders compute the cached states.
         processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
         training_args (`EmotionTrainingArguments`): Seed and evaluation.
-
-    Returns:
-        The training rows, and a dict with those of `audio`, `text`, `both` and simulated `pairs` that are not empty.
 
     Raises:
         ValueError: If the sources have no training rows, or no development rows for an evaluation.
@@ -134,16 +155,17 @@ def build_rows(
         )
     if args.streaming:
         stream = read_streams(args, towers, processor.context_turns)
-        return StreamedRows(
+        streamed = StreamedRows(
             stream,
             labels=args.labels,
             processor=processor,
             augmentation=augmentation,
             seed=training_args.seed,
             context_dropout=args.context_dropout,
-        ), {}
+        )
+        return RunRows(streamed, {}, [])
 
-    rows, weights = read_rows(args, towers, processor.context_turns)
+    rows, weights, tested = read_rows(args, towers, processor.context_turns)
     states = {}
     if args.cache_states:
         # One process fills the cache, the others load it.
@@ -181,12 +203,14 @@ def build_rows(
             dev[name] = select(chosen, by_length=True)
     if args.pair_probability > 0 and {"audio", "text"} <= set(dev):
         dev["pairs"] = select(dev["audio"].indices, pair_probability=1.0, pair_texts=dev_indices, by_length=True)
-    return train_rows, dev
+    return RunRows(train_rows, dev, tested)
 
 
-def read_rows(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> tuple[Dataset, list[float]]:
+def read_rows(
+    args: DataArguments, modalities: Container[str], context_turns: int = 0
+) -> tuple[Dataset, list[float], list[str]]:
     """
-    Returns all rows of `args.corpora` except test rows, and the weight of each row.
+    Returns all rows of `args.corpora` except test rows, the weight of each row, and the sources with test rows.
 
     Args:
         args (`DataArguments`): The sources of the rows, with the labels of the model.
@@ -194,15 +218,17 @@ def read_rows(args: DataArguments, modalities: Container[str], context_turns: in
         context_turns (`int`): Number of dialogue turns that the model takes before a text.
 
     Raises:
-        ValueError: If a corpus has no row for the model's modalities, or a speaker or text occurs in two splits.
+        ValueError: If a corpus has no row for the model's modalities, a speaker or text occurs in two splits, clips
+            cannot be read, or all training rows have the same label.
     """
-    parts, weights = [], []
+    parts, weights, tested = [], [], []
     for source, weight in zip(args.corpora, args.corpus_weights):
-        rows = _read(source, args, context_turns, streaming=False)
+        rows = args.read(source, context_turns, fold=args.fold)
         if args.dev_share > 0 and "dev" not in set(rows["split"]):
             rows = split_by_speaker(rows, args.dev_share, seed=0)
         if not args.allow_leaks:
             leak_check(rows, by=args.leak_columns)
+        tested += [source] if "test" in set(rows["split"]) else []
         rows = _keep_modalities(rows, source, args, modalities).filter(
             lambda row: row["split"] != "test" and (row["audio"] is not None or row["text"] is not None)
         )
@@ -212,33 +238,43 @@ def read_rows(args: DataArguments, modalities: Container[str], context_turns: in
             )
         parts.append(rows)
         weights += [weight] * len(rows)
-    return concatenate_datasets(parts), weights
+    rows = concatenate_datasets(parts)
+    check_clips(rows["audio"])
+    _check_labels(rows, args)
+    return rows, weights, tested
+
+
+def _check_labels(rows: Dataset, args: DataArguments) -> None:
+    """Raises a `ValueError` if the training rows have a single label; logs labels without training rows."""
+    found: dict[str, set[str]] = {"train": set(), "dev": set()}
+    for split, label in zip(rows["split"], rows["label"]):
+        found[split].add(label)
+    if len(found["train"]) == 1:
+        counts = "; ".join(f"{source}: {listed(args.label_counts(source))}" for source in args.corpora)
+        raise ValueError(
+            f"All training rows have the label {found['train'].pop()!r}, so there is nothing to learn; the model's "
+            f"labels are {args.labels}, those of the data {counts}. Add rows of another label, or name the labels of "
+            "the data (--labels)."
+        )
+    if found["train"] and (missing := [label for label in args.labels if label not in found["train"]]):
+        logger.warning(f"No training row has the labels {missing}; the model does not learn them.")
+    if len(found["dev"]) == 1:
+        logger.warning(
+            f"All development rows have the label {found['dev'].pop()!r}, so their scores do not measure recognition. "
+            "Set aside more rows (--dev_share)."
+        )
 
 
 def read_streams(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> IterableDataset:
     """Returns a stream of the training rows of all `args.corpora`, sampled by their weights; see [`read_rows`]."""
     streams = [
-        _keep_modalities(_read(source, args, context_turns, streaming=True), source, args, modalities).filter(
+        _keep_modalities(args.read(source, context_turns, True, args.fold), source, args, modalities).filter(
             lambda row: row["split"] == "train" and (row["audio"] is not None or row["text"] is not None)
         )
         for source in args.corpora
     ]
     shares = np.array(args.corpus_weights) / sum(args.corpus_weights)
     return interleave_datasets(streams, shares.tolist(), seed=0, stopping_strategy="all_exhausted")
-
-
-def _read(source: str, args: DataArguments, context_turns: int, streaming: bool) -> Dataset | IterableDataset:
-    known = source in CORPORA
-    return read_source(
-        source,
-        args.data_dir,
-        columns={} if known else dict(pair.split("=") for pair in args.columns),
-        labels=args.labels,
-        label_map=dict(pair.split("=") for pair in args.label_map),
-        streaming=streaming,
-        fold=args.fold if known and CORPORA[source].folds else None,
-        context_turns=context_turns,
-    )
 
 
 def _keep_modalities(rows, source: str, args: DataArguments, modalities: Container[str]):
@@ -271,17 +307,32 @@ def round_towers(model: MMEmoForEmotionRecognition) -> None:
             parameter.copy_(parameter.half())
 
 
-def calibrate(trainer: EmotionTrainer) -> None:
-    """Fits the model's temperatures and quantiles to its predictions on the development sets."""
-    temperatures, quantiles = {}, {}
+def calibrate(trainer: EmotionTrainer) -> dict[str, str]:
+    """
+    Fits the model's temperatures and quantiles to its predictions on the development sets.
+
+    Returns:
+        `dict[str, str]`: What was fitted, or why not, by the modalities present.
+    """
+    fitted = {}
     for presence, names in CALIBRATED_ON.items():
         for name in [name for name in names if name in trainer.eval_dataset][:1]:
-            predicted = trainer.predict(trainer.eval_dataset[name])
-            temperatures[presence] = round(fit_temperature(predicted.predictions, predicted.label_ids), 4)
-            logits = predicted.predictions / temperatures[presence]
-            quantiles[presence] = fit_quantiles(logits, predicted.label_ids)
-    trainer.model.config.temperature = temperatures
-    trainer.model.config.conformal_quantiles = quantiles or None
+            rows = trainer.eval_dataset[name]
+            predicted = trainer.predict(rows)
+            # A text does not reveal the voice of its speaker.
+            names = list(rows.rows["speaker"])
+            speakers = [names[index] if rows.has["audio"][index] else None for index in rows.indices]
+            fitted[presence] = calibrate_scores(predicted.predictions, predicted.label_ids, speakers)
+            if fitted[presence].temperature is None:
+                logger.warning(
+                    f"The scores for {presence} stay the uncalibrated softmax: {fitted[presence].description}."
+                )
+    config = trainer.model.config
+    temperatures = {name: found.temperature for name, found in fitted.items() if found.temperature is not None}
+    config.temperature = temperatures or 1.0
+    quantiles = {name: found.quantiles for name, found in fitted.items() if found.quantiles is not None}
+    config.conformal_quantiles = quantiles or None
+    return {name: found.description for name, found in fitted.items()}
 
 
 def save(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor, folder: str | Path, stored_dtype: str) -> None:

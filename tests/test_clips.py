@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import soundfile
+
+from modeling_mmemo.data.clips import LISTED, check_clips, clip_seconds
+
+
+def stored(path):
+    return {"bytes": None, "path": str(path)}
+
+
+@pytest.fixture
+def clip(tmp_path, make_clip):
+    soundfile.write(tmp_path / "clip.wav", make_clip(0.5), 16_000)
+    return tmp_path / "clip.wav"
+
+
+def test_seconds_of_files_and_bytes(clip, tmp_path):
+    samples, _ = soundfile.read(clip)
+    soundfile.write(tmp_path / "clip.flac", samples, 8_000)
+
+    assert clip_seconds(stored(clip)) == 0.5
+    assert clip_seconds({"bytes": clip.read_bytes(), "path": None}) == 0.5
+    assert clip_seconds(stored(tmp_path / "clip.flac")) == 1.0
+
+
+def test_readable_clips_pass(clip):
+    check_clips([stored(clip), None, {"bytes": clip.read_bytes(), "path": "clip.wav"}, stored(clip)])
+
+
+def test_every_unreadable_clip_is_listed(clip, tmp_path):
+    (tmp_path / "notes.wav").write_text("not audio")
+    (tmp_path / "zero.wav").touch()
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    bad = [stored(tmp_path / name) for name in ("nosuch.wav", "notes.wav", "zero.wav", "empty.wav")]
+    bad.append({"bytes": b"nothing", "path": "hub.wav"})
+
+    with pytest.raises(ValueError, match=r"5 audio file\(s\) cannot be read\. Correct their paths") as error:
+        check_clips([stored(clip), *bad, bad[0]])
+
+    for reason in (
+        "nosuch.wav does not exist",
+        "notes.wav is not readable audio",
+        "zero.wav is empty (0 bytes)",
+        "empty.wav has no samples",
+        "hub.wav is not readable audio",
+    ):
+        assert reason in str(error.value)
+
+
+def test_long_lists_are_cut(tmp_path):
+    with pytest.raises(ValueError, match=r"23 audio file\(s\) [\s\S]*\n  and 13 more$") as error:
+        check_clips([stored(tmp_path / f"{index}.wav") for index in range(23)])
+
+    assert str(error.value).count("does not exist") == LISTED
