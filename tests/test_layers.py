@@ -27,6 +27,7 @@ mmemo.audio mmemo.timeline <- mmemo.plots <- mmemo.archives mmemo.demo modeling_
 modeling_mmemo.configuration_mmemo <- modeling_mmemo.audio_encoder_mmemo
 modeling_mmemo.audio_encoder_mmemo <- modeling_mmemo.towers_mmemo modeling_mmemo.fusion_mmemo
 modeling_mmemo.towers_mmemo <- modeling_mmemo.fusion_mmemo <- modeling_mmemo.alignment_mmemo
+modeling_mmemo.towers_mmemo <- modeling_mmemo.adapter_mmemo <- modeling_mmemo.pretrained_mmemo
 modeling_mmemo.fusion_mmemo <- modeling_mmemo.losses_mmemo modeling_mmemo.pretrained_mmemo
 modeling_mmemo.alignment_mmemo modeling_mmemo.losses_mmemo <- modeling_mmemo.modeling_mmemo <- modeling_mmemo
 modeling_mmemo.outputs_mmemo modeling_mmemo.pretrained_mmemo <- modeling_mmemo.modeling_mmemo

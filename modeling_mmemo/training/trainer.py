@@ -9,8 +9,8 @@ Deliberate choices:
 - A model that is only evaluated is not sharded: FSDP and DeepSpeed shard the model that they train.
 - There is one development set each for audio, text, both and simulated pairs; `eval_mean_uar` is the mean of their
   UAR.
-- Checkpoints hold the processor, so that a checkpoint of a whole model loads in a pipeline. It is not the Trainer's
-  `processing_class`, which would change special tokens in the configuration of the text encoder.
+- Checkpoints hold the processor, so that they load in a pipeline. It is not the Trainer's `processing_class`, which
+  would change special tokens in the configuration of the text encoder.
 """
 
 import copy
