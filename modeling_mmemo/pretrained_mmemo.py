@@ -38,6 +38,26 @@ class MMEmoPreTrainedModel(PreTrainedModel):
     # Names of weights that the checkpoint lacks; [`MultimodalEmotionPipeline`] raises for a model that has any.
     missing_keys_on_load: tuple[str, ...] = ()
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recomputes activations in the backward pass; see [`~PreTrainedModel.activation_checkpointing_enable`].
+
+        Raises:
+            ValueError: If `use_reentrant=True` is requested. With it, encoders that return all hidden states (WavLM)
+                do not finish their backward pass, and DDP counts the gradients of missing modalities twice.
+        """
+        chosen = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if chosen["use_reentrant"]:
+            raise ValueError(
+                f"{type(self).__name__} does not support use_reentrant=True, with which some encoders never finish "
+                "their backward pass; pass use_reentrant=False."
+            )
+        super().activation_checkpointing_enable(chosen, every_n_layers, offload)
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the model and its code; see [`~PreTrainedModel.save_pretrained`]."""
         # Each class loads what the other saved; by default the saving class would register itself alone.
