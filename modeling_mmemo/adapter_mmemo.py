@@ -79,6 +79,13 @@ def embedded_revision() -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def reference(name: str) -> tuple[str, str | None]:
+    """Returns the name by which an adapter refers to a model, and its revision if it is the embedded one."""
+    if Path(name).is_dir() and Path(name).samefile(embedded_model()):
+        return EMBEDDED_MODEL, embedded_revision()
+    return name, None
+
+
 def resolve_embedded(name: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Replaces the name of the embedded model by its folder.
 

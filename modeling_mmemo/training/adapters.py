@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from modeling_mmemo.adapter_mmemo import EMBEDDED_MODEL, embedded_model, embedded_revision
+from modeling_mmemo.adapter_mmemo import reference
 from modeling_mmemo.configuration_mmemo import MMEmoConfig
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.pretrained_mmemo import AUTO_MAP
@@ -165,24 +164,17 @@ def _add_lora(
         modules_to_save=[*full, *heads(model)],
     )
     if args.model_name_or_path is not None:
-        config.base_model_name_or_path, config.revision = _reference(args.model_name_or_path)
+        config.base_model_name_or_path, config.revision = reference(args.model_name_or_path)
     adapter = EmotionAdapter(model, config)
     adapter.encoders = {}
     for modality in towers if args.model_name_or_path is None else ():
-        adapter.encoders[modality], revision = _reference(getattr(args, f"{modality}_encoder"))
+        adapter.encoders[modality], revision = reference(getattr(args, f"{modality}_encoder"))
         config.revision = config.revision or revision
     for name, parameter in adapter.named_parameters():
         # peft unfreezes all parameters of a module in `modules_to_save`, such as Whisper's fixed positions.
         if name.removeprefix("base_model.model.").replace("modules_to_save.default.", "") in fixed:
             parameter.requires_grad_(False)
     return adapter
-
-
-def _reference(name: str) -> tuple[str, str | None]:
-    """Returns the name by which an adapter refers to a model, and its revision if it is the embedded one."""
-    if Path(name).is_dir() and Path(name).samefile(embedded_model()):
-        return EMBEDDED_MODEL, embedded_revision()
-    return name, None
 
 
 def unquantized(trained: PeftModel, args: ModelArguments, labels: Sequence[str]) -> PeftModel:
