@@ -406,11 +406,25 @@ def push(
     tag: Annotated[str | None, typer.Option(help="Tag for the commit, such as v1.0.")] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Add ONNX graphs, float and int8.")] = False,
     results: Annotated[Path | None, typer.Option(help="Folder of results from eval.py to add.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Hub name of the base model of an adapter that was trained on a local folder.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their sizes, without contacting the Hub.")
+    ] = False,
 ) -> None:
     """Pushes a trained model and its code to the Hub in one commit. Log in first: hf auth login."""
+    from modeling_mmemo.hub.push import planned_files
     from modeling_mmemo.hub.push import push as run
 
-    typer.echo(run(folder, repo, private or None, revision, tag, onnx, results).commit_url)
+    if not dry_run:
+        typer.echo(run(folder, repo, private or None, revision, tag, onnx, results, base=base).commit_url)
+        return
+    files = planned_files(folder, repo, onnx, results, base)
+    for path, size in files.items():
+        typer.echo(f"{size / 1e6:10.3f} MB  {path}")
+    target = f"{repo}, branch {revision or 'main'}" + (f", tag {tag}" if tag else "")
+    typer.echo(f"{sum(files.values()) / 1e6:10.3f} MB  in {len(files)} files would be pushed to {target}.")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from .alignment_mmemo import audio_times, segment_masks, time_gaps
 from .configuration_mmemo import PRESENCES, MMEmoConfig
+from .distributed_mmemo import with_all_parameters
 from .fusion_mmemo import CrossModalLayer, ModalityBranch, ModalityGate, SequencePooling
 from .losses_mmemo import emotion_loss, problem_type
 from .outputs_mmemo import MMEmoEmotionOutput, MMEmoModelOutput
@@ -346,7 +347,9 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         Args:
             labels (`torch.Tensor`, *optional*): `(batch,)` class indices (-100 is ignored) for a single label,
                 `(batch, num_labels)` of 0 and 1 for several, `(batch, num_labels)` of values for regression; NaN is
-                ignored in the last two.
+                ignored in the last two. In training with several processes (DDP) the loss gives every trained
+                parameter a gradient, of zero if its modality is missing from the batch; otherwise the other processes
+                would wait for it forever.
             label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels that the sample's
                 corpus annotates; its loss excludes the others.
             The others are those of [`MMEmoModel.forward`].
@@ -374,8 +377,16 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             names = ("segment_logits", "segment_modality_weights")
             segments = {name: rows.unflatten(0, (logits.shape[0], -1)) for name, rows in zip(names, predictions)}
 
+        loss = None
+        if labels is not None:
+            loss = self._loss(logits, heads, features.modality_mask, labels, label_mask)
+        if loss is not None and self.training:
+            has_audio = any(values is not None for values in (input_features, input_values, audio_hidden_states))
+            has_text = input_ids is not None or text_hidden_states is not None
+            is_complete = not self.config.is_bimodal or (has_audio and has_text)
+            loss = with_all_parameters(loss, self, is_complete)
         output = MMEmoEmotionOutput(
-            loss=None if labels is None else self._loss(logits, heads, features.modality_mask, labels, label_mask),
+            loss=loss,
             logits=logits,
             audio_logits=heads["audio"] / self.config.temperature_of("audio") if "audio" in heads else None,
             text_logits=heads["text"] / self.config.temperature_of("text") if "text" in heads else None,

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
+from .adapter_mmemo import find_adapter, load_adapted, resolve_embedded
 from .configuration_mmemo import MMEmoConfig
 from .fusion_mmemo import CrossModalLayer, LayerMix, ModalityGate, Standardization
 from .towers_mmemo import load_language_model, load_tower, strip_tower
@@ -37,6 +38,26 @@ class MMEmoPreTrainedModel(PreTrainedModel):
     # Names of weights that the checkpoint lacks; [`MultimodalEmotionPipeline`] raises for a model that has any.
     missing_keys_on_load: tuple[str, ...] = ()
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recomputes activations in the backward pass; see [`~PreTrainedModel.activation_checkpointing_enable`].
+
+        Raises:
+            ValueError: If `use_reentrant=True` is requested. With it, encoders that return all hidden states (WavLM)
+                do not finish their backward pass, and DDP counts the gradients of missing modalities twice.
+        """
+        chosen = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if chosen["use_reentrant"]:
+            raise ValueError(
+                f"{type(self).__name__} does not support use_reentrant=True, with which some encoders never finish "
+                "their backward pass; pass use_reentrant=False."
+            )
+        super().activation_checkpointing_enable(chosen, every_n_layers, offload)
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves the model and its code; see [`~PreTrainedModel.save_pretrained`]."""
         # Each class loads what the other saved; by default the saving class would register itself alone.
@@ -59,11 +80,31 @@ class MMEmoPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Loads a model as [`PreTrainedModel.from_pretrained`] does, and records the weights its checkpoint lacks."""
+        """Loads a model as [`PreTrainedModel.from_pretrained`] does, and records the weights its checkpoint lacks.
+
+        A LoRA adapter is loaded as the whole model: its base, with the configuration that is saved with the adapter,
+        and the adapter merged into it. Arguments that change the configuration override that one; `config` does not,
+        if the Auto classes have read it from the base of an adapter on the Hub.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Folder or Hub name of a model or of an adapter, or `"mmemo-embedded"`, the embedded model.
+
+        Raises:
+            ImportError: If an adapter is given, and peft is not installed.
+            ValueError: If an adapter does not fit its base model, or the embedded model has another revision.
+        """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        name, kwargs = resolve_embedded(pretrained_model_name_or_path, kwargs)
+        adapter = find_adapter(name, kwargs)
+        if adapter is not None:
+            config = kwargs.pop("config", None)
+            # The Auto classes pass the base of an adapter on the Hub, and the configuration of that base.
+            is_of_adapter = str(name) == adapter.name
+            model = load_adapted(cls, adapter, config if is_of_adapter else None, kwargs)
+            info = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"), ())
+            return (model, info | {"missing_keys": model.missing_keys_on_load}) if with_info else model
+        model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
         mismatched = {key for key, *_ in info["mismatched_keys"]}
         model.missing_keys_on_load = tuple(sorted(set(info["missing_keys"]) | mismatched))
         return (model, info) if with_info else model

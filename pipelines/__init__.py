@@ -8,6 +8,9 @@ from typing import Any
 from transformers import AutoModelForAudioClassification, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from modeling_mmemo.adapter_mmemo import find_adapter
+from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
+
 from .multimodal_emotion import TASK, MultimodalEmotionPipeline
 
 
@@ -36,7 +39,8 @@ def load_pipeline(model: Any = None, backend: str = "torch", **kwargs: Any) -> M
 
     Args:
         model (`str`, `os.PathLike` or model, *optional*):
-            A folder, a Hub repository, or a loaded model (then pass `processor=` too); the embedded model by default.
+            A folder or Hub repository of a model or a LoRA adapter, or a loaded model (then pass `processor=` too);
+            the embedded model by default.
         backend (`str`, *optional*, defaults to `"torch"`):
             `"torch"`, or `"onnx"` for the exported graph, the int8 one if available.
         kwargs: See `transformers.pipeline`.
@@ -62,4 +66,11 @@ def load_pipeline(model: Any = None, backend: str = "torch", **kwargs: Any) -> M
         options = {name: kwargs.get(name) for name in ("revision", "token")}
         model = MMEmoOnnxModel.from_pretrained(model or DEFAULT_MODEL, **options)
         kwargs.setdefault("processor", model.config.name_or_path)
+    elif isinstance(model, (str, os.PathLike)):
+        options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
+        if find_adapter(model, options) is not None:
+            # Of an adapter on the Hub transformers would load configuration and processor of its base model.
+            kwargs.setdefault("processor", str(model))
+            options |= {"dtype": kwargs.pop("dtype", "auto"), **kwargs.pop("model_kwargs", {})}
+            model = MMEmoForEmotionRecognition.from_pretrained(model, **options)
     return pipeline(TASK, model=model, pipeline_class=MultimodalEmotionPipeline, **kwargs)

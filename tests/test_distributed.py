@@ -10,7 +10,17 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
-from tiny import SIZES, TOKENS, WHISPER
+from tiny import (
+    AUDIO_ONLY,
+    BOTH,
+    SIZES,
+    TEXT_ONLY,
+    TOKENS,
+    WHISPER,
+    audio_inputs,
+    make_model,
+    text_inputs,
+)
 from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
 
 import train
@@ -24,6 +34,19 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_po
 LAUNCH += ["--config_file", "configs/accelerate/ddp_cpu.yaml"]
 # All runs in one launch, because importing takes longer than training.
 SCRIPT = "import json, sys, train\nfor argv in json.loads(sys.argv[1]):\n    train.main(argv)\n"
+# One step of the plain Trainer in which the first process has clips only, and the second one texts only.
+PLAIN_SCRIPT = """
+import sys
+from transformers import Trainer, TrainingArguments
+from test_distributed import one_modality_model, one_modality_rows, stack
+options = dict(output_dir=sys.argv[1], use_cpu=True, max_steps=1, per_device_train_batch_size=2, report_to="none")
+options |= dict(optim="sgd", learning_rate=0.1, max_grad_norm=0, lr_scheduler_type="constant", ddp_timeout=60)
+options |= dict(train_sampling_strategy="sequential", activation_checkpointing=True, remove_unused_columns=False)
+args = TrainingArguments(label_names=["labels"], **options)
+trainer = Trainer(one_modality_model(), args, stack, one_modality_rows())
+trainer.train()
+trainer.save_model()
+"""
 BATCH_SIZE = 2
 # A letter per row (audio, text, both) and a string per batch: one for each of the two processes.
 STEPS = [("aa", "tt"), ("tt", "aa"), ("bb", "aa"), ("at", "bt")]
@@ -93,6 +116,24 @@ def arguments(sources, folder, **options):
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
+def launch(script, argument, timeout=300):
+    """Runs a script in two processes, and ends them after `timeout` seconds."""
+    process = subprocess.Popen(
+        [*LAUNCH, str(script), argument],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([".", "tests"]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends its two processes in turn
+        output, _ = process.communicate()
+    assert process.returncode == 0, output[-5000:]
+
+
 @pytest.fixture(scope="module")
 def launched(sources, tmp_path_factory):
     """The output folder of all `RUNS`, each with two processes."""
@@ -100,20 +141,7 @@ def launched(sources, tmp_path_factory):
     script = folder / "script.py"
     script.write_text(SCRIPT)
     runs = [arguments(sources, folder / name, **options) for name, options in RUNS.items()]
-    process = subprocess.Popen(
-        [*LAUNCH, str(script), json.dumps(runs)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # it ends its two processes in turn
-        output, _ = process.communicate()
-    assert process.returncode == 0, output[-5000:]
+    launch(script, json.dumps(runs))
     return folder
 
 
@@ -184,3 +212,44 @@ def test_two_processes_share_a_stream(sources, launched, tmp_path):
     alone = losses(run_alone("streamed", sources, tmp_path))
 
     assert losses(launched / "streamed" / "model") == pytest.approx(alone, abs=1e-5)
+
+
+def one_modality_model():
+    """A model without anything random in training."""
+    model = make_model(fusion_dropout=0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.text_config.update({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    return model
+
+
+def one_modality_rows():
+    """Two rows that have only audio, then two that have only text."""
+    audio, text, labels = audio_inputs(), text_inputs(), torch.arange(4)
+    clips = [{name: values[row] for name, values in audio.items()} for row in (BOTH, AUDIO_ONLY)]
+    texts = [{name: values[row] for name, values in text.items()} for row in (BOTH, TEXT_ONLY)]
+    return [{**row, "labels": label} for row, label in zip(clips + texts, labels)]
+
+
+def stack(rows):
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.slow
+def test_the_plain_trainer_does_not_wait_for_a_missing_modality(tmp_path):
+    """With activation checkpointing it does not tell DDP to look for unused parameters."""
+    script = tmp_path / "script.py"
+    script.write_text(PLAIN_SCRIPT)
+    rows = one_modality_rows()
+    alone = one_modality_model().train()
+    loss = sum(alone(**stack(batch)).loss for batch in (rows[:2], rows[2:])) / 2
+    loss.backward()
+
+    launch(script, str(tmp_path / "model"), timeout=120)
+
+    together = load_file(tmp_path / "model" / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in alone.named_parameters():
+            expected = parameter if parameter.grad is None else parameter - 0.1 * parameter.grad
+            torch.testing.assert_close(together[name], expected, rtol=0, atol=1e-5, msg=name)

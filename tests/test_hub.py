@@ -12,13 +12,17 @@ import torch
 from elsewhere import ANSWER, WITHOUT_PACKAGE, answer_of, assert_same_answer
 from hub_server import TOKEN, serve
 from huggingface_hub import ModelCard, constants, hf_api
+from transformers import AutoModelForAudioClassification
 from transformers.utils import hub as transformers_hub
 from typer.testing import CliRunner
 
 from mmemo import EmotionPredictor
 from mmemo.cli import app
-from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, load_pipeline
+from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, load_pipeline, pipeline
+from modeling_mmemo.exporters import export_command
+from modeling_mmemo.pipelines import DEFAULT_MODEL
 from modeling_mmemo.training.adapters import set_trainable
+from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.training_arguments import ModelArguments
 
 
@@ -195,6 +199,8 @@ def test_errors_are_readable(push, hub, folder, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     empty = push(tmp_path / "empty", "--repo", REPO)
     assert empty.exit_code == 1 and "has neither a model (config.json) nor an adapter" in empty.stderr
+    absent = push(tmp_path / "absent", "--repo", REPO)
+    assert f"Error: The folder {tmp_path / 'absent'} does not exist; pass the output folder of" in absent.stderr
     without_results = push(folder, "--repo", REPO, "--results", tmp_path / "empty")
     assert "has no results; run eval.py" in without_results.stderr
     with monkeypatch.context() as patch:
@@ -252,26 +258,208 @@ def test_graphs_are_pushed_and_run(push, hub, folder, example_audio):
     assert onnx == pytest.approx(expected, abs=0.1)
 
 
-def test_an_adapter_loads_onto_its_base_model(push, hub, folder, model, tmp_path):
+@pytest.fixture
+def make_adapter(tmp_path, folder):
+    """Trains an adapter on a base model, by default on `folder`, with labels of its own; returns its folder."""
+
+    def make(base=folder, labels=("sad", "happy", "angry")):
+        args = ModelArguments(model_name_or_path=str(base), lora_dropout=0.0)
+        model, processor, new_branches = build_model(args, labels)
+        trained = set_trainable(model, args, new_branches)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        model.config.temperature = {"text": 0.5, "audio": 3.0}
+        trained.save_pretrained(tmp_path / "adapter")
+        processor.save_pretrained(tmp_path / "adapter")
+        return tmp_path / "adapter"
+
+    return make
+
+
+def predict(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([[2, 5, 6, 3]])).logits
+
+
+def assert_no_local_paths(files, *paths):
+    for name, content in files.items():
+        for path in (*map(str, paths), str(Path.home()), str(Path(__file__).parents[1])):
+            assert path.encode() not in content, (name, path)
+
+
+def test_a_pushed_adapter_is_the_model_it_came_from(push, hub, folder, make_adapter, tmp_path):
     from peft import PeftModel
 
-    args = ModelArguments(audio_encoder="a", text_encoder="b", lora_dropout=0.0)
-    trained = set_trainable(model, args, new_branches=("audio", "text")).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    input_ids = torch.tensor([[2, 5, 6, 3]])
-    expected = trained(input_ids=input_ids).logits
+    adapter = make_adapter()
+    expected = predict(MMEmoForEmotionRecognition.from_pretrained(adapter))
+    assert push(folder, "--repo", "someone/base").exit_code == 0
 
-    result = push(tmp_path / "adapter", "--repo", REPO)
+    result = push(adapter, "--repo", REPO, "--base", "someone/base", "--tag", "v1.0")
 
     assert result.exit_code == 0, result.stderr
-    assert hub.files(REPO).keys() == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-    loaded = PeftModel.from_pretrained(MMEmoForEmotionRecognition.from_pretrained(folder), REPO).eval()
-    torch.testing.assert_close(loaded(input_ids=input_ids).logits, expected, rtol=1e-6, atol=0)
+    files = hub.files(REPO)
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "processor_config.json"} < files.keys()
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "someone/base"
+    assert_no_local_paths(files, tmp_path)
+    shutil.rmtree(folder)
+    shutil.rmtree(adapter)
+    loaded = {
+        "class": MMEmoForEmotionRecognition.from_pretrained(REPO, revision="v1.0"),
+        "auto class": AutoModelForAudioClassification.from_pretrained(REPO),
+        "pipeline": pipeline("multimodal-emotion", model=REPO).model,
+        "load_pipeline": load_pipeline(REPO, revision="v1.0").model,
+    }
+    for name, model in loaded.items():
+        assert list(model.config.id2label.values()) == ["sad", "happy", "angry"], name
+        assert model.config.temperature == {"text": 0.5, "audio": 3.0}, name
+        torch.testing.assert_close(predict(model), expected, rtol=0, atol=1e-5, msg=name)
+    # As the card says.
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == ["someone/base"] and card.data.license == "apache-2.0"
+    assert "with 3 labels: sad, happy, angry. It was trained on [someone/base](" in card.text
+    code = card.text.split("```python\n")[2].split("```")[0]
+    variables = {}
+    exec(code, variables)
+    assert isinstance(variables["model"], PeftModel)
+    torch.testing.assert_close(predict(variables["model"]), expected, rtol=0, atol=1e-5)
+
+
+def test_a_pushed_adapter_of_the_embedded_model_names_and_licenses_it(push, hub, make_adapter, tmp_path):
+    adapter = make_adapter(DEFAULT_MODEL)
+    expected = predict(MMEmoForEmotionRecognition.from_pretrained(adapter))
+
+    result = push(adapter, "--repo", REPO)
+
+    assert result.exit_code == 0, result.stderr
+    files = hub.files(REPO)
+    assert_no_local_paths(files, tmp_path, DEFAULT_MODEL)
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "mmemo-embedded"
+    assert files["LICENSE.md"] == (Path(DEFAULT_MODEL) / "LICENSE.md").read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "cc-by-nc-sa-4.0" and card.data.base_model is None
+    assert "It was trained on the embedded model of mmemo." in card.text
+    torch.testing.assert_close(predict(load_pipeline(REPO).model), expected, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_a_local_base_needs_a_public_name(push, hub, folder, make_adapter):
+    result = push(make_adapter(), "--repo", REPO)
+
+    assert result.exit_code == 1 and not hub.repositories
+    assert (
+        f"was trained on {folder}, a local folder that others do not have: push that model and pass its name as"
+        in (result.stderr)
+    )
+    other = push(folder, "--repo", REPO, "--base", "someone/base")
+    assert f"base=someone/base is the base model of an adapter, but {folder} is not an adapter" in other.stderr
+
+
+def test_an_adapter_of_earlier_versions_is_pushed_without_its_local_path(push, hub, make_adapter, tmp_path):
+    """They have the path of their base model, and the empty card of peft."""
+    adapter = make_adapter(DEFAULT_MODEL)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": DEFAULT_MODEL, "revision": None}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    (adapter / "README.md").write_text(f"---\nbase_model: {DEFAULT_MODEL}\n---\n# Model Card for Model ID\n")
+
+    assert push(adapter, "--repo", REPO).exit_code == 0
+
+    assert_no_local_paths(hub.files(REPO), tmp_path, DEFAULT_MODEL)
+    (adapter / "config.json").unlink()
+    result = push(adapter, "--repo", REPO)
+    assert result.exit_code == 1 and "has no config.json with the labels and temperatures of the" in result.stderr
+
+
+def test_results_are_written_to_the_card_of_an_adapter(push, hub, make_adapter, results, tmp_path):
+    adapter = make_adapter(DEFAULT_MODEL)
+    evaluated = json.loads((results / "results.json").read_text()) | {"model": str(adapter)}
+    (results / "results.json").write_text(json.dumps(evaluated))
+    (results / "report.md").write_text(f"# Evaluation of {adapter}\n")
+
+    result = push(adapter, "--repo", REPO, "--results", results)
+
+    assert result.exit_code == 0, result.stderr
+    files = hub.files(REPO)
+    assert_no_local_paths(files, tmp_path)
+    assert json.loads(files["results/results.json"])["model"] == REPO
+    card = ModelCard(files["README.md"].decode())
+    assert "## Results" in card.text and len(card.data.eval_results) == 15
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_a_dry_run_lists_the_files_without_the_hub(push, hub, folder, make_adapter, kind, monkeypatch):
+    source = folder if kind == "model" else make_adapter(DEFAULT_MODEL)
+    before = sorted(source.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_TOKEN")
+        result = push(source, "--repo", REPO, "--revision", "next", "--dry-run")
+
+    assert result.exit_code == 0, result.stderr
+    assert not hub.requests and not hub.repositories and sorted(source.rglob("*")) == before
+    *lines, total = result.stdout.splitlines()
+    assert f" files would be pushed to {REPO}, branch next." in total
+    assert push(source, "--repo", REPO, "--revision", "next").exit_code == 0
+    files = hub.files(REPO, "next")
+    assert {line.split()[2] for line in lines} == files.keys()
+    weights = "model.safetensors" if kind == "model" else "adapter_model.safetensors"
+    assert f"{len(files[weights]) / 1e6:10.3f} MB  {weights}" in lines
+
+
+@pytest.mark.slow
+def test_a_dry_run_with_graphs_exports_them(push, hub, folder):
+    result = push(folder, "--repo", REPO, "--onnx", "--dry-run")
+
+    assert "onnx/model_int8.onnx" in result.stdout and not hub.requests
+
+
+@pytest.fixture
+def no_export(monkeypatch):
+    def fail(*_):
+        raise AssertionError("exported before the checks")
+
+    monkeypatch.setattr(export_command, "export_graphs", fail)
+
+
+def test_the_token_and_the_repository_are_checked_before_an_export(push, hub, folder, no_export, monkeypatch):
+    def error(*arguments):
+        result = push(folder, "--repo", REPO, "--onnx", *arguments)
+        # Before it there is only the progress of loading.
+        _, message = result.stderr.rstrip("\n").rsplit("\n", 1)
+        assert result.exit_code == 1 and message.startswith("Error: ")
+        return message
+
+    hub.fail = "POST /api/repos/create"
+    assert f"The token may not create or change {REPO} (403): use a token with write access to it." in error()
+    hub.fail = None
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_wrong")
+        assert f"The Hub at {hub.address} rejected the token (401): run `hf auth login` again, or" in error()
+        patch.delenv("HF_TOKEN")
+        patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+        assert "Not logged in to the Hub: run `hf auth login`, or set HF_TOKEN." in error()
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "cannot be reached (HF_HUB_OFFLINE is set); push again online." in error()
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        patch.setattr(hf_api.api, "endpoint", "http://127.0.0.1:9")
+        assert "The Hub at http://127.0.0.1:9 cannot be reached (" in error()
+    assert not hub.repositories
+    hub.create(REPO)
+    hub.repositories[REPO]["tags"]["v1.0"] = hub.repositories[REPO]["refs"]["main"]
+    assert f"{REPO} already has a tag 'v1.0'" in error("--tag", "v1.0")
+
+
+def test_a_token_that_only_reads_is_refused(push, hub, folder, no_export, monkeypatch):
+    user = {"name": "someone", "auth": {"accessToken": {"role": "read"}}}
+    monkeypatch.setattr(hf_api.HfApi, "whoami", lambda self: user)
+
+    result = push(folder, "--repo", REPO, "--onnx")
+
+    assert "The token of someone can only read; create one with write access at" in result.stderr
+    assert not hub.repositories
 
 
 def test_an_adapter_cannot_be_exported(push, hub, tmp_path):

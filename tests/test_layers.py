@@ -27,8 +27,10 @@ mmemo.audio mmemo.timeline <- mmemo.plots <- mmemo.archives mmemo.demo modeling_
 modeling_mmemo.configuration_mmemo <- modeling_mmemo.audio_encoder_mmemo
 modeling_mmemo.audio_encoder_mmemo <- modeling_mmemo.towers_mmemo modeling_mmemo.fusion_mmemo
 modeling_mmemo.towers_mmemo <- modeling_mmemo.fusion_mmemo <- modeling_mmemo.alignment_mmemo
+modeling_mmemo.towers_mmemo <- modeling_mmemo.adapter_mmemo <- modeling_mmemo.pretrained_mmemo
 modeling_mmemo.fusion_mmemo <- modeling_mmemo.losses_mmemo modeling_mmemo.pretrained_mmemo
 modeling_mmemo.alignment_mmemo modeling_mmemo.losses_mmemo <- modeling_mmemo.modeling_mmemo <- modeling_mmemo
+modeling_mmemo.outputs_mmemo modeling_mmemo.distributed_mmemo <- modeling_mmemo.modeling_mmemo
 modeling_mmemo.outputs_mmemo modeling_mmemo.pretrained_mmemo <- modeling_mmemo.modeling_mmemo
 mmemo.runtime modeling_mmemo.modeling_mmemo <- modeling_mmemo.onnx_model <- modeling_mmemo.pipelines
 modeling_mmemo.feature_extraction_mmemo <- modeling_mmemo.processing_mmemo <- modeling_mmemo.pipelines

@@ -10,6 +10,7 @@ from tiny import (
     TEXT_ONLY,
     alone,
     audio_config,
+    audio_inputs,
     make_inputs,
     make_model,
     spread,
@@ -141,3 +142,24 @@ def test_encoders_share_the_configuration_of_the_model():
     )
     assert model.mmemo.audio_tower.config is model.config.audio_config
     assert model.mmemo.text_tower.config is model.config.text_config
+
+
+@pytest.mark.parametrize("audio", ["mmemo_audio", "wavlm"])
+@pytest.mark.parametrize("options", [None, {}, {"preserve_rng_state": False}])
+def test_activations_are_recomputed_without_reentrant_checkpoints(audio, options):
+    """WavLM's backward pass does not finish with them."""
+    model = make_model(audio, None)
+    model.activation_checkpointing_enable(options)
+
+    model.train()(**audio_inputs(audio), labels=torch.arange(4)).loss.backward()
+
+    assert model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("enable", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
+def test_reentrant_checkpoints_raise(enable):
+    model = make_model()
+
+    with pytest.raises(ValueError, match=r"does not support use_reentrant=True, .*; pass use_reentrant=False"):
+        getattr(model, enable)({"use_reentrant": True})

@@ -1,14 +1,22 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny import make_inputs, make_model
 from transformers import EvalPrediction
 
+from modeling_mmemo import load_pipeline
+from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.schema import FEATURES, as_dataset
+from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.training.adapters import frozen_towers, set_trainable
+from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches
 from modeling_mmemo.training.trainer import build_trainer, compute_metrics
 from modeling_mmemo.training.training_arguments import EmotionTrainingArguments, ModelArguments
+from modeling_mmemo.training.training_run import _check_resumed_labels
 
 
 @pytest.fixture
@@ -195,3 +203,23 @@ def test_metrics_equal_those_of_the_evaluation():
 
     assert scores["wa"] == pytest.approx(2 / 3)
     assert scores["uar"] == pytest.approx(3 / 4)
+
+
+def test_a_checkpoint_of_an_adapter_loads_as_the_whole_model(training, trained, processor):
+    args = ModelArguments(model_name_or_path=str(trained), lora_dropout=0.0)
+    model, _, new_branches = build_model(args)
+    trainer = build_trainer(set_trainable(model, args, new_branches), samples(4), {}, stack, training(max_steps=1))
+    trainer.data_collator = EmotionCollator(processor, Augmentation())
+
+    checkpoint = Path(trainer.args.output_dir) / "checkpoint-1"
+    trainer.save_model(str(checkpoint))
+
+    loaded = load_pipeline(checkpoint)
+    inputs = loaded.processor(text="i am so happy !", return_tensors="pt")
+    with torch.no_grad():
+        expected = trainer.model.eval()(**inputs).logits
+        torch.testing.assert_close(loaded.model(**inputs).logits, expected, atol=1e-5, rtol=0)
+    labels = model_labels(model.config)
+    _check_resumed_labels(str(checkpoint), labels)
+    with pytest.raises(ValueError, match=r"contradicts resume_from_checkpoint=.*checkpoint-1, whose labels are"):
+        _check_resumed_labels(str(checkpoint), labels[::-1])

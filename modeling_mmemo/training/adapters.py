@@ -1,17 +1,23 @@
 """Selects the trained parameters: encoders frozen, trained fully or from some layer on, or adapted with LoRA."""
 
+import copy
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from modeling_mmemo.adapter_mmemo import reference
+from modeling_mmemo.configuration_mmemo import MMEmoConfig
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
+from modeling_mmemo.pretrained_mmemo import AUTO_MAP
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.training_arguments import ModelArguments
 
@@ -51,6 +57,51 @@ LORA_TARGET_MODULES = {
     "gpt2": ("attn.c_attn", "attn.c_proj"),
 }
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|block)\.(\d+)\.")
+
+
+class EmotionAdapter(PeftModel):
+    """
+    LoRA around an emotion model, saved with the configuration of that model.
+
+    `MMEmoForEmotionRecognition.from_pretrained` and pipelines load the folder as the whole model.
+    """
+
+    encoders: dict[str, str]  # the encoders of a model that has no base model, by modality
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        save_embedding_layers: bool = False,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the adapter, and the configuration of its model; see [`~peft.PeftModel.save_pretrained`]."""
+        super().save_pretrained(
+            str(save_directory),
+            save_embedding_layers=save_embedding_layers,
+            is_main_process=is_main_process,
+            **kwargs,
+        )
+        if is_main_process:
+            self.save_config(save_directory, self.get_base_model().config)
+
+    def save_config(self, folder: str | os.PathLike, config: MMEmoConfig) -> None:
+        """
+        Saves a configuration with the adapter.
+
+        Args:
+            folder (`str` or `os.PathLike`): The adapter's folder.
+            config (`MMEmoConfig`): The configuration of the trained model, with its temperatures and quantiles.
+        """
+        config = copy.deepcopy(config)
+        config.architectures = [MMEmoForEmotionRecognition.__name__]
+        config.auto_map = dict(AUTO_MAP)
+        for modality, name in self.encoders.items():
+            getattr(config, f"{modality}_config").name_or_path = name
+        config.save_pretrained(folder)
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Writes no card: peft's is an empty template with the local path of the base; [`push`] writes one."""
 
 
 def set_trainable(
@@ -111,9 +162,14 @@ def _add_lora(
         lora_dropout=args.lora_dropout,
         target_modules=[f"mmemo.{modality}_tower.{name}" for modality, names in adapted.items() for name in names],
         modules_to_save=[*full, *heads(model)],
-        base_model_name_or_path=args.model_name_or_path,
     )
-    adapter = get_peft_model(model, config)
+    if args.model_name_or_path is not None:
+        config.base_model_name_or_path, config.revision = reference(args.model_name_or_path)
+    adapter = EmotionAdapter(model, config)
+    adapter.encoders = {}
+    for modality in towers if args.model_name_or_path is None else ():
+        adapter.encoders[modality], revision = reference(getattr(args, f"{modality}_encoder"))
+        config.revision = config.revision or revision
     for name, parameter in adapter.named_parameters():
         # peft unfreezes all parameters of a module in `modules_to_save`, such as Whisper's fixed positions.
         if name.removeprefix("base_model.model.").replace("modules_to_save.default.", "") in fixed:

@@ -3,14 +3,13 @@ The `transformers` Trainer with batches of similar rows, a learning rate for the
 modalities.
 
 Deliberate choices:
-- With several processes every trained parameter takes part in every step, with a zero gradient if its modality is
-  missing from the batch; otherwise the other processes would wait for it forever. Under FSDP they wait in every
-  layer, so a masked blank input replaces a missing modality.
+- Under FSDP the processes wait for each other in every layer, so a masked blank input replaces a modality that is
+  missing from a batch. Under DDP the model itself gives its parameters gradients of zero.
 - A model that is only evaluated is not sharded: FSDP and DeepSpeed shard the model that they train.
 - There is one development set each for audio, text, both and simulated pairs; `eval_mean_uar` is the mean of their
   UAR.
-- Checkpoints hold the processor, so that a checkpoint of a whole model loads in a pipeline. It is not the Trainer's
-  `processing_class`, which would change special tokens in the configuration of the text encoder.
+- Checkpoints hold the processor, so that they load in a pipeline. It is not the Trainer's `processing_class`, which
+  would change special tokens in the configuration of the text encoder.
 """
 
 import copy
@@ -62,13 +61,9 @@ class EmotionTrainer(Trainer):
         # Without dropout a frozen encoder gives the same states as in evaluation, and as in the cache.
         for tower in frozen_towers(model):
             tower.eval()
-        if self.accelerator.num_processes == 1 or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        if self.is_fsdp_enabled:
-            return super().compute_loss(model, self._with_blanks(inputs), return_outputs, **kwargs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        loss = loss + 0.0 * sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad)
-        return (loss, outputs) if return_outputs else loss
+        if self.is_fsdp_enabled and model.training and self.accelerator.num_processes > 1:
+            inputs = self._with_blanks(inputs)
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
 
     def _with_blanks(self, inputs: dict) -> dict:
         """Adds masked blank inputs of a modality missing from the batch, so that every process runs all layers."""

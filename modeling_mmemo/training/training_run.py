@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
-from peft import PeftModel
 from transformers.utils import logging
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
@@ -20,7 +19,7 @@ from modeling_mmemo.data.schema import STORED_FEATURES
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
 from modeling_mmemo.data.unknown_labels import listed
 from modeling_mmemo.evaluation.evaluation_run import model_labels
-from modeling_mmemo.training.adapters import log_trainable, set_trainable, unquantized
+from modeling_mmemo.training.adapters import EmotionAdapter, log_trainable, set_trainable, unquantized
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.calibration import calibrate_scores
 from modeling_mmemo.training.collator import EmotionCollator
@@ -91,9 +90,10 @@ def train(arguments: Arguments) -> EmotionTrainer:
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     model = trained = trainer.model
     output_dir = Path(training_args.output_dir)
-    if isinstance(trained, PeftModel):
+    adapter = trained if isinstance(trained, EmotionAdapter) else None
+    if adapter is not None:
         if trainer.is_world_process_zero():
-            trained.save_pretrained(output_dir / "adapter", save_embedding_layers=False)
+            adapter.save_pretrained(output_dir / "adapter")
         if model_args.text_mode == "qlora":
             trained = unquantized(trained, model_args, data_args.labels)
         model = trained.merge_and_unload()
@@ -108,12 +108,15 @@ def train(arguments: Arguments) -> EmotionTrainer:
         finished.save_metrics("eval", metrics)
     if finished.is_world_process_zero():
         save(model, processor, output_dir, model_args.stored_dtype)
+        if adapter is not None:
+            adapter.save_config(output_dir / "adapter", model.config)
+            processor.save_pretrained(output_dir / "adapter")
         print(run_summary(output_dir, data_args, dev, tested, metrics, calibration))
     return finished
 
 
 def _check_resumed_labels(checkpoint: str | None, labels: list[str]) -> None:
-    """Raises a `ValueError` if a checkpoint has other labels; a checkpoint of an adapter does not record them."""
+    """Raises a `ValueError` if a checkpoint has other labels."""
     if checkpoint is None or not (Path(checkpoint) / "config.json").is_file():
         return
     known = model_labels(MMEmoConfig.from_pretrained(checkpoint))
