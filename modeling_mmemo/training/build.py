@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available, logging
 
-from mmemo.items import TEXT_SETTINGS
+from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS
 from modeling_mmemo import (
     MMEmoAudioEncoder,
     MMEmoConfig,
@@ -154,7 +154,8 @@ def build_model(
     if halves["text"].tower is not None:
         _limit_tokens(halves["text"].preprocessor, model.mmemo.text_tower)
     preprocessors = [half.preprocessor for half in halves.values()]
-    return model, MMEmoProcessor(*preprocessors, **halves["text"].settings), new_branches
+    settings = halves["audio"].settings | halves["text"].settings
+    return model, MMEmoProcessor(*preprocessors, **settings), new_branches
 
 
 def _load_checkpoint(
@@ -242,15 +243,17 @@ def _audio_half(args: ModelArguments, layers: dict[str, int]) -> Half:
         return Half()
     model_type = AutoConfig.from_pretrained(name).model_type
     if model_type == MMEmoConfig.model_type:
-        return _load_half(args, "audio", ("audio_layers", "audio_layer_mix", "trim_db"))
+        return _load_half(args, "audio", ("audio_layers", "audio_layer_mix", "trim_db", "cut_to_speech"))
     config = {"audio_layer_mix": args.audio_layer_mix}
+    settings = {"speech_padding_s": None} if args.cut_to_speech is False else {}
     if model_type not in WHISPER_LIKE:
         if args.trim_db is not None:
             raise ValueError(
                 f"trim_db={args.trim_db} contradicts audio_encoder={name}: the feature extractor of a {model_type} "
                 "does not trim. Trim the clips themselves, or leave trim_db out."
             )
-        return Half(tower=name, preprocessor=AutoFeatureExtractor.from_pretrained(name), config=config)
+        extractor = AutoFeatureExtractor.from_pretrained(name)
+        return Half(tower=name, preprocessor=extractor, config=config, settings=settings)
     tower = MMEmoAudioEncoder.from_pretrained(name, **layers)
     extractor = MMEmoFeatureExtractor(
         preset="whisper",
@@ -258,7 +261,7 @@ def _audio_half(args: ModelArguments, layers: dict[str, int]) -> Half:
         loudness_dbfs=args.loudness_dbfs,
         trim_db=args.trim_db,
     )
-    return Half(tower=tower, preprocessor=extractor, config=config)
+    return Half(tower=tower, preprocessor=extractor, config=config, settings=settings)
 
 
 def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
@@ -308,5 +311,7 @@ def _load_half(args: ModelArguments, modality: str, fixed: Sequence[str]) -> Hal
         branch=getattr(model.mmemo, f"{modality}_branch"),
         classifier=getattr(model, f"{modality}_classifier"),
         config=config,
-        settings={option: getattr(processor, option) for option in TEXT_SETTINGS} if modality == "text" else {},
+        settings={
+            option: getattr(processor, option) for option in (TEXT_SETTINGS if modality == "text" else AUDIO_SETTINGS)
+        },
     )

@@ -22,7 +22,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mmemo.items import TEXT_SETTINGS
+from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS
 from modeling_mmemo.data.fingerprints import audio_fingerprint
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.fusion_mmemo import ModalityBranch
@@ -135,7 +135,7 @@ def _cache_key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor,
         digest.update(name.encode())
         digest.update(weight.cpu().contiguous().numpy().tobytes())
     if modality == "audio":
-        settings = processor.feature_extractor.to_dict()
+        settings = processor.feature_extractor.to_dict() | {name: getattr(processor, name) for name in AUDIO_SETTINGS}
         values = map(audio_fingerprint, rows["audio"])
     else:
         settings = {"tokenizer": repr(processor.tokenizer), "vocabulary": processor.tokenizer.get_vocab()}

@@ -35,6 +35,7 @@ _ENCODER_OPTIONS = {
     "audio_layers": "audio_encoder",
     "audio_layer_mix": "audio_encoder",
     "trim_db": "audio_encoder",
+    "cut_to_speech": "audio_encoder",
     "text_layer_mix": "text_encoder",
     "text_pooling": "text_encoder",
     "context_turns": "text_encoder",
@@ -147,6 +148,10 @@ class ModelArguments:
     trim_db: float | None = field(
         default=None,
         metadata={"help": "Trim the start and end of a clip below its maximum level by this many dB; off by default."},
+    )
+    cut_to_speech: bool | None = field(
+        default=None,
+        metadata={"help": "Cut clips to their speech, in training and in predictions; yes by default."},
     )
     stored_dtype: str = field(
         default="float32",
