@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from mmemo.recognition import may_be_uncertain
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
-from mmemo.serving.limits import PendingBytes, check_audio
+from mmemo.serving.limits import PendingBytes, check_audio, check_duration
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
 
@@ -185,6 +185,8 @@ class Service:
         if audio is not None:
             with self._decoders:
                 check_audio(audio, self.settings, return_timeline)
+        elif return_timeline and item.get("word_times"):
+            check_duration(item["word_times"], self.settings)
         if return_timeline:
             return self.predictor.predict_timeline(item, channel=channel, **options)
         with self._decoders if audio is not None else nullcontext():
