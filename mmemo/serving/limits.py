@@ -33,7 +33,7 @@ class TooLargeError(ValueError):
     """A part of a request exceeds a limit of the service."""
 
 
-def short_detail(error: Exception) -> str:
+def short_detail(error: str | Exception) -> str:
     """Returns the message of an error, cut to `MAX_DETAIL_CHARS`."""
     detail = str(error)
     return detail if len(detail) <= MAX_DETAIL_CHARS else f"{detail[:MAX_DETAIL_CHARS]}..."

@@ -124,21 +124,22 @@ def _is_not_json(error: ValidationError) -> bool:
     return error.errors(include_url=False, include_input=False, include_context=False)[0]["type"] == "json_invalid"
 
 
-def first_error(error: ValidationError, place: str = "") -> str:
+def first_error(error: ValidationError, place: str = "", whole: str = "The body") -> str:
     """
     Returns a sentence for the first error of a validation.
 
     Args:
         error (`ValidationError`): The errors.
-        place (`str`, *optional*): The field that was validated; by default the whole body.
+        place (`str`, *optional*): The field that was validated; by default all fields.
+        whole (`str`, *optional*, defaults to `"The body"`): The name of all fields together.
     """
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     message = SENTENCES.get(first["type"], first["msg"].removeprefix("Value error, "))
     if first["type"] == "json_invalid":
-        where = f"{place}:" if place else "The body is"
+        where = f"{place}:" if place else f"{whole} is"
         return f"{where} not valid JSON: {message.removeprefix('Invalid JSON: ')}."
     field = ".".join([*([place] if place else []), *map(str, first["loc"])])
-    return f"{field or 'The body'}: {message}."
+    return f"{field or whole}: {message}."
 
 
 def to_item(request: PredictItem | PredictForm, audio: bytes | None = None) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class ServiceSettings:
         header_timeout_s (`float`, *optional*, defaults to 10): Maximum time for the headers of a request to arrive.
         keep_alive_s (`float`, *optional*, defaults to 5): Time after which a connection without a request is closed.
         max_connections (`int`, *optional*, defaults to 512):
-            Open connections, at most as many as the limit on open files permits; for a new one, the one that has
-            waited longest for a request is closed, or else the new one is rejected with 503.
+            Maximum number of open connections; fewer if the limit on open files permits fewer. Beyond it the
+            connection that has waited longest for its client is closed, and with only complete requests in progress
+            the new one is rejected with 503.
         shutdown_s (`float`, *optional*, defaults to 30): Time to complete requests in flight when the service stops.
         max_request_mib (`float`, *optional*, defaults to 25): Maximum size of a request.
         max_pending_mib (`float`, *optional*, defaults to 40):
