@@ -9,6 +9,7 @@ Deliberate choices:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from itertools import accumulate
 from threading import Lock
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.responses import JSONResponse
 from mmemo.audio.loading import AudioBlocks
 from mmemo.serving.schemas import PredictBatchRequest, PredictForm, PredictItem, PredictOptions
 from mmemo.serving.settings import ServiceSettings
+from mmemo.timeline.speaker_turns import read_speaker_turns
 from mmemo.words.times import read_word_times
 
 
@@ -89,6 +91,29 @@ def _option_sizes(request: Any, settings: ServiceSettings) -> Iterator[tuple[str
     yield "A speaker of speaker_turns", longest, "characters", settings.max_name_chars
     if isinstance(request.customer, str):
         yield "customer", len(request.customer), "characters", settings.max_name_chars
+
+
+def check_turns(turns: list[tuple[str, float, float]], settings: ServiceSettings) -> None:
+    """
+    Checks the number of turns at the same time: each of them holds audio in memory.
+
+    Args:
+        turns (`list` of `(speaker, start, end)`): The speaker turns.
+        settings ([`ServiceSettings`]): The limits.
+
+    Raises:
+        TooLargeError: If more than `max_voices` turns of different speakers overlap.
+        ValueError: If a turn is invalid; see [`read_speaker_turns`].
+    """
+    read = read_speaker_turns(turns)
+    # At one time, ends (-1) come before starts (+1).
+    borders = sorted([(start, 1) for _, start, _ in read] + [(end, -1) for _, _, end in read])
+    voices = max(accumulate(change for _, change in borders))
+    if voices > settings.max_voices:
+        raise TooLargeError(
+            f"speaker_turns has turns of {voices} speakers at the same time; this service accepts at most "
+            f"{settings.max_voices}."
+        )
 
 
 def check_duration(word_times: Any, settings: ServiceSettings) -> None:

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from mmemo.recognition import may_be_uncertain
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
-from mmemo.serving.limits import PendingBytes, check_audio, check_duration
+from mmemo.serving.limits import PendingBytes, check_audio, check_duration, check_turns
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
 
@@ -182,6 +182,8 @@ class Service:
         self, item: dict[str, Any], return_timeline: bool, channel: int | None = None, **options: Any
     ) -> dict[str, Any]:
         audio = item.get("audio")
+        if "speaker_turns" in options:
+            check_turns(options["speaker_turns"], self.settings)
         if audio is not None:
             with self._decoders:
                 check_audio(audio, self.settings, return_timeline)

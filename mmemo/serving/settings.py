@@ -68,6 +68,7 @@ class ServiceSettings:
         max_name_chars (`int`, *optional*, defaults to 256): Maximum length of the name of a speaker.
         max_words (`int`, *optional*, defaults to 50000): Maximum number of words with timestamps of an item.
         max_turns (`int`, *optional*, defaults to 5000): Maximum number of speaker turns.
+        max_voices (`int`, *optional*, defaults to 16): Maximum number of speaker turns at the same time.
         max_context_turns (`int`, *optional*, defaults to 1000): Maximum number of turns of context of an item.
         max_items (`int`, *optional*, defaults to 32): Maximum number of items in a batch request.
         max_json_values (`int`, *optional*, defaults to 500000):
@@ -106,6 +107,7 @@ class ServiceSettings:
     max_name_chars: int = 256
     max_words: int = 50_000
     max_turns: int = 5_000
+    max_voices: int = 16
     max_context_turns: int = 1_000
     max_items: int = 32
     max_json_values: int = 500_000
