@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from mmemo.serving import streams
 from mmemo.serving.forms import receive_form
 from mmemo.serving.limits import LimitBodies, TooLargeError, short_detail
+from mmemo.serving.memory import keep_small
 from mmemo.serving.observing import Observe
 from mmemo.serving.openapi import DESCRIPTION, ERRORS, PATHS, openapi_document
 from mmemo.serving.reading import read_batch, read_form, read_item
@@ -57,9 +58,11 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Otherwise the first request would be slow.
         await asyncio.to_thread(warm_up, service.predictor)
+        memory = asyncio.create_task(keep_small(service.is_idle))
         app.state.is_ready = True
         yield
         app.state.is_ready = False
+        memory.cancel()
         await asyncio.to_thread(service.close)
 
     app = FastAPI(

@@ -1,8 +1,6 @@
 """Runs the service until it receives SIGTERM or SIGINT."""
 
-import ctypes
 import logging
-import platform
 import signal
 import socket
 import sys
@@ -14,8 +12,9 @@ from uvicorn.config import STARTUP_FAILURE
 
 from mmemo.serving.app import create_app
 from mmemo.serving.connections import Connections, LimitedH11Protocol, LimitedWebSocketProtocol
+from mmemo.serving.memory import limit_memory_pools
 from mmemo.serving.observing import configure_logging
-from mmemo.serving.settings import MIB, ServiceSettings, environment_warnings
+from mmemo.serving.settings import ServiceSettings, environment_warnings
 
 
 logger = logging.getLogger("mmemo.serving")
@@ -28,8 +27,6 @@ STREAM_MESSAGE_BYTES = 2**18
 BACKLOG, ACCEPTED_PER_TURN = 2048, 8
 # Files that are not connections: uploads, several turns of accepted connections, and those of the idle process.
 RESERVED_FILES = 80
-# Parameters of glibc's `mallopt`.
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
 def serve(settings: ServiceSettings) -> None:
@@ -42,7 +39,7 @@ def serve(settings: ServiceSettings) -> None:
     Raises:
         FileNotFoundError, ImportError, ValueError: If the model cannot be loaded; see [`EmotionPredictor`].
     """
-    _limit_memory_pools()
+    limit_memory_pools()
     configure_logging()
     for warning in environment_warnings():
         logger.warning(warning)
@@ -110,15 +107,3 @@ def connection_limit(wanted: int) -> int:
         f"max_connections={wanted}; raise ulimit -n."
     )
     return files - RESERVED_FILES
-
-
-def _limit_memory_pools() -> None:
-    """
-    Makes all threads share two glibc memory pools and allocates large blocks with `mmap`, which returns them to the
-    system when they are freed. By default glibc gives threads pools of their own, which keep the memory of a large
-    request.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_ARENA_MAX, 2)
-        libc.mallopt(M_MMAP_THRESHOLD, 4 * MIB)

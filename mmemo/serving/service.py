@@ -118,6 +118,10 @@ class Service:
             return False
         return True
 
+    def is_idle(self) -> bool:
+        """Whether no request is arriving or in progress."""
+        return self.clips.taken + self.recordings.taken + self.pending.count == 0
+
     def rejected(self, reason: str) -> None:
         """Counts a rejected request or stream."""
         self.metrics.rejects.labels(reason).inc()
