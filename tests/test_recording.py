@@ -264,3 +264,16 @@ def test_a_window_longer_than_the_feature_extractor_takes_raises(stereo, tokeniz
 def test_splitting_one_channel_raises(processor, stereo):
     with pytest.raises(ValueError, match="this one has 1"):
         opened(processor, stereo[0], channels="split", customer=0)
+
+
+def test_a_long_timeline_of_words_keeps_few_spans_open(processor):
+    """Each window looks at all open spans: two words four hours apart took ten minutes."""
+    recording = opened(processor, word_times=[("so", 0.0, 1.0), ("sad", 3599.0, 3600.0)])
+    (source,) = recording.sources
+    most = 0
+    for window in recording:
+        window.set_predictions(np.zeros((len(window.spans), 2)), np.ones((len(window.spans), 2)))
+        most = max(most, len(source.track._open))
+    recording.collect()
+
+    assert most < 100 and len(source.spans) == 7200 and recording.duration == 3600

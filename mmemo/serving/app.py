@@ -19,27 +19,25 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from mmemo.serving import streams
-from mmemo.serving.limits import LimitBodies, TooLargeError
+from mmemo.serving.forms import receive_form
+from mmemo.serving.limits import LimitBodies, TooLargeError, short_detail
+from mmemo.serving.memory import keep_small
 from mmemo.serving.observing import Observe
 from mmemo.serving.openapi import DESCRIPTION, ERRORS, PATHS, openapi_document
-from mmemo.serving.reading import check_text, read_form, to_item, to_options, validate
-from mmemo.serving.schemas import (
-    ErrorResponse,
-    PredictBatchRequest,
-    PredictBatchResponse,
-    PredictRequest,
-    PredictResponse,
-    VersionResponse,
-)
+from mmemo.serving.reading import read_batch, read_form, read_item
+from mmemo.serving.schemas import ErrorResponse, PredictBatchResponse, PredictResponse, VersionResponse
 from mmemo.serving.service import Service, warm_up
 from mmemo.serving.settings import ServiceSettings
 
 
 logger = logging.getLogger("mmemo.serving")
+JSON, FORM = "application/json", "multipart/form-data"
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 INTERNAL_ERROR = "Internal error; see the log of the service."
 
 
@@ -60,9 +58,11 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Otherwise the first request would be slow.
         await asyncio.to_thread(warm_up, service.predictor)
+        memory = asyncio.create_task(keep_small(service.is_idle))
         app.state.is_ready = True
         yield
         app.state.is_ready = False
+        memory.cancel()
         await asyncio.to_thread(service.close)
 
     app = FastAPI(
@@ -87,7 +87,7 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     def reject(reason: str, status: int) -> Callable[[Request, Any], Awaitable[Response]]:
         async def handler(request: Request, error: Exception) -> Response:
             service.rejected(reason)
-            return JSONResponse({"detail": str(error)}, status)
+            return JSONResponse({"detail": short_detail(error)}, status)
 
         return handler
 
@@ -131,33 +131,18 @@ def _add_predict_paths(app: FastAPI, service: Service) -> None:
     async def predict(request: Request) -> dict[str, Any]:
         """Predicts the emotions in audio, text, or both; over time if `return_timeline` is set."""
         check_key(request)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "application/json":
-            body = validate(PredictRequest, await request.body())
-            check_text(body, settings.max_text_chars)
-            return await predict_one(to_item(body), to_options(body))
-        if kind != "multipart/form-data":
-            raise HTTPException(
-                415,
-                f"The Content-Type is {kind or 'missing'}; send multipart/form-data or application/json.",
-            )
-        async with request.form(max_files=2, max_fields=32, max_part_size=4 * settings.max_text_chars) as form:
-            fields, audio = await read_form(form)
-            check_text(fields, settings.max_text_chars)
-            return await predict_one(to_item(fields, audio), to_options(fields))
+        if _content_type(request, JSON, FORM) == JSON:
+            return await predict_one(*await asyncio.to_thread(read_item, await request.body(), settings))
+        fields, files = await receive_form(request, max_part_bytes=4 * settings.max_text_chars)
+        return await predict_one(*await asyncio.to_thread(read_form, fields, files, settings))
 
     @app.post("/predict/batch", response_model=PredictBatchResponse, summary="Predict several items", **documented)
     async def predict_batch(request: Request) -> dict[str, Any]:
         """Predicts each item. An item that fails has a `detail` instead of a prediction; the others are unaffected."""
         check_key(request)
-        body = validate(PredictBatchRequest, await request.body())
-        if len(body.items) > settings.max_items:
-            raise TooLargeError(
-                f"The batch has {len(body.items)} items; this service accepts at most {settings.max_items}."
-            )
-        for item in body.items:
-            check_text(item, settings.max_text_chars)
-        predictions = await service.predict(list(map(to_item, body.items)), to_options(body))
+        _content_type(request, JSON)
+        items, options = await asyncio.to_thread(read_batch, await request.body(), settings)
+        predictions = await service.predict(items, options)
         return {"answers": [_or_detail(prediction) for prediction in predictions]}
 
     @app.websocket("/stream")
@@ -170,9 +155,25 @@ def _add_predict_paths(app: FastAPI, service: Service) -> None:
             await streams.end(socket, {"type": "error", "detail": INTERNAL_ERROR}, streams.INTERNAL_ERROR)
 
 
+def _content_type(request: Request, *accepted: str) -> str:
+    """
+    Returns the type of the body.
+
+    Raises:
+        HTTPException: If it is not accepted, or its text is not UTF-8.
+    """
+    header, parameters = parse_options_header(request.headers.get("content-type"))
+    kind, charset = header.decode("latin-1").lower(), parameters.get(b"charset", b"utf-8").decode("latin-1").lower()
+    if kind not in accepted:
+        raise HTTPException(415, f"The Content-Type is {kind[:100] or 'missing'}; send {' or '.join(accepted)}.")
+    if charset not in CHARSETS:
+        raise HTTPException(415, f"The charset of the Content-Type is {charset[:100]}; send UTF-8.")
+    return kind
+
+
 def _or_detail(prediction: dict[str, Any] | Exception) -> dict[str, Any]:
     if isinstance(prediction, ValueError):
-        return {"detail": str(prediction)}
+        return {"detail": short_detail(prediction)}
     if isinstance(prediction, Exception):
         logger.error("error", exc_info=prediction)
         return {"detail": INTERNAL_ERROR}

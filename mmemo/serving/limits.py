@@ -1,5 +1,5 @@
 """
-Limits on requests: on their size before they are parsed, and on their audio before it is decoded.
+Limits on requests: on their size before they are parsed, on their parts, and on their audio before it is decoded.
 
 Deliberate choices:
 - Bytes are counted as they arrive, independently of `Content-Length`; a request over the limit is rejected at once.
@@ -8,7 +8,8 @@ Deliberate choices:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from itertools import accumulate
 from threading import Lock
 from typing import Any
 
@@ -16,17 +17,123 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from mmemo.audio.loading import AudioBlocks
+from mmemo.serving.schemas import PredictBatchRequest, PredictForm, PredictItem, PredictOptions
 from mmemo.serving.settings import ServiceSettings
+from mmemo.timeline.speaker_turns import read_speaker_turns
+from mmemo.words.times import read_word_times
 
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 DECODED_RATE = 16_000  # Hz, of the blocks of [`AudioBlocks`]
+# Errors may quote the request.
+MAX_DETAIL_CHARS = 1000
 
 
 class TooLargeError(ValueError):
     """A part of a request exceeds a limit of the service."""
+
+
+def short_detail(error: str | Exception) -> str:
+    """Returns the message of an error, cut to `MAX_DETAIL_CHARS`."""
+    detail = str(error)
+    return detail if len(detail) <= MAX_DETAIL_CHARS else f"{detail[:MAX_DETAIL_CHARS]}..."
+
+
+def check_sizes(request: PredictOptions | PredictItem, settings: ServiceSettings) -> None:
+    """
+    Checks the numbers of items, words and turns of a request, and the lengths of its texts and names.
+
+    Args:
+        request ([`PredictRequest`], [`PredictBatchRequest`] or [`PredictForm`]): The validated body.
+        settings ([`ServiceSettings`]): The limits.
+
+    Raises:
+        TooLargeError: If a limit is exceeded.
+    """
+    if isinstance(request, PredictBatchRequest):
+        # First, because a batch may have many items.
+        if len(request.items) > settings.max_items:
+            raise TooLargeError(
+                f"The batch has {len(request.items)} items; this service accepts at most {settings.max_items}."
+            )
+        for item in request.items:
+            check_sizes(item, settings)
+    sizes = _item_sizes(request, settings) if isinstance(request, PredictItem | PredictForm) else iter(())
+    for name, size, what, limit in (*sizes, *_option_sizes(request, settings)):
+        if size > limit:
+            raise TooLargeError(f"{name} has {size} {what}; this service accepts at most {limit}.")
+
+
+def _item_sizes(item: PredictItem | PredictForm, settings: ServiceSettings) -> Iterator[tuple[str, int, str, int]]:
+    """Yields fields, their sizes, the units, and the limits."""
+    max_chars, max_name_chars = settings.max_text_chars, settings.max_name_chars
+    word_times = (item.word_times if isinstance(item, PredictItem) else None) or ()
+    context = item.context or ()
+    yield "text", len(item.text or ""), "characters", max_chars
+    yield "subtitles", len(item.subtitles or ""), "characters", max_chars
+    yield "word_times", sum(len(word) for word, *_ in word_times), "characters", max_chars
+    yield "word_times", len(word_times), "words", settings.max_words
+    yield "context", sum(len(turn.text) for turn in context), "characters", max_chars
+    yield "context", len(context), "turns", settings.max_context_turns
+    yield "speaker", len(item.speaker or ""), "characters", max_name_chars
+    longest = max((len(turn.speaker or "") for turn in context), default=0)
+    yield "A speaker of context", longest, "characters", max_name_chars
+
+
+def _option_sizes(request: Any, settings: ServiceSettings) -> Iterator[tuple[str, int, str, int]]:
+    if not isinstance(request, PredictOptions):
+        return
+    turns = request.speaker_turns or ()
+    yield "speaker_turns", len(turns), "turns", settings.max_turns
+    longest = max((len(turn.speaker) for turn in turns), default=0)
+    yield "A speaker of speaker_turns", longest, "characters", settings.max_name_chars
+    if isinstance(request.customer, str):
+        yield "customer", len(request.customer), "characters", settings.max_name_chars
+
+
+def check_turns(turns: list[tuple[str, float, float]], settings: ServiceSettings) -> None:
+    """
+    Checks the number of turns at the same time: each of them holds audio in memory.
+
+    Args:
+        turns (`list` of `(speaker, start, end)`): The speaker turns.
+        settings ([`ServiceSettings`]): The limits.
+
+    Raises:
+        TooLargeError: If more than `max_voices` turns of different speakers overlap.
+        ValueError: If a turn is invalid; see [`read_speaker_turns`].
+    """
+    read = read_speaker_turns(turns)
+    # At one time, ends (-1) come before starts (+1).
+    borders = sorted([(start, 1) for _, start, _ in read] + [(end, -1) for _, _, end in read])
+    voices = max(accumulate(change for _, change in borders))
+    if voices > settings.max_voices:
+        raise TooLargeError(
+            f"speaker_turns has turns of {voices} speakers at the same time; this service accepts at most "
+            f"{settings.max_voices}."
+        )
+
+
+def check_duration(word_times: Any, settings: ServiceSettings) -> None:
+    """
+    Checks the duration of a recording without audio, which is that of its words.
+
+    Args:
+        word_times (`WordTimes`): The words.
+        settings ([`ServiceSettings`]): The limits.
+
+    Raises:
+        TooLargeError: If a word ends after `max_recording_s`.
+        ValueError: If the words are invalid; see [`read_word_times`].
+    """
+    seconds = max((end for _, _, end in read_word_times(word_times)), default=0.0)
+    if seconds > settings.max_recording_s:
+        raise TooLargeError(
+            f"The last word ends at {seconds:g} s; this service accepts at most {settings.max_recording_s:g} s. Times "
+            "are in seconds."
+        )
 
 
 def check_audio(data: bytes, settings: ServiceSettings, is_recording: bool) -> None:

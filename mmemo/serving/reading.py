@@ -1,78 +1,145 @@
-"""Turns the body of a request into an item and its options."""
+"""
+Turns the body of a request into items and their options.
 
-import json
+Deliberate choices:
+- The structure of JSON is checked first, so that a validator never meets a million errors; see `check_json`.
+- Everything here runs in a thread: reading 25 MiB would block the event loop.
+- Only the first error is reported.
+"""
+
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from starlette.datastructures import FormData, UploadFile
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
-from mmemo.serving.limits import TooLargeError
-from mmemo.serving.schemas import PredictForm, PredictItem, PredictOptions
+from mmemo.serving.json_structure import check_json
+from mmemo.serving.limits import check_sizes
+from mmemo.serving.schemas import (
+    ContextTurnRequests,
+    PredictBatchRequest,
+    PredictForm,
+    PredictItem,
+    PredictOptions,
+    PredictRequest,
+    SpeakerTurnRequests,
+)
+from mmemo.serving.settings import ServiceSettings
+from mmemo.timeline.windows import TimelineOptions
 
 
 Model = TypeVar("Model", bound=BaseModel)
 FILES = ("audio_file", "subtitles")
+# Fields of a form with JSON inside.
+JSON_FIELDS: dict[str, TypeAdapter] = {
+    "speaker_turns": TypeAdapter(SpeakerTurnRequests),
+    "context": TypeAdapter(ContextTurnRequests),
+}
+# More fields than the largest object has are not all known.
+MAX_FIELDS = len(PredictRequest.model_fields)
 TIMELINE_OPTIONS = {"granularity", "segment_s", "channels", "speaker_turns", "customer", "everyone"}
+# Instead of sentences of pydantic that describe Python objects.
+SENTENCES = {
+    "too_short": "is empty; send at least one",
+    "too_long": "has too many entries",
+    "union_tag_not_found": "a message needs a type, 'words' or 'end'",
+}
 
 
-def validate(model: type[Model], content: bytes | dict[str, Any]) -> Model:
+def read_item(body: bytes, settings: ServiceSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Validates JSON, without conversions such as `true` to 1, or the fields of a form, which are strings.
+    Returns the item of a JSON body, and the options.
+
+    Args:
+        body (`bytes`): A [`PredictRequest`].
+        settings ([`ServiceSettings`]): The limits.
 
     Raises:
-        HTTPException: If the content is not JSON.
-        ValueError: If it does not match the schema.
+        HTTPException: If the body is not JSON.
+        TooLargeError: If it exceeds a limit.
+        ValueError: If a field is invalid.
     """
-    try:
-        if isinstance(content, bytes):
-            return model.model_validate_json(content, strict=True)
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise _http_error(error) from error
+    request = _read_json(PredictRequest, body, settings)
+    check_sizes(request, settings)
+    return to_item(request), to_options(request)
 
 
-def _http_error(error: ValidationError) -> Exception:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return HTTPException(400, f"The body is not valid JSON: {first['msg']}.")
-    field = ".".join(map(str, first["loc"])) or "The body"
-    more = f" ({error.error_count() - 1} more errors.)" if error.error_count() > 1 else ""
-    return ValueError(f"{field}: {first['msg'].removeprefix('Value error, ')}.{more}")
+def read_batch(body: bytes, settings: ServiceSettings) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns the items of a JSON body, a [`PredictBatchRequest`], and their options; see [`read_item`]."""
+    request = _read_json(PredictBatchRequest, body, settings)
+    check_sizes(request, settings)
+    return [to_item(item) for item in request.items], to_options(request)
 
 
-async def read_form(form: FormData) -> tuple[PredictForm, bytes | None]:
+def read_form(
+    fields: dict[str, str], files: dict[str, bytes], settings: ServiceSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Reads the fields of a form and the content of its audio file. An empty field counts as missing.
+    Returns the item of a form, and the options. An empty field counts as missing.
+
+    Args:
+        fields (`dict[str, str]`): The text fields.
+        files (`dict[str, bytes]`): The contents of the files.
+        settings ([`ServiceSettings`]): The limits.
 
     Raises:
-        ValueError: If a field or a file is unknown, duplicate or invalid.
+        TooLargeError: If the form exceeds a limit.
+        ValueError: If a field or a file is unknown or invalid.
     """
-    fields: dict[str, Any] = {}
-    files: dict[str, UploadFile] = {}
-    for name, value in form.multi_items():
-        if name in fields or name in files:
-            raise ValueError(f"{name}: duplicate; send it once.")
-        if isinstance(value, UploadFile):
-            files[name] = value
-        elif value:
-            fields[name] = value
     if unknown := files.keys() - set(FILES):
         raise ValueError(f"{', '.join(sorted(unknown))}: unknown file; the form accepts {' and '.join(FILES)}.")
     if "audio_file" in fields:
         raise ValueError("audio_file: is a text field; send it as a file.")
-    if "subtitles" in files:
+    values: dict[str, Any] = {name: value for name, value in fields.items() if value}
+    if files.get("subtitles"):
         try:
-            fields["subtitles"] = (await files["subtitles"].read()).decode("utf-8-sig")
+            values["subtitles"] = files["subtitles"].decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError("subtitles: not valid UTF-8; convert the file.") from error
-    for name in fields.keys() & {"speaker_turns", "context"}:
+    for name in values.keys() & JSON_FIELDS.keys():
+        content = values[name].encode()
+        check_json(content, settings.max_json_values, MAX_FIELDS)
         try:
-            fields[name] = json.loads(fields[name])
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{name}: not valid JSON: {error}.") from error
-    audio = await files["audio_file"].read() if "audio_file" in files else None
-    return validate(PredictForm, fields), audio
+            values[name] = JSON_FIELDS[name].validate_json(content, strict=True)
+        except ValidationError as error:
+            raise ValueError(first_error(error, name)) from error
+    try:
+        form = PredictForm.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from error
+    check_sizes(form, settings)
+    return to_item(form, files.get("audio_file")), to_options(form)
+
+
+def _read_json(model: type[Model], body: bytes, settings: ServiceSettings) -> Model:
+    """Validates JSON, without conversions such as `true` to 1."""
+    check_json(body, settings.max_json_values, MAX_FIELDS)
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        detail = first_error(error)
+        raise HTTPException(400, detail) if _is_not_json(error) else ValueError(detail) from error
+
+
+def _is_not_json(error: ValidationError) -> bool:
+    return error.errors(include_url=False, include_input=False, include_context=False)[0]["type"] == "json_invalid"
+
+
+def first_error(error: ValidationError, place: str = "", whole: str = "The body") -> str:
+    """
+    Returns a sentence for the first error of a validation.
+
+    Args:
+        error (`ValidationError`): The errors.
+        place (`str`, *optional*): The field that was validated; by default all fields.
+        whole (`str`, *optional*, defaults to `"The body"`): The name of all fields together.
+    """
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    message = SENTENCES.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "json_invalid":
+        where = f"{place}:" if place else f"{whole} is"
+        return f"{where} not valid JSON: {message.removeprefix('Invalid JSON: ')}."
+    field = ".".join([*([place] if place else []), *map(str, first["loc"])])
+    return f"{field or whole}: {message}."
 
 
 def to_item(request: PredictItem | PredictForm, audio: bytes | None = None) -> dict[str, Any]:
@@ -107,33 +174,19 @@ def to_options(request: PredictOptions) -> dict[str, Any]:
     Returns the options that are set, and always `return_timeline`.
 
     Raises:
-        ValueError: If options of a timeline are set without `return_timeline`.
+        ValueError: If options of a timeline are set without `return_timeline`, or are out of range.
     """
     options = request.model_dump(include=set(PredictOptions.model_fields), exclude_none=True)
+    if not options["return_timeline"]:
+        if given := sorted(options.keys() & TIMELINE_OPTIONS):
+            raise ValueError(f"{', '.join(given)}: only for timelines; set return_timeline.")
+        return options
+    TimelineOptions(**{name: options[name] for name in ("granularity", "segment_s") if name in options})
+    customer = options.get("customer")
     if "speaker_turns" in options:
         options["speaker_turns"] = [(turn["speaker"], turn["start"], turn["end"]) for turn in options["speaker_turns"]]
-        if "customer" in options:
-            options["customer"] = str(options["customer"])
-    if not options["return_timeline"] and (given := sorted(options.keys() & TIMELINE_OPTIONS)):
-        raise ValueError(f"{', '.join(given)}: only for timelines; set return_timeline.")
+        if customer is not None:
+            options["customer"] = str(customer)
+    elif isinstance(request, PredictForm) and customer is not None and customer.isdecimal():
+        options["customer"] = int(customer)  # the number of a channel
     return options
-
-
-def check_text(item: PredictItem | PredictForm, limit: int) -> None:
-    """
-    Checks the length of all text of an item.
-
-    Raises:
-        TooLargeError: If its text, subtitles, words, context or speaker have more than `limit` characters.
-    """
-    word_times = item.word_times if isinstance(item, PredictItem) else None
-    counts = {
-        "text": len(item.text or ""),
-        "subtitles": len(item.subtitles or ""),
-        "word_times": sum(len(word) for word, *_ in word_times or ()),
-        "context": sum(len(turn.text) + len(turn.speaker or "") for turn in item.context or ()),
-        "speaker": len(item.speaker or ""),
-    }
-    for name, count in counts.items():
-        if count > limit:
-            raise TooLargeError(f"{name} has {count} characters; this service accepts at most {limit}.")

@@ -1,21 +1,45 @@
-"""Request and response bodies of the service, which its OpenAPI document describes."""
+"""
+Request and response bodies of the service, which its OpenAPI document describes.
 
-import base64
+Deliberate choices:
+- Lists of a request fail at their first invalid entry: all errors of a long list would take seconds and gigabytes.
+- Limits that are settings of the service are not part of the schemas; see `mmemo/serving/limits.py`.
+"""
+
 import binascii
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
+from mmemo.timeline.windows import TimelineOptions
 from mmemo.words.times import is_subtitles
 
 
+# From the URL-safe alphabet of base64 to the standard one.
+_STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
+_DATA_URL, _DATA_URL_MARK, _DATA_URL_HEAD_CHARS = "data:", ";base64,", 1000
+MAX_INTEGER = 2**31 - 1
+
+
 def _decode(value: Any) -> Any:
-    if not isinstance(value, str):
+    """Decodes base64 in either alphabet, with or without padding and line breaks, by itself or in a data URL."""
+    if value is None or isinstance(value, bytes):
         return value
+    if not isinstance(value, str):
+        raise ValueError("must be a string, the content of an audio file in base64")
+    start = 0
+    if value[: len(_DATA_URL)].lower() == _DATA_URL:
+        mark = value.find(_DATA_URL_MARK, 0, _DATA_URL_HEAD_CHARS)
+        if mark < 0:
+            raise ValueError("is a data URL without base64; send data:audio/...;base64,...")
+        start = mark + len(_DATA_URL_MARK)
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"not valid base64 ({error}); encode the content of an audio file") from error
+        encoded = value.encode("ascii")[start:].translate(_STANDARD_ALPHABET, b" \t\r\n")
+        padding = b"" if encoded.endswith(b"=") else b"=" * (-len(encoded) % 4)
+        return binascii.a2b_base64(encoded + padding, strict_mode=True)
+    except ValueError as error:
+        reason = "it contains other characters" if isinstance(error, UnicodeError) else str(error)
+        raise ValueError(f"not valid base64 ({reason}); encode the content of an audio file") from error
 
 
 def _check_content(value: Any) -> Any:
@@ -25,14 +49,28 @@ def _check_content(value: Any) -> Any:
     return value
 
 
+def _check_customer(value: Any) -> Any:
+    if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
+        return value
+    raise ValueError("must be the number of a channel or the name of a speaker")
+
+
 Base64Audio = Annotated[
-    bytes, BeforeValidator(_decode), WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+    bytes,
+    BeforeValidator(_decode),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
 ]
 Subtitles = Annotated[str, BeforeValidator(_check_content)]
+Customer = Annotated[
+    Any,
+    BeforeValidator(_check_customer),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}]}),
+]
 TimedWord = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1)], float, float],
     Field(description="A word, its start and its end, both in seconds."),
 ]
+TimedWords = Annotated[list[TimedWord], Field(fail_fast=True)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -55,29 +93,41 @@ class ContextTurnRequest(BaseModel):
     speaker: str | None = None
 
 
+SpeakerTurnRequests = Annotated[list[SpeakerTurnRequest], Field(fail_fast=True)]
+ContextTurnRequests = Annotated[list[ContextTurnRequest], Field(fail_fast=True)]
+
+
 class PredictOptions(BaseModel):
     """Options of a prediction; they are those of the mmemo pipeline."""
 
     model_config = STRICT
 
-    top_k: int | None = Field(None, ge=1, description="Number of labels to return, highest score first; default all.")
+    top_k: int | None = Field(
+        None, ge=1, le=MAX_INTEGER, description="Number of labels to return, highest score first; default all."
+    )
     threshold: float | None = Field(
         None, gt=0, lt=1, description="If the highest score is below this, the label is `uncertain`."
     )
     coverage: float | None = Field(
         None, gt=0, lt=1, description="Adds `label_set`, a prediction set with this coverage."
     )
-    channel: int | None = Field(None, ge=0, description="Audio channel to use; default is the mean of all channels.")
+    channel: int | None = Field(
+        None, ge=0, le=MAX_INTEGER, description="Audio channel to use; default is the mean of all channels."
+    )
     return_timeline: bool = Field(False, description="Returns predictions over time.")
     granularity: Literal["segment", "word", "sentence", "utterance"] | None = Field(
         None, description="Unit of the timeline; default `segment`."
     )
-    segment_s: float | None = Field(None, ge=0.1, le=30, description="Length of a segment in seconds; default 0.5.")
-    channels: Literal["split"] | None = Field(None, description="`split` predicts each audio channel separately.")
-    speaker_turns: list[SpeakerTurnRequest] | None = Field(
-        None, description="Speaker turns; each is predicted separately."
+    # `TimelineOptions` checks the maximum.
+    segment_s: float | None = Field(
+        None,
+        ge=0.1,
+        description="Length of a segment in seconds; default 0.5.",
+        json_schema_extra={"maximum": TimelineOptions.window_s},
     )
-    customer: int | str | None = Field(None, description="The channel or speaker whose emotions to predict.")
+    channels: Literal["split"] | None = Field(None, description="`split` predicts each audio channel separately.")
+    speaker_turns: SpeakerTurnRequests | None = Field(None, description="Speaker turns; each is predicted separately.")
+    customer: Customer = Field(None, description="The channel or speaker whose emotions to predict.")
     everyone: bool | None = Field(None, description="Predicts the emotions of all channels or speakers.")
 
 
@@ -86,11 +136,15 @@ class PredictItem(BaseModel):
 
     model_config = STRICT
 
-    audio: Base64Audio | None = Field(None, description="Content of an audio file, in base64.")
+    audio: Base64Audio | None = Field(
+        None,
+        description="Content of an audio file in base64, by itself or as a data URL `data:audio/webm;base64,...`. The "
+        "URL-safe alphabet, line breaks and missing padding are accepted.",
+    )
     text: str | None = Field(None, description="The transcript.")
     subtitles: Subtitles | None = Field(None, description="A transcript with timestamps, as SRT or WebVTT.")
-    word_times: list[TimedWord] | None = Field(None, description="A transcript with a timestamp for each word.")
-    context: list[ContextTurnRequest] | None = Field(
+    word_times: TimedWords | None = Field(None, description="A transcript with a timestamp for each word.")
+    context: ContextTurnRequests | None = Field(
         None, description="Dialogue before the text, oldest turn first; for models trained with dialogues."
     )
     speaker: str | None = Field(None, description="Speaker of the text, as named in `context`.")
@@ -113,7 +167,7 @@ class PredictBatchRequest(PredictOptions):
         },
     )
 
-    items: list[PredictItem] = Field(min_length=1)
+    items: list[PredictItem] = Field(min_length=1, fail_fast=True)
 
 
 class PredictForm(PredictOptions):
@@ -121,11 +175,8 @@ class PredictForm(PredictOptions):
 
     text: str | None = Field(None, description="The transcript.")
     subtitles: Subtitles | None = None
-    context: list[ContextTurnRequest] | None = None
+    context: ContextTurnRequests | None = None
     speaker: str | None = Field(None, description="Speaker of the text, as named in `context`.")
-    customer: int | str | None = Field(
-        None, union_mode="left_to_right", description="The channel or speaker whose emotions to predict."
-    )
 
 
 class LabelScore(BaseModel):
@@ -239,7 +290,7 @@ class StreamStart(BaseModel):
     encoding: Literal["pcm_s16le", "pcm_f32le", "mulaw", "opus"] = "pcm_s16le"
     sampling_rate: int = Field(16_000, ge=4_000, le=192_000)
     channels: int = Field(1, ge=1, le=2)
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1, le=MAX_INTEGER)
     threshold: float | None = Field(None, gt=0, lt=1)
     coverage: float | None = Field(None, gt=0, lt=1)
     api_key: str | None = None
@@ -251,7 +302,7 @@ class StreamWords(BaseModel):
     model_config = STRICT
 
     type: Literal["words"]
-    word_times: list[TimedWord]
+    word_times: TimedWords
 
 
 class StreamEnd(BaseModel):

@@ -1,25 +1,32 @@
 """Runs the service until it receives SIGTERM or SIGINT."""
 
-import ctypes
 import logging
-import platform
 import signal
+import socket
 import sys
+from contextlib import suppress
+from functools import partial
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from mmemo.serving.app import create_app
-from mmemo.serving.connections import LingeringH11Protocol
+from mmemo.serving.connections import Connections, LimitedH11Protocol, LimitedWebSocketProtocol
+from mmemo.serving.memory import limit_memory_pools
 from mmemo.serving.observing import configure_logging
-from mmemo.serving.settings import MIB, ServiceSettings, environment_warnings
+from mmemo.serving.settings import ServiceSettings, environment_warnings
 
 
 logger = logging.getLogger("mmemo.serving")
 
 # Maximum size of a WebSocket message. uvicorn stops reading while a message waits for the service.
 STREAM_MESSAGE_BYTES = 2**18
-# Parameters of glibc's `mallopt`.
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+# Connections that the system accepts before the service does, and connections that the service accepts in one turn of
+# the event loop: asyncio uses one number for both. A turn must not use up the files that are left, and at that limit
+# asyncio logs an error for each further attempt of the turn.
+BACKLOG, ACCEPTED_PER_TURN = 2048, 8
+# Files that are not connections: uploads, several turns of accepted connections, and those of the idle process.
+RESERVED_FILES = 80
 
 
 def serve(settings: ServiceSettings) -> None:
@@ -32,33 +39,71 @@ def serve(settings: ServiceSettings) -> None:
     Raises:
         FileNotFoundError, ImportError, ValueError: If the model cannot be loaded; see [`EmotionPredictor`].
     """
-    _limit_memory_pools()
+    limit_memory_pools()
     configure_logging()
     for warning in environment_warnings():
         logger.warning(warning)
     # uvicorn raises the signal again after a regular shutdown; the exit status is 0 nevertheless.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    connections = Connections(
+        connection_limit(settings.max_connections), settings.header_timeout_s, app.state.service.rejected
+    )
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         access_log=False,
         log_config=None,
+        backlog=ACCEPTED_PER_TURN,
+        timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]  # `call_later` takes fractions
         timeout_graceful_shutdown=round(settings.shutdown_s),
-        http=LingeringH11Protocol,
-        ws="websockets-sansio",
+        http=partial(LimitedH11Protocol, connections),  # type: ignore[arg-type]  # called like the class
+        ws=LimitedWebSocketProtocol,
         ws_max_size=STREAM_MESSAGE_BYTES,
         server_header=False,
     )
+    server = _Server(config)
+    with suppress(KeyboardInterrupt):  # uvicorn raises SIGINT again after a regular shutdown
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
-def _limit_memory_pools() -> None:
+class _Server(uvicorn.Server):
+    """uvicorn's server with a longer queue of the system than asyncio accepts in one turn."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                with socket.fromfd(listener.fileno(), listener.family, listener.type) as copy:
+                    copy.listen(BACKLOG)
+
+
+def connection_limit(wanted: int) -> int:
     """
-    Makes all threads share two glibc memory pools and allocates large blocks with `mmap`, which returns them to the
-    system when they are freed. By default glibc gives threads pools of their own, which keep the memory of a large
-    request.
+    Returns the number of connections that the limit on open files permits, at most `wanted`.
+
+    Args:
+        wanted (`int`): See `max_connections` of [`ServiceSettings`].
+
+    Raises:
+        ValueError: If the limit on open files permits none.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_ARENA_MAX, 2)
-        libc.mallopt(M_MMAP_THRESHOLD, 4 * MIB)
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or files - RESERVED_FILES >= wanted:
+        return wanted
+    if files <= RESERVED_FILES:
+        raise ValueError(
+            f"At most {files} files may be open; the service needs {RESERVED_FILES + 1}: raise ulimit -n."
+        )
+    logger.warning(
+        f"At most {files} files may be open, so at most {files - RESERVED_FILES} connections instead of "
+        f"max_connections={wanted}; raise ulimit -n."
+    )
+    return files - RESERVED_FILES

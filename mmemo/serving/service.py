@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
-from mmemo.serving.limits import PendingBytes, check_audio
+from mmemo.serving.limits import PendingBytes, check_audio, check_duration, check_turns
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
 
@@ -117,6 +117,10 @@ class Service:
             return False
         return True
 
+    def is_idle(self) -> bool:
+        """Whether no request is arriving or in progress."""
+        return self.clips.taken + self.recordings.taken + self.pending.count == 0
+
     def rejected(self, reason: str) -> None:
         """Counts a rejected request or stream."""
         self.metrics.rejects.labels(reason).inc()
@@ -181,9 +185,13 @@ class Service:
         self, item: dict[str, Any], return_timeline: bool, channel: int | None = None, **options: Any
     ) -> dict[str, Any]:
         audio = item.get("audio")
+        if "speaker_turns" in options:
+            check_turns(options["speaker_turns"], self.settings)
         if audio is not None:
             with self._decoders:
                 check_audio(audio, self.settings, return_timeline)
+        elif return_timeline and item.get("word_times"):
+            check_duration(item["word_times"], self.settings)
         if return_timeline:
             return self.predictor.predict_timeline(item, channel=channel, **options)
         with self._decoders if audio is not None else nullcontext():

@@ -5,9 +5,11 @@ Deliberate choices:
 - Variables are named `MMEMO_SERVE__PORT`. For every Service Kubernetes sets variables such as `{NAME}_PORT=tcp://...`
   and `{NAME}_SERVICE_HOST`, with the name in capitals and underscores for dashes. A name cannot end with a dash, so no
   Service can set one of ours; `MMEMO_PORT`, as it was called before, is set by a Service called `mmemo`.
-- Unknown variables cause a warning, not an error, because others may set them.
+- Unknown variables cause a warning, not an error, because others may set them; except for those that seem to contain
+  API keys: without its keys, the service would accept all requests.
 """
 
+import difflib
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -18,6 +20,10 @@ from mmemo.serving.cores import available_cores
 MIB = 2**20
 PREFIX = "MMEMO_SERVE__"
 OLD_PREFIX = "MMEMO_"
+# Parts of names that stand for a secret, and the similarity, 0 to 1, from which a name is a misspelt one. Variables of
+# Kubernetes for a Service called mmemo-serve-api-keys have a similarity of 0.9.
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "AUTH", "PASSWORD")
+MISSPELT = 0.92
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ class ServiceSettings:
         max_streams (`int`, *optional*, defaults to 16): Open live streams; more are rejected.
         timeout_s (`float`, *optional*, defaults to 300): Maximum time from the end of a request to its response.
         upload_timeout_s (`float`, *optional*, defaults to 60): Maximum time for the body of a request to arrive.
+        header_timeout_s (`float`, *optional*, defaults to 10): Maximum time for the headers of a request to arrive.
+        keep_alive_s (`float`, *optional*, defaults to 5): Time after which a connection without a request is closed.
+        max_connections (`int`, *optional*, defaults to 512):
+            Maximum number of open connections; fewer if the limit on open files permits fewer. Beyond it the
+            connection that has waited longest for its client is closed, and with only complete requests in progress
+            the new one is rejected with 503.
         shutdown_s (`float`, *optional*, defaults to 30): Time to complete requests in flight when the service stops.
         max_request_mib (`float`, *optional*, defaults to 25): Maximum size of a request.
         max_pending_mib (`float`, *optional*, defaults to 40):
@@ -53,7 +65,15 @@ class ServiceSettings:
         max_channels (`int`, *optional*, defaults to 8), max_sampling_rate (`int`, *optional*, defaults to 192000):
             Maximum number of audio channels, and maximum sampling rate in Hz.
         max_text_chars (`int`, *optional*, defaults to 200000): Maximum length of a text or of subtitles.
+        max_name_chars (`int`, *optional*, defaults to 256): Maximum length of the name of a speaker.
+        max_words (`int`, *optional*, defaults to 50000): Maximum number of words with timestamps of an item.
+        max_turns (`int`, *optional*, defaults to 5000): Maximum number of speaker turns.
+        max_voices (`int`, *optional*, defaults to 16): Maximum number of speaker turns at the same time.
+        max_context_turns (`int`, *optional*, defaults to 1000): Maximum number of turns of context of an item.
         max_items (`int`, *optional*, defaults to 32): Maximum number of items in a batch request.
+        max_json_values (`int`, *optional*, defaults to 500000):
+            Maximum number of values in JSON: objects, arrays and what they contain. A word with its timestamps takes
+            four.
         idle_s (`float`, *optional*, defaults to 60): Maximum time between two messages of a live stream.
 
     Raises:
@@ -72,6 +92,9 @@ class ServiceSettings:
     max_streams: int = 16
     timeout_s: float = 300.0
     upload_timeout_s: float = 60.0
+    header_timeout_s: float = 10.0
+    keep_alive_s: float = 5.0
+    max_connections: int = 512
     shutdown_s: float = 30.0
     max_request_mib: float = 25.0
     max_pending_mib: float = 40.0
@@ -81,7 +104,13 @@ class ServiceSettings:
     max_channels: int = 8
     max_sampling_rate: int = 192_000
     max_text_chars: int = 200_000
+    max_name_chars: int = 256
+    max_words: int = 50_000
+    max_turns: int = 5_000
+    max_voices: int = 16
+    max_context_turns: int = 1_000
     max_items: int = 32
+    max_json_values: int = 500_000
     idle_s: float = 60.0
 
     def __post_init__(self):
@@ -107,8 +136,9 @@ class ServiceSettings:
             given: Settings that override the environment.
 
         Raises:
-            ValueError: If a value is invalid, or if API keys are set under the former name of the variable only: the
-                service would run without keys.
+            ValueError: If a value is invalid, if API keys are set under the former name of the variable only, or if
+                the name of a variable seems to be a misspelt `MMEMO_SERVE__API_KEYS`: the service would run without
+                keys.
         """
         known = _variables(PREFIX)
         values = {
@@ -116,6 +146,11 @@ class ServiceSettings:
             for name, value in os.environ.items()
             if name in known and value
         }
+        for name in filter(_seems_to_be_keys, sorted(os.environ.keys() - known.keys())):
+            raise ValueError(
+                f"{name} is not a setting. API keys are set with {PREFIX}API_KEYS, separated by commas; rename the "
+                "variable, or the service needs no key."
+            )
         old_keys = f"{OLD_PREFIX}API_KEYS"
         if os.environ.get(old_keys) and "api_keys" not in values | given:
             raise ValueError(f"{old_keys} is now called {PREFIX}API_KEYS; rename it, or the service needs no key.")
@@ -151,6 +186,15 @@ def environment_warnings() -> list[str]:
         if name in old and "://" not in value:
             warnings.append(f"{name} is ignored: the setting is now called {PREFIX}{name.removeprefix(OLD_PREFIX)}.")
     return warnings
+
+
+def _seems_to_be_keys(name: str) -> bool:
+    """Whether the name of a variable that is not a setting seems to be meant as `MMEMO_SERVE__API_KEYS`."""
+    upper = name.upper()
+    if upper.startswith(PREFIX) and any(word in upper for word in SECRET_WORDS):
+        return True
+    letters, expected = (text.replace("_", "") for text in (upper, f"{PREFIX}API_KEYS"))
+    return difflib.SequenceMatcher(None, letters, expected).ratio() > MISSPELT
 
 
 def _variables(prefix: str) -> dict[str, Any]:

@@ -9,13 +9,16 @@ sends `{"type": "ready"}`, then `{"type": "segment", ...}`, and finally `{"type"
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mmemo.audio.pcm import PcmDecoder
+from mmemo.serving.json_structure import check_json
+from mmemo.serving.limits import short_detail
+from mmemo.serving.reading import first_error
 from mmemo.serving.schemas import StreamEnd, StreamStart, StreamWords
 from mmemo.serving.service import Service
 from mmemo.timeline.streaming import EmotionStream
@@ -29,7 +32,11 @@ WORDS_PER_SECOND, SPARE_WORDS = 20, 500
 # Time limit for the first message; until then the stream does not count towards `max_streams`.
 START_SECONDS = 10.0
 START: TypeAdapter[StreamStart] = TypeAdapter(StreamStart)
-MESSAGES: TypeAdapter[StreamWords | StreamEnd] = TypeAdapter(StreamWords | StreamEnd)
+MESSAGES: TypeAdapter[StreamWords | StreamEnd] = TypeAdapter(
+    Annotated[StreamWords | StreamEnd, Field(discriminator="type")]
+)
+# Limits on the JSON of a message: its size bounds its words, of four values each; no object has more fields.
+MAX_VALUES, MAX_FIELDS = 100_000, len(StreamStart.model_fields)
 
 Decode = Callable[[bytes], np.ndarray]
 
@@ -39,13 +46,13 @@ class StreamError(Exception):
     Ends a stream with an error.
 
     Args:
-        detail (`str`): Sent to the client.
+        detail (`str` or `Exception`): Sent to the client.
         code (`int`, *optional*, defaults to 1007): Close code.
     """
 
-    def __init__(self, detail: str, code: int = BAD_DATA):
+    def __init__(self, detail: str | Exception, code: int = BAD_DATA):
         super().__init__(detail)
-        self.detail = detail
+        self.detail = short_detail(detail)
         self.code = code
 
 
@@ -82,7 +89,7 @@ async def _serve(socket: WebSocket, start: StreamStart, service: Service) -> Non
         rate = OPUS_RATE if start.encoding == "opus" else start.sampling_rate
         stream = EmotionStream(service.predictor, rate, **options)
     except ValueError as error:
-        raise StreamError(str(error)) from error
+        raise StreamError(error) from error
     await socket.send_json({"type": "ready", "latency_s": stream.latency_seconds})
     seconds, num_words = 0.0, 0
     while True:
@@ -108,7 +115,7 @@ async def _serve(socket: WebSocket, start: StreamStart, service: Service) -> Non
                 )
             segments = await loop.run_in_executor(executor, stream.feed, samples, words)
         except ValueError as error:
-            raise StreamError(str(error)) from error
+            raise StreamError(error) from error
         for segment in segments:
             await socket.send_json({"type": "segment", **segment})
     for segment in await loop.run_in_executor(executor, stream.flush):
@@ -132,11 +139,12 @@ def _parse(adapter: TypeAdapter, message: bytes | str) -> Any:
     if isinstance(message, bytes):
         raise StreamError('The first message must describe the audio: {"encoding": "pcm_s16le", ...}.')
     try:
+        check_json(message.encode(errors="surrogatepass"), MAX_VALUES, MAX_FIELDS)
         return adapter.validate_json(message, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise StreamError(f"The message is invalid: {field + ': ' if field else ''}{first['msg']}.") from error
+        raise StreamError(f"The message is invalid: {first_error(error, whole='the message')}") from error
+    except ValueError as error:
+        raise StreamError(error) from error
 
 
 def _decoder(start: StreamStart) -> Decode:

@@ -29,6 +29,10 @@ from mmemo.words.times import (
 from mmemo.words.transcription import transcribe
 
 
+# Words without audio are read in steps of this length.
+STEP_SECONDS = 30.0
+
+
 @dataclass(frozen=True)
 class SpeakerOptions:
     """
@@ -165,9 +169,13 @@ class Recording:
 
     def __iter__(self) -> Iterator[Window]:
         if self.blocks is None:
-            self.duration = self.expected_duration or 0.0
-            for source in self.sources:
-                yield from source.track.advance(self.duration)
+            # In steps, as audio arrives in blocks: each window looks at all open spans.
+            while (left := (self.expected_duration or 0.0) - self.duration) > 0:
+                step = min(left, STEP_SECONDS)
+                self.duration += step
+                for source in self.sources:
+                    yield from source.track.advance(step)
+                self.collect()
         else:
             first = 0
             for block in self.blocks:

@@ -1,7 +1,9 @@
-"""Checks the audio files of rows before anything is computed from them."""
+"""Clips of rows: checks of their files before anything is computed from them, and warnings about them."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,15 @@ def _problems(audio: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+@contextmanager
+def without_item_warnings() -> Iterator[None]:
+    """Hides warnings about single items: augmentation and test conditions remove speech and texts on purpose."""
+    logger = logging.getLogger("mmemo.items")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -32,6 +32,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "evaluate", "scik
 Scores = dict[str, np.ndarray]
 
 
+@without_item_warnings()
 def evaluate(emotion: MultimodalEmotionPipeline, args: EvaluationArguments) -> dict[str, Any]:
     """
     Evaluates a pipeline on the requested corpora, pairs and timelines.

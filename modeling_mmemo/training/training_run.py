@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
 from modeling_mmemo.data.augmentation import Augmentation
-from modeling_mmemo.data.clips import check_clips
+from modeling_mmemo.data.clips import check_clips, without_item_warnings
 from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.schema import STORED_FEATURES
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
@@ -56,6 +56,7 @@ class RunRows(NamedTuple):
     tested: list[str]
 
 
+@without_item_warnings()
 def train(arguments: Arguments) -> EmotionTrainer:
     """
     Trains, calibrates, evaluates and saves a model, and prints a summary.
