@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from mmemo.audio.loading import AudioBlocks
 from mmemo.serving.schemas import PredictBatchRequest, PredictForm, PredictItem, PredictOptions
 from mmemo.serving.settings import ServiceSettings
-from mmemo.timeline.speaker_turns import read_speaker_turns
+from mmemo.timeline.speaker_turns import SpeakerTurns, read_speaker_turns
 from mmemo.words.times import read_word_times
 
 
@@ -93,12 +93,12 @@ def _option_sizes(request: Any, settings: ServiceSettings) -> Iterator[tuple[str
         yield "customer", len(request.customer), "characters", settings.max_name_chars
 
 
-def check_turns(turns: list[tuple[str, float, float]], settings: ServiceSettings) -> None:
+def check_turns(turns: SpeakerTurns, settings: ServiceSettings) -> None:
     """
     Checks the number of turns at the same time: each of them holds audio in memory.
 
     Args:
-        turns (`list` of `(speaker, start, end)`): The speaker turns.
+        turns (`SpeakerTurns`): The speaker turns.
         settings ([`ServiceSettings`]): The limits.
 
     Raises:

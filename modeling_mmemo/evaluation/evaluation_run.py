@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from modeling_mmemo import MMEmoConfig, __version__
+from modeling_mmemo.data.clips import without_item_warnings
 from modeling_mmemo.data.corpora import CORPORA
 from modeling_mmemo.evaluation.bootstrap import LEVEL, SAMPLES
 from modeling_mmemo.evaluation.conditions import (
