@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmemo.answers import AnswerFormatter, mean_prediction
+from mmemo.audio.channels import channels_differ
 from mmemo.audio.inputs import AUDIO_KEYS, is_audio_object
 from mmemo.audio.loading import AudioBlocks
 from mmemo.audio.voice_activity import SAMPLING_RATE
@@ -122,6 +123,7 @@ class EmotionRecognition:
                 rate = self.processor.feature_extractor.sampling_rate
                 blocks = AudioBlocks(item["audio"], item.get("sampling_rate"), rate)
                 clip = _load_clip(blocks, channel)
+                _warn_of_mixing(blocks, channel)
         except ValueError as error:
             audio = item["audio"]
             if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
@@ -231,6 +233,8 @@ class EmotionRecognition:
         options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
         item = self.as_item(inputs)
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
+        if isinstance(recording.blocks, AudioBlocks) and channels is None:
+            _warn_of_mixing(recording.blocks, channel)
         self._run_windows(recording, size, function_to_apply)
         return self.answers.format_recording(recording, top_k=top_k, threshold=threshold, coverage=coverage)
 
@@ -267,6 +271,15 @@ def _load_clip(blocks: AudioBlocks, channel: int | None) -> np.ndarray | None:
             return samples
     # The resampler gives the same samples as for training only if it has the clip as a whole.
     return blocks.load(channel)
+
+
+def _warn_of_mixing(blocks: AudioBlocks, channel: int | None) -> None:
+    """Warns if the mean of the channels of a recording mixes different voices."""
+    if channel is None and channels_differ(blocks):
+        logger.warning(
+            f"The {blocks.channels} channels contain different sounds, and their mean is predicted. Select a channel, "
+            "or predict each speaker of a call: channels='split', or mmemo call."
+        )
 
 
 def check_option_names(names: Iterable[str]) -> None:

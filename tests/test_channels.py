@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmemo.audio.channels import channels_differ
+from mmemo.audio import channels
+from mmemo.audio.loading import AudioBlocks
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +18,10 @@ def voices(example_audio):
     )
     length = min(len(first), len(second))
     return first[:length], second[:length]
+
+
+def channels_differ(audio):
+    return channels.channels_differ(AudioBlocks(audio))
 
 
 def noise(length, level, seed=0):

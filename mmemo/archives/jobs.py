@@ -25,11 +25,9 @@ from mmemo.archives.reporting import (
     describe_error,
     progress_bar,
     report_error,
-    warn,
     warnings_about,
 )
 from mmemo.archives.writing import PredictionWriter
-from mmemo.audio.channels import channels_differ
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.timeline.calls import summarize_call
 
@@ -121,11 +119,6 @@ class ItemJob:
         words = find_companion(self.srt, one, SUBTITLE_SUFFIXES)
         requested: dict[str, Any] = {"return_timeline": True} if self.timeline else {"return_modality_weights": True}
         result = self.predictor(one.audio, self.text, word_times=words, **requested, **self.options)
-        if one.audio is not None and channel is None and channels_differ(one.audio):
-            warn(
-                f"{one.name}: its channels contain different sounds, and their mean was predicted; select one with "
-                "--channel, or predict each speaker of a call with mmemo call."
-            )
         if self.plots:
             _plot(result, one.audio, self.plots[one.name], channel)
         return result if self.timeline else {"label": result["scores"][0]["label"], **result}

@@ -9,11 +9,10 @@ Deliberate choices:
 
 import numpy as np
 
-from mmemo.audio.loading import AudioBlocks, AudioInput
+from mmemo.audio.loading import AudioBlocks
 
 
-SAMPLING_RATE = 16_000  # Hz
-FRAME_SAMPLES = 800  # 50 ms
+FRAME_SECONDS = 0.05
 # Below this correlation of the loudness of two channels they carry different signals. Stereo recordings of one room or
 # of music are above 0.8, two voices below 0.5, and voices that take turns below 0.
 DIFFERENT_BELOW = 0.6
@@ -21,31 +20,28 @@ DIFFERENT_BELOW = 0.6
 AUDIBLE_DB = 30.0
 
 
-def channels_differ(audio: AudioInput, sampling_rate: float | None = None) -> bool:
+def channels_differ(blocks: AudioBlocks) -> bool:
     """
     Whether at least two channels of a recording carry different signals, such as the two sides of a call.
 
     Args:
-        audio (`AudioInput`):
-            The recording, in any of the forms that [`AudioInput`] lists; if it has several channels, it is decoded
-            once, in bounded memory.
-        sampling_rate (`float`, *optional*): Sampling rate of bare samples in Hz, as in [`load_audio`].
+        blocks ([`AudioBlocks`]): The recording; if it has several channels, it is decoded once, in bounded memory.
 
     Raises:
         ValueError: If the recording is invalid; see [`AudioBlocks`].
     """
-    blocks = AudioBlocks(audio, sampling_rate, SAMPLING_RATE)
     channels = blocks.channels
     if channels < 2:
         return False
+    frame_samples = round(FRAME_SECONDS * blocks.target_rate)
     frames, sums, products = 0, np.zeros(channels), np.zeros((channels, channels))
     rest = np.zeros((channels, 0), np.float32)
     for block in blocks:
         samples = np.concatenate([rest, block], axis=1)
-        whole = samples.shape[1] // FRAME_SAMPLES
-        rest = samples[:, whole * FRAME_SAMPLES :]
+        whole = samples.shape[1] // frame_samples
+        rest = samples[:, whole * frame_samples :]
         # The standard deviation, since a constant offset is not sound.
-        loudness = samples[:, : whole * FRAME_SAMPLES].reshape(channels, whole, FRAME_SAMPLES).std(axis=2)
+        loudness = samples[:, : whole * frame_samples].reshape(channels, whole, frame_samples).std(axis=2)
         frames += whole
         sums += loudness.sum(axis=1, dtype=np.float64)
         products += loudness.astype(np.float64) @ loudness.T
