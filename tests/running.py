@@ -2,12 +2,14 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -73,8 +75,11 @@ class Running:
 
 
 @contextmanager
-def running(log, model=None, **settings):
-    """Runs `mmemo serve` with settings of [`ServiceSettings`], given as environment variables."""
+def running(log, model=None, max_files=None, **settings):
+    """
+    Runs `mmemo serve` with settings of [`ServiceSettings`], given as environment variables, and, like `ulimit -n`, a
+    limit on open files.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +87,8 @@ def running(log, model=None, **settings):
     command = [sys.executable, "-m", "mmemo.cli", "serve", "--port", str(port)]
     command += ["--model", str(model)] if model is not None else []
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=file)
+        limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (max_files, max_files)) if max_files else None
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=file, stderr=file, preexec_fn=limit)
     service = Running(process, f"http://127.0.0.1:{port}", log)
     try:
         service.wait_until(service.is_ready)

@@ -18,6 +18,7 @@ from mmemo.serving.settings import ServiceSettings
 from modeling_mmemo import load_pipeline
 
 
+JSON = {"content-type": "application/json"}
 SRT = "1\n00:00:00,200 --> 00:00:01,000\nI am not happy.\n"
 TEXT = "you are so sad"
 
@@ -178,6 +179,67 @@ def test_concurrent_requests_do_not_change_predictions(client, service, clip):
         ({"files": {"subtitles": SRT.encode()}, "data": {"context": "["}}, 422, "context: not valid JSON"),
         ({"json": {"text": "so", "context": [{"text": "no", "speaker": "B"}]}}, 422, "takes no dialogue context"),
         ({"json": {"text": "so", "context": [{"speaker": "B"}]}}, 422, "context.0.text: Field required"),
+        ({"json": {"text": "so", "return_timeline": 1}}, 422, "return_timeline: Input should be a valid boolean"),
+        ({"json": {"text": "so", "threshold": True}}, 422, "threshold: Input should be a valid number"),
+        ({"json": {"word_times": [["so", "1", 2]]}}, 422, "word_times.0.1: Input should be a valid number"),
+        ({"json": {"word_times": [["so", 1, True]]}}, 422, "word_times.0.2: Input should be a valid number"),
+        ({"json": {"word_times": [["so", 1, 2, 3]]}}, 422, "word_times.0: has too many entries"),
+        ({"json": {"word_times": {"so": 1}}}, 422, "word_times: Input should be a valid array"),
+        ({"json": {"speaker_turns": [{"speaker": "a", "start": 0, "end": "1"}]}}, 422, "speaker_turns.0.end: Input"),
+        ({"json": {"text": "so", "customer": True}}, 422, "customer: must be the number of a channel or the name"),
+        ({"json": {"text": "so", "top_k": 10**40}}, 422, "top_k: Input should be less than or equal to 2147483647"),
+        ({"json": {"text": "so", "channel": 10**40}}, 422, "channel: Input should be less than or equal to"),
+        ({"json": {"audio": 1}}, 422, "audio: must be a string, the content of an audio file in base64"),
+        (
+            {"json": {"word_times": [["so", 0, 1]], "return_timeline": True, "segment_s": 4}},
+            422,
+            "segment_s=4.0 exceeds window_s=3.5",
+        ),
+        (
+            {"files": {"subtitles": SRT.encode()}, "data": {"return_timeline": "1", "segment_s": "1e9"}},
+            422,
+            "segment_s=1000000000.0 exceeds window_s=3.5",
+        ),
+        (
+            {"content": b'{"text": "so", "threshold": NaN}', "headers": JSON},
+            422,
+            "threshold: Input should be a finite",
+        ),
+        ({"content": b'{"text": "so", "top_k": %b}' % (b"9" * 5000), "headers": JSON}, 400, "not valid JSON"),
+        (
+            {"content": b'{"text": "so", "threshold": 1e999}', "headers": JSON},
+            422,
+            "threshold: Input should be a finite",
+        ),
+        ({"content": b'{"text": "so", "text": "sad"}', "headers": JSON}, 422, "text: duplicate; send it once"),
+        ({"content": b'{"text": "\\ud800"}', "headers": JSON}, 400, "not valid JSON"),
+        ({"content": b'{"text": "\xff"}', "headers": JSON}, 400, "not valid JSON"),
+        ({"content": b'{"text": "a\x00"}', "headers": JSON}, 400, "not valid JSON"),
+        ({"content": b'{"text": "so"', "headers": JSON}, 400, "not valid JSON: EOF while parsing an object"),
+        ({"content": b'{"text": "so"} {}', "headers": JSON}, 400, "not valid JSON: trailing characters"),
+        ({"content": b'{"text": ' + b"[" * 100, "headers": JSON}, 413, "more than 16 levels"),
+        ({"json": {f"k{index}": 1 for index in range(18)}}, 422, "An object has more than 17 fields"),
+        ({"json": {"text": "so", "k" * 5000: 1}}, 422, "k" * 1000 + "..."),
+        (
+            {"files": {"subtitles": SRT.encode()}, "data": {"context": '[{"text": 1}]'}},
+            422,
+            "context.0.text: Input should be a valid string",
+        ),
+        (
+            {
+                "files": {"subtitles": SRT.encode()},
+                "data": {"speaker_turns": '[{"speaker": "a", "start": "0", "end": true}]', "return_timeline": "1"},
+            },
+            422,
+            "speaker_turns.0.start: Input should be a valid number",
+        ),
+        (
+            {"files": {"subtitles": SRT.encode()}, "data": {"text": ["so", "sad"]}},
+            422,
+            "text: duplicate; send it once",
+        ),
+        ({"files": [("audio_file", b"1"), ("audio_file", b"2")]}, 422, "audio_file: duplicate; send it once"),
+        ({"files": {"subtitles": SRT.encode()}, "data": {"txt": "so"}}, 422, "txt: Extra inputs are not permitted"),
     ],
 )
 def test_invalid_requests_are_rejected_with_a_reason(client, request_, status, detail):
@@ -186,6 +248,59 @@ def test_invalid_requests_are_rejected_with_a_reason(client, request_, status, d
     assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
     assert detail in response.json()["detail"]
     assert response.json().keys() == {"detail"} and "Traceback" not in response.text
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=B", None])
+def test_a_batch_must_be_json(client, kind):
+    content = json.dumps({"items": [{"text": "so"}]}).encode()
+    response = client.post("/predict/batch", content=content, headers={"content-type": kind} if kind else {})
+
+    shown = (kind or "missing").partition(";")[0]
+    assert (response.status_code, response.json()["detail"]) == (
+        415,
+        f"The Content-Type is {shown}; send application/json.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "detail"),
+    [
+        ({"items": []}, "items: is empty; send at least one."),
+        ({"items": [1]}, "items.0: Input should be an object."),
+        ({"items": [{"text": "so"}, {"text": 1}, {"txt": 2}]}, "items.1.text: Input should be a valid string."),
+        ({"items": [{"text": "so", "top_k": 1}]}, "items.0.top_k: Extra inputs are not permitted."),
+    ],
+)
+def test_invalid_batches_are_rejected_with_a_reason(client, batch, detail):
+    response = client.post("/predict/batch", json=batch)
+
+    assert (response.status_code, response.json()["detail"]) == (422, detail)
+
+
+def test_text_may_contain_any_character(client, twin):
+    for text in ("so\0sad", "\U0001f600 so sad", "\u200b so"):
+        assert close_to(client.post("/predict", json={"text": text}).json(), twin({"text": text}))
+
+
+def test_a_speaker_of_a_form_may_be_called_by_a_number(client, twin, clip, example_audio):
+    turns = [{"speaker": "007", "start": 0.1, "end": 1.2}, {"speaker": "8", "start": 1.2, "end": 1.5}]
+    data = {"return_timeline": "1", "speaker_turns": json.dumps(turns), "customer": "007"}
+
+    response = client.post("/predict", files={"audio_file": clip}, data=data)
+
+    turns = [tuple(turn.values()) for turn in turns]
+    assert close_to(response.json(), twin(str(example_audio), speaker_turns=turns, customer="007"))
+
+
+def test_audio_may_be_a_data_url(client, clip):
+    plain = base64.b64encode(clip).decode()
+    lines = base64.encodebytes(clip).decode()
+    url_safe = base64.urlsafe_b64encode(clip).decode().rstrip("=")
+    forms = [plain, lines, url_safe, f"data:audio/flac;base64,{plain}"]
+
+    first, *others = [client.post("/predict", json={"audio": audio}).json() for audio in forms]
+
+    assert "scores" in first and others == [first] * 3
 
 
 def test_unknown_paths_and_methods(client):

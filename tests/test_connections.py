@@ -5,13 +5,18 @@ import json
 import os
 import socket
 import struct
+import time
+from contextlib import suppress
 
 import httpx
 import pytest
 from running import PATIENCE_S, running
 
+from mmemo.serving.connections import BODY, REQUEST, Connections
+
 
 MIB = 2**20
+HALF = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +116,148 @@ def test_a_client_that_never_stops_sending_is_cut_off(service):
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 2**40)
         for _ in range(1024):
             connection.sendall(bytes(MIB))
+
+
+class FakeConnection:
+    is_aborted = False
+
+    def abort(self):
+        self.is_aborted = True
+
+
+def test_the_connection_that_has_waited_longest_makes_room():
+    connections = Connections(3, 1.0, lambda reason: None)
+    body, first, second, new, last = (FakeConnection() for _ in range(5))
+    assert all(map(connections.add, (body, first, second)))
+    connections.set_waiting(body, BODY)
+
+    assert connections.add(new) and first.is_aborted  # the body waits longer, but its request has begun
+    connections.set_waiting(second, None)
+    connections.set_waiting(new, None)
+    assert connections.add(last) and body.is_aborted
+    connections.set_waiting(last, None)
+    assert not connections.add(FakeConnection())  # three requests are in progress
+    connections.remove(second)
+    connections.set_waiting(second, REQUEST)  # it is gone
+    assert connections.add(FakeConnection())
+    assert not (second.is_aborted or new.is_aborted or last.is_aborted)
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory):
+    log = tmp_path_factory.mktemp("service") / "log"
+    with running(log, header_timeout_s=0.5, keep_alive_s=0.3, max_connections=8) as service:
+        yield service
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", HALF], ids=["nothing", "a letter", "headers"])
+def test_headers_have_a_time_limit(hasty, sent):
+    with connect(hasty) as connection:
+        connection.sendall(sent)
+        received = read_to_end(connection)
+
+    assert received.startswith(b"HTTP/1.1 408 ") if sent else received == b""
+    assert not sent or b'{"detail": "The headers of the request took more than 0.5 s to arrive."}' in received
+
+
+def test_headers_that_arrive_byte_by_byte_have_the_same_limit(hasty):
+    with connect(hasty) as connection, pytest.raises(OSError):
+        for byte in HALF + b"X: " + b"a" * 10_000:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.01)
+
+
+def test_the_headers_of_a_second_request_have_the_limit_too(hasty):
+    with connect(hasty) as connection:
+        connection.sendall(HALF + b"\r\n")
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(HALF)
+        assert b"HTTP/1.1 408 " in read_to_end(connection)
+
+
+def test_an_idle_connection_is_closed(hasty):
+    with connect(hasty) as connection:
+        connection.sendall(HALF + b"\r\n")
+        assert b"408" not in read_to_end(connection)
+
+
+def test_a_request_may_take_longer_than_its_headers(hasty):
+    with connect(hasty) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"Content-Length: 14\r\n\r\n")
+        time.sleep(1)
+        connection.sendall(b'{"text": "so"}')
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_that_only_wait_keep_nobody_out(hasty):
+    waiting = [connect(hasty) for _ in range(40)]
+    try:
+        for connection in waiting:
+            with suppress(OSError):  # it had to make room
+                connection.sendall(HALF)
+        assert hasty.get("/health").status_code == 200
+        assert hasty.post("/predict", json={"text": "so"}).status_code == 200
+        assert hasty.open_files() < 40
+    finally:
+        for connection in waiting:
+            connection.close()
+
+
+def test_uploads_that_stand_still_keep_nobody_out(hasty):
+    waiting = [connect(hasty) for _ in range(20)]
+    try:
+        for connection in waiting:
+            with suppress(OSError):
+                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n")
+                connection.sendall(b"Content-Type: application/json\r\n\r\n{")
+        assert hasty.post("/predict", json={"text": "so"}).status_code == 200
+    finally:
+        for connection in waiting:
+            connection.close()
+    hasty.wait_until(lambda: hasty.metric("mmemo_pending_bytes") == 0)
+
+
+def test_a_new_connection_is_rejected_if_all_have_requests_in_progress(hasty):
+    streams = [connect(hasty) for _ in range(8)]
+    try:
+        for stream in streams:
+            open_stream(stream)
+            stream.sendall(frame(1, b"{}"))
+            assert b"ready" in stream.recv(1000)
+        with connect(hasty) as connection:
+            received = read_to_end(connection)
+        assert received.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in received
+        assert b'{"detail": "Too many connections are open; try again later."}' in received
+    finally:
+        for stream in streams:
+            stream.close()
+    hasty.wait_until(lambda: hasty.is_ready())
+    assert hasty.metric('mmemo_rejects_total{reason="connections"}') >= 1
+
+
+def test_half_sent_headers_do_not_use_up_the_open_files(tmp_path):
+    with running(tmp_path / "log", max_files=128) as service:
+        waiting = []
+        try:
+            for _ in range(300):
+                waiting.append(connect(service))
+                with suppress(OSError):
+                    waiting[-1].sendall(HALF)
+            for _ in range(5):
+                assert service.get("/health").status_code == 200
+                assert service.post("/predict", json={"text": "so"}).status_code == 200
+            assert service.open_files() < 100
+        finally:
+            for connection in waiting:
+                connection.close()
+    assert "at most 48 connections instead of max_connections=512; raise ulimit -n" in service.log
+    assert '"level": "error"' not in service.log and len(service.log) < 20_000
+
+
+def test_what_is_not_http_gets_an_error_in_json(hasty):
+    with connect(hasty) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        head, _, body = read_to_end(connection).partition(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body) == {"detail": "The request is not valid HTTP/1.1."}

@@ -3,18 +3,26 @@
 import base64
 import json
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from hostile import endless_opus, forged_flac, forged_wav, noise
 from running import PATIENCE_S, running
 from websockets.sync.client import connect
 
-from mmemo.serving.limits import PendingBytes, TooLargeError, check_audio
+from mmemo.serving.limits import MAX_DETAIL_CHARS, PendingBytes, TooLargeError, check_audio, check_turns
 from mmemo.serving.settings import ServiceSettings
 
 
 MEMORY_MIB = 256
+# Bounds of the service under attack.
+HEALTH_S, LEFT_MIB = 1.0, 50
+JSON = {"content-type": "application/json"}
+TURN = {"speaker": "ann", "start": 0, "end": 1}
+SRT = b"1\n00:00:01,000 --> 00:00:02,000\nso sad\n"
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +136,36 @@ def test_invalid_content_lengths(service, length):
             "subtitles has 200032 characters",
         ),
         ({"json": {"word_times": [["a" * 1000, 0, 1]] * 201}}, "word_times has 201000 characters"),
+        ({"json": {"word_times": [["a", 0, 1]] * 50_001}}, "word_times has 50001 words; this service accepts at most"),
+        ({"json": {"text": "so", "context": [{"text": "a"}] * 1001}}, "context has 1001 turns"),
+        ({"json": {"text": "so", "context": [{"text": "a", "speaker": "b" * 257}]}}, "A speaker of context has 257"),
+        ({"json": {"text": "so", "speaker": "b" * 257}}, "speaker has 257 characters"),
+        ({"json": {"speaker_turns": [TURN] * 5001, "return_timeline": True}}, "speaker_turns has 5001 turns"),
+        (
+            {"json": {"speaker_turns": [TURN | {"speaker": "b" * 257}], "return_timeline": True}},
+            "A speaker of speaker_turns has 257 characters",
+        ),
+        ({"json": {"customer": "b" * 257, "return_timeline": True}}, "customer has 257 characters"),
+        (
+            {
+                "files": {"subtitles": b""},
+                "data": {"speaker_turns": json.dumps([TURN] * 5001), "return_timeline": "1"},
+            },
+            "speaker_turns has 5001 turns",
+        ),
+        (
+            {"json": {"speaker_turns": [TURN | {"speaker": f"{i}"} for i in range(17)], "return_timeline": True}},
+            "speaker_turns has turns of 17 speakers at the same time; this service accepts at most 16",
+        ),
+        ({"json": {"word_times": [["so", 0, 14_401]], "return_timeline": True}}, "The last word ends at 14401 s"),
+        ({"json": {"word_times": [["so", 0, 1e300]], "return_timeline": True}}, "The last word ends at 1e+300 s"),
+        (
+            {"files": {"subtitles": SRT.replace(b"00:00:02", b"99:00:02")}, "data": {"return_timeline": "1"}},
+            "The last word ends at 356402 s",
+        ),
     ],
 )
-def test_text_has_a_maximum_length(service, request_, detail):
+def test_parts_of_a_request_have_a_maximum_size(service, request_, detail):
     response = post(service, **request_)
 
     assert response.status_code == 413 and detail in response.json()["detail"]
@@ -187,3 +222,71 @@ def test_pending_bytes_are_given_back():
     assert pending.take(6) and not pending.take(5) and pending.take(4)
     pending.give_back(4)
     assert pending.count == 6 and pending.take(4)
+
+
+def repeated(before, unit, count, after, separator=b","):
+    return before + separator.join([unit] * count) + after
+
+
+ATTACKS = {
+    "a million unknown fields": b"{" + b",".join(b'"k%d":1' % index for index in range(1_000_000)) + b"}",
+    "words of a wrong type": repeated(b'{"word_times":[', b"1", 10_000_000, b"]}"),
+    "a million words": repeated(b'{"word_times":[', b'["a",1,2]', 1_000_000, b"]}"),
+    "turns without fields": repeated(b'{"speaker_turns":[', b"{}", 5_000_000, b"]}"),
+    "words with an invalid time": repeated(b'{"word_times":[', b'["a",1,true]', 120_000, b"]}"),
+    "quotes": b'{"text":"' + b'\\"' * 10_000_000,
+    "levels": b'{"text":' + b"[" * 20_000_000,
+    "digits": b'{"top_k":' + b"1" * 20_000_000 + b"}",
+    "a long name": b'{"' + b"k" * 20_000_000 + b'":1}',
+    "not base64": b'{"audio":"' + b"!" * 20_000_000 + b'"}',
+    "base64 that is no audio": b'{"audio":"' + b"A" * 20_000_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_hostile_body_neither_stops_the_service_nor_stays_in_memory(service, name):
+    slowest, is_over = 0.0, threading.Event()
+
+    def probe():
+        nonlocal slowest
+        with httpx.Client(base_url=service.address, timeout=PATIENCE_S) as client:
+            while not is_over.wait(0.05):
+                started = time.monotonic()
+                assert client.get("/health").status_code == 200
+                slowest = max(slowest, time.monotonic() - started)
+
+    post(service, json={"text": "so"})
+    idle = service.memory()
+    service.reset_peak()
+    thread = threading.Thread(target=probe)
+    thread.start()
+    response = post(service, content=ATTACKS[name], headers=JSON)
+    is_over.set()
+    thread.join()
+
+    assert response.status_code in (400, 413, 422) and len(response.json()["detail"]) <= MAX_DETAIL_CHARS + 3
+    assert slowest < HEALTH_S
+    assert service.memory("VmHWM") - idle < MEMORY_MIB
+    service.wait_until(lambda: service.memory() - idle < LEFT_MIB)
+
+
+def test_hostile_items_of_a_batch_and_turns_of_a_form(service):
+    items = service.post(
+        "/predict/batch", content=repeated(b'{"items":[', b'{"a":1,"b":2}', 1_000_000, b"]}"), headers=JSON
+    )
+    turns = post(service, data={"speaker_turns": "[" + ",".join(["{}"] * 260_000) + "]"}, files={"subtitles": b""})
+    context = post(service, data={"context": "[" + ",".join(["1"] * 390_000) + "]"}, files={"subtitles": b""})
+
+    assert (items.status_code, turns.status_code, context.status_code) == (413, 413, 422)
+    assert context.json() == {"detail": "context.0: Input should be an object."}
+    assert (
+        items.json() == turns.json() == {"detail": "The JSON has more than 500000 values, the limit of this service."}
+    )
+
+
+def test_overlapping_turns_of_one_speaker_are_one_voice():
+    settings = ServiceSettings(max_voices=2)
+
+    check_turns([("a", 0, 5), ("a", 1, 6), ("a", 2, 7), ("b", 0, 3), ("c", 3, 4)], settings)
+    with pytest.raises(TooLargeError, match="turns of 3 speakers at the same time"):
+        check_turns([("a", 0, 5), ("b", 0, 3), ("c", 2.9, 4)], settings)

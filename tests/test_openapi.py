@@ -93,6 +93,14 @@ def test_audio_in_json_is_base64(service):
     components = service.get("/openapi.json").json()["components"]["schemas"]
     audio = components["PredictRequest"]["properties"]["audio"]["anyOf"][0]
     assert audio == {"type": "string", "contentEncoding": "base64"}
+    assert "data URL" in components["PredictRequest"]["properties"]["audio"]["description"]
+
+
+def test_limits_that_do_not_depend_on_settings_are_in_the_document(service):
+    options = service.get("/openapi.json").json()["components"]["schemas"]["PredictRequest"]["properties"]
+
+    assert options["segment_s"]["maximum"] == 3.5
+    assert {entry["type"] for entry in options["customer"]["anyOf"]} == {"integer", "string", "null"}
 
 
 def test_all_references_of_the_document_resolve(service):

@@ -95,3 +95,40 @@ def test_keys_under_the_former_name_do_not_leave_the_service_open(monkeypatch):
 
     monkeypatch.setenv("MMEMO_SERVE__API_KEYS", "secret")
     assert ServiceSettings.from_environment().api_keys == ("secret",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MMEMO_SERVE__API_KEY",
+        "MMEMO_SERVE__APIKEYS",
+        "MMEMO_SERVE__KEYS",
+        "MMEMO_SERVE__API_TOKEN",
+        "MMEMO_SERVE__AUTH",
+        "MMEMO_SERVE_API_KEYS",
+        "MMEMO_SERVE_API_KEY",
+        "mmemo_serve__api_keys",
+        "MMEMO_SERVE__API_KYES",
+    ],
+)
+@pytest.mark.parametrize("given", [{}, {"api_keys": ("a",)}])
+def test_misspelt_keys_do_not_leave_the_service_open(monkeypatch, name, given):
+    monkeypatch.setenv(name, "secret")
+
+    with pytest.raises(ValueError, match=f"{name} is not a setting. API keys are set with MMEMO_SERVE__API_KEYS"):
+        ServiceSettings.from_environment(**given)
+
+
+@pytest.mark.parametrize("service", ["mmemo-serve-api-keys", "mmemo-serve-api-key", "mmemo-api-keys", "mmemo-keys"])
+def test_no_service_of_kubernetes_seems_to_be_keys(service, monkeypatch):
+    for name, value in kubernetes_variables(service).items():
+        monkeypatch.setenv(name, value)
+
+    assert ServiceSettings.from_environment() == ServiceSettings()
+
+
+def test_other_unknown_variables_are_no_error(monkeypatch):
+    for name in ("MMEMO_SERVE__PROT", "MMEMO_SERVE__MAX_CLIPS", "MMEMO_SERVER", "MY_API_KEYS", "API_KEYS"):
+        monkeypatch.setenv(name, "1")
+
+    assert ServiceSettings.from_environment() == ServiceSettings()

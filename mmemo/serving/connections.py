@@ -117,7 +117,9 @@ class LimitedH11Protocol(H11Protocol):
             self._end_headers()
         elif self.conn.their_state is not h11.IDLE:
             self._end_headers()
-            self._connections.set_waiting(self._lingering, BODY if self.conn.their_state is h11.SEND_BODY else None)
+            is_websocket = self._lingering.get_protocol() is not self
+            is_arriving = self.conn.their_state is h11.SEND_BODY and not is_websocket
+            self._connections.set_waiting(self._lingering, BODY if is_arriving else None)
         elif self.conn.trailing_data[0]:
             self._limit_headers()
 

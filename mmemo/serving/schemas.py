@@ -18,6 +18,7 @@ from mmemo.words.times import is_subtitles
 # From the URL-safe alphabet of base64 to the standard one.
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _DATA_URL, _DATA_URL_MARK, _DATA_URL_HEAD_CHARS = "data:", ";base64,", 1000
+MAX_PADDING = 2
 MAX_INTEGER = 2**31 - 1
 
 
@@ -35,8 +36,10 @@ def _decode(value: Any) -> Any:
         start = mark + len(_DATA_URL_MARK)
     try:
         encoded = value.encode("ascii")[start:].translate(_STANDARD_ALPHABET, b" \t\r\n")
-        padding = b"" if encoded.endswith(b"=") else b"=" * (-len(encoded) % 4)
-        return binascii.a2b_base64(encoded + padding, strict_mode=True)
+        bare = encoded.rstrip(b"=")
+        if len(encoded) - len(bare) > MAX_PADDING:
+            raise ValueError("it has too much padding")
+        return binascii.a2b_base64(bare + b"=" * (-len(bare) % 4), strict_mode=True)
     except ValueError as error:
         reason = "it contains other characters" if isinstance(error, UnicodeError) else str(error)
         raise ValueError(f"not valid base64 ({reason}); encode the content of an audio file") from error
