@@ -118,23 +118,30 @@ class EmotionRecognition:
             raise ValueError("this model has no text encoder; leave 'word_times' out.")
         if item.get("audio") is None:
             return self.processor.prepare(**item)
-        try:
-            with prefixed("audio"):
-                rate = self.processor.feature_extractor.sampling_rate
-                blocks = AudioBlocks(item["audio"], item.get("sampling_rate"), rate)
-                clip = _load_clip(blocks, channel)
-                _warn_of_mixing(blocks, channel)
-        except ValueError as error:
-            audio = item["audio"]
-            if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
-                raise ValueError(f"{error} A str is the path of an audio file; pass a text as 'text'.") from error
-            raise
+        blocks = self._open_audio(item)
+        with prefixed("audio"):
+            clip = _load_clip(blocks, channel)
+            _warn_of_mixing(blocks, channel)
+        rate = blocks.target_rate
         recording = PreparedItem(recording={**item, "audio": blocks}, channel=channel)
         if clip is None:
             return recording
         prepared = self.processor.prepare(**{**item, "audio": clip, "sampling_rate": rate})
         longest = min(MAX_CLIP_SECONDS * rate, self.processor.max_audio_samples or math.inf)
         return recording if prepared.audio is not None and len(prepared.audio) > longest else prepared
+
+    def _open_audio(self, item: dict[str, Any]) -> AudioBlocks:
+        """Opens the audio of an item; raises a `ValueError` if it is invalid."""
+        try:
+            with prefixed("audio"):
+                return AudioBlocks(
+                    item["audio"], item.get("sampling_rate"), self.processor.feature_extractor.sampling_rate
+                )
+        except ValueError as error:
+            audio = item["audio"]
+            if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
+                raise ValueError(f"{error} A str is the path of an audio file; pass a text as 'text'.") from error
+            raise
 
     def predict_item(self, prepared: PreparedItem, function_to_apply: str | None = None, **options: Any) -> Any:
         """
@@ -184,7 +191,7 @@ class EmotionRecognition:
         mean = mean_prediction(recording.sources[0].spans)
         if mean is None:
             raise ValueError(
-                f"audio: no speech was detected in {recording.duration:.1f} s, so there is no prediction."
+                f"audio: no speech was detected in {recording.duration:.1f} s; there is no prediction."
             )
         logger.warning(
             f"The recording lasts {recording.duration:.0f} s. Its prediction is the mean over its speech, in windows "
@@ -232,6 +239,8 @@ class EmotionRecognition:
         speakers = SpeakerOptions(channel, channels, speaker_turns, customer, everyone)
         options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
         item = self.as_item(inputs)
+        if item.get("audio") is not None:
+            item["audio"] = self._open_audio(item)
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
         if isinstance(recording.blocks, AudioBlocks) and channels is None:
             _warn_of_mixing(recording.blocks, channel)

@@ -4,9 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from mmemo.archives.folders import Input
 from mmemo.archives.jobs import CallJob, ItemJob, ReportingPredictor, run_job
@@ -70,24 +68,6 @@ def test_warnings_name_their_input(capsys, caplog):
     assert capsys.readouterr().err == "Warning: a.wav: text[0]: truncated by 3 of 67 tokens; the limit is 64.\n"
     assert caplog.records == []  # printed once
     assert logging.getLogger("mmemo").handlers == []
-
-
-def test_channels_with_different_sounds_are_not_averaged_without_a_warning(predictor, example_audio, tmp_path, capsys):
-    voice, _ = soundfile.read(example_audio, dtype="float32")
-    path = tmp_path / "stereo.wav"
-    soundfile.write(path, np.stack([voice, voice[::-1]], axis=1), 16_000)
-    stereo = Input("stereo.wav", path, Path("stereo.wav"))
-
-    ItemJob(predictor)(stereo)
-    assert capsys.readouterr().err == (
-        "Warning: stereo.wav: its channels contain different sounds, and their mean was predicted; select one with "
-        "--channel, or predict each speaker of a call with mmemo call.\n"
-    )
-    ItemJob(predictor, options={"channel": 1})(stereo)
-    assert capsys.readouterr().err == ""
-    soundfile.write(path, np.stack([voice, voice / 2], axis=1), 16_000)
-    ItemJob(predictor, timeline=True)(stereo)
-    assert capsys.readouterr().err == ""
 
 
 def test_a_call_without_turns_is_refused(predictor, tmp_path):

@@ -1,5 +1,7 @@
 """Pipeline and [`EmotionPredictor`] share one path: over one graph, the same predictions or the same errors."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
@@ -329,3 +331,119 @@ def test_items_are_loaded_and_aligned_once(emotion, make_clip, monkeypatch, kwar
     emotion({"audio": make_clip(1.0), "text": "so sad", "word_times": [("so", 0.1, 0.4), ("sad", 0.5, 0.9)]}, **kwargs)
 
     assert sorted(calls) == ["load", "locate"]
+
+
+@pytest.fixture(scope="module")
+def speech_models(exported):
+    """Pipeline and predictor over one graph, both with speech detection."""
+    pipe, predictor = load_pipeline(exported, "onnx"), EmotionPredictor(exported)
+    for model in (pipe, predictor):
+        model.processor.speech_padding_s = 0.4
+    return pipe, predictor
+
+
+def test_silence_around_a_clip_does_not_change_its_prediction(speech_models, speech):
+    rng = np.random.default_rng(0)
+    hold = rng.uniform(-1e-4, 1e-4, 10 * RATE).astype(np.float32)
+    pipe, predictor = speech_models
+    for silence in (np.zeros(10 * RATE, np.float32), hold):
+        for padded in ([silence, speech], [speech, silence]):
+            padded = np.concatenate(padded)
+            assert pipe(padded, threshold=0.01)["label"] == pipe(speech, threshold=0.01)["label"]
+            assert predictor(padded) == pipe(padded)
+    assert pipe(np.concatenate([np.zeros(10 * RATE, np.float32), speech])) == pipe(speech)
+
+
+def test_audio_without_speech_is_uncertain(speech_models, audio, caplog):
+    for model in speech_models:
+        assert model(audio[NOISE], threshold=0.01)["label"] == "uncertain"
+        assert len(model(audio[NOISE])) == 4
+    assert "no speech was detected" in caplog.text
+
+
+@pytest.mark.parametrize("seconds_of_silence", [0.5, pytest.param(700.0, marks=pytest.mark.slow)])
+def test_long_recordings_are_predicted_window_by_window(speech_models, speech, caplog, seconds_of_silence):
+    pause = np.zeros(round(seconds_of_silence * RATE), np.float32)
+    repeats = 12 if seconds_of_silence < 1 else 1
+    long = np.concatenate([*([speech, pause] * repeats), speech])
+    pipe, predictor = speech_models
+
+    prepared = pipe.prepare(long)
+    assert prepared.recording is not None and prepared.audio is None
+    scores = pipe(long)
+    assert scores == predictor(long)
+    timeline = pipe(long, return_timeline=True)
+    assert [entry["label"] for entry in scores] == [entry["label"] for entry in timeline["scores"]]
+    np.testing.assert_allclose(
+        [entry["score"] for entry in scores], [entry["score"] for entry in timeline["scores"]], atol=1e-6
+    )
+    assert "Its prediction is the mean over its speech, in windows of 3.5 s" in caplog.text
+    weights = pipe({"audio": long, "text": "so sad"}, return_modality_weights=True)["modality_weights"]
+    assert weights["audio"] > 0 and weights["text"] > 0
+
+
+def test_long_recordings_keep_their_place_in_a_batch(speech_models, speech):
+    pipe, _ = speech_models
+    long = np.tile(speech, 14)
+    alone = [pipe(clip) for clip in (speech, long)]
+    assert pipe([long, speech, {"text": "so sad"}, long], batch_size=4)[:2] == alone[::-1]
+    assert list(pipe(iter([speech, long]), batch_size=2)) == alone
+
+
+def test_a_long_recording_without_speech_raises(speech_models):
+    noise = np.random.default_rng(0).normal(scale=0.1, size=31 * RATE).astype(np.float32)
+    for model in speech_models:
+        with pytest.raises(ValueError, match=r"audio: no speech was detected in 31.0 s; there is no prediction"):
+            model(noise)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_recording(speech_models, speech, tmp_path):
+    with soundfile.SoundFile(tmp_path / "call.wav", "w", RATE, 2) as file:
+        for _ in range(400):
+            file.write(np.stack([speech, speech / 2], axis=1))
+    peaks = []
+    pipe, _ = speech_models
+    original = pipe.run
+    pipe.run = lambda items: {
+        "segment_logits": np.zeros((len(items), max(len(item.segment_times) for item in items), 4), np.float32),
+        "segment_modality_weights": np.ones((len(items), max(len(item.segment_times) for item in items), 2)),
+    }
+    try:
+        tracemalloc.start()
+        pipe(str(tmp_path / "call.wav"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+        pipe.run = original
+    # The decoded recording alone has 150 MB.
+    assert peaks[0] < 80e6
+
+
+def test_errors_of_single_items_can_be_returned(pipe, audio):
+    items = [audio[CLIP], "no_such.wav", {"text": "so sad"}, {"text": " "}]
+    for batch_size in (1, 3):
+        first, missing, text, blank = pipe(items, on_error="return", batch_size=batch_size)
+        assert first == pipe(audio[CLIP]) and text == pipe({"text": "so sad"})
+        assert missing.keys() == blank.keys() == {"error"}
+        assert missing["error"].startswith("Item 1: audio: Cannot read no_such.wav")
+        assert blank["error"].startswith("Item 3: audio and text are both missing")
+    assert list(pipe(iter(items[:2]), on_error="return")) == [first, missing]
+    assert pipe("no_such.wav", on_error="return")["error"].startswith("audio: Cannot read")
+    found = pipe(items[:2], on_error="return", return_timeline=True, voice_activity=False)
+    assert found[0]["spans"] and found[1] == missing
+    with pytest.raises(ValueError, match="Item 1: audio: Cannot read"):
+        pipe(items)
+    with pytest.raises(ValueError, match=r"on_error='skip' is unknown; choose one of \('raise', 'return'\)"):
+        pipe(items, on_error="skip")
+
+
+def test_different_voices_are_not_mixed_without_a_warning(pipe, predictor, audio, caplog):
+    for model in (pipe, predictor):
+        for options in ({}, {"return_timeline": True, "voice_activity": False}):
+            caplog.clear()
+            model(audio[STEREO], **options)
+            assert "The 2 channels contain different sounds, and their mean is predicted." in caplog.text
+            caplog.clear()
+            model(audio[STEREO], channel=1, **options)
+            assert "different sounds" not in caplog.text

@@ -143,7 +143,7 @@ def check_audio(data: bytes, settings: ServiceSettings, is_recording: bool) -> N
     Args:
         data (`bytes`): Content of the file.
         settings ([`ServiceSettings`]): The limits.
-        is_recording (`bool`): Whether the request sets `return_timeline`; the file is then read in blocks.
+        is_recording (`bool`): Whether the request sets `return_timeline`.
 
     Raises:
         TooLargeError: If it is too long, or has too many channels or too high a sampling rate.
@@ -160,14 +160,12 @@ def check_audio(data: bytes, settings: ServiceSettings, is_recording: bool) -> N
             f"The audio has a sampling rate of {rate:g} Hz; this service accepts at most "
             f"{settings.max_sampling_rate} Hz."
         )
-    max_seconds = settings.max_recording_s
-    if not is_recording:
-        max_seconds = min(settings.max_clip_s, settings.max_decoded_bytes / (4 * channels * rate))
+    max_seconds = settings.max_recording_s if is_recording else settings.max_clip_s
     if _exceeds(blocks, max_seconds):
-        what = f"{channels} channel(s) at {rate:g} Hz" + ("" if is_recording else " without a timeline")
+        what = "" if is_recording else " without a timeline"
         remedy = "Send a shorter file." if is_recording else "Send a shorter file, or set return_timeline."
         raise TooLargeError(
-            f"The audio is longer than {max_seconds:.1f} s, the limit of this service for {what}. {remedy}"
+            f"The audio is longer than {max_seconds:g} s, the limit of this service{what}. {remedy}"
         )
 
 

@@ -25,7 +25,7 @@ from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
 
 
-# Number of clips decoded at the same time: each may take several times `max_decoded_mib`.
+# Number of clips decoded at the same time: each may take some 100 MB.
 DECODERS = 2
 
 

@@ -57,11 +57,9 @@ class ServiceSettings:
         max_request_mib (`float`, *optional*, defaults to 25): Maximum size of a request.
         max_pending_mib (`float`, *optional*, defaults to 40):
             Maximum size of all requests in flight; more are rejected with 503.
-        max_clip_s (`float`, *optional*, defaults to 30): Maximum duration of audio without a timeline.
+        max_clip_s (`float`, *optional*, defaults to 600): Maximum duration of audio without a timeline.
         max_recording_s (`float`, *optional*, defaults to 14400):
             Maximum duration of audio with a timeline, and of a live stream.
-        max_decoded_mib (`float`, *optional*, defaults to 32):
-            Maximum size of a decoded clip, as float32 with all its channels at its own sampling rate.
         max_channels (`int`, *optional*, defaults to 8), max_sampling_rate (`int`, *optional*, defaults to 192000):
             Maximum number of audio channels, and maximum sampling rate in Hz.
         max_text_chars (`int`, *optional*, defaults to 200000): Maximum length of a text or of subtitles.
@@ -98,9 +96,8 @@ class ServiceSettings:
     shutdown_s: float = 30.0
     max_request_mib: float = 25.0
     max_pending_mib: float = 40.0
-    max_clip_s: float = 30.0
+    max_clip_s: float = 600.0
     max_recording_s: float = 4 * 3600.0
-    max_decoded_mib: float = 32.0
     max_channels: int = 8
     max_sampling_rate: int = 192_000
     max_text_chars: int = 200_000
@@ -169,10 +166,6 @@ class ServiceSettings:
     @property
     def max_pending_bytes(self) -> int:
         return round(self.max_pending_mib * MIB)
-
-    @property
-    def max_decoded_bytes(self) -> int:
-        return round(self.max_decoded_mib * MIB)
 
 
 def environment_warnings() -> list[str]:
