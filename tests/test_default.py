@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoProcessor
 
 import modeling_mmemo
+from mmemo import EmotionPredictor
+from mmemo.audio.loading import load_audio
 from modeling_mmemo import (
     MMEmoConfig,
     MMEmoFeatureExtractor,
@@ -91,6 +94,47 @@ def test_scores_do_not_depend_on_the_batch(emotion, clips):
         alone = {answer["label"]: answer["score"] for answer in emotion(item)}
         for answers in (one, other):
             assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(alone, abs=1e-5)
+
+
+def padded(clip, seed):
+    """Yields a clip with 10 s of zeros, of noise at -60 dBFS and of hold silence, before it and after it."""
+    rng, length = np.random.default_rng(seed), 160_000
+    noise, hold = 1e-3 * rng.standard_normal(length), rng.uniform(-2e-4, 2e-4, length)
+    for silence in (np.zeros(length), noise, hold):
+        silence = silence.astype(np.float32)
+        yield np.concatenate([silence, clip])
+        yield np.concatenate([clip, silence])
+
+
+def label(predict, clip):
+    return predict(clip, top_k=1)[0]["label"]
+
+
+def test_silence_around_the_example_clips_does_not_change_their_labels(emotion, clips):
+    predict = EmotionPredictor()
+    for seed, clip in enumerate(clips):
+        samples = load_audio(clip["audio"])
+        expected = label(predict, samples)
+        assert expected == label(emotion, samples)
+        assert [label(predict, long) for long in padded(samples, seed)] == [expected] * 6
+    zeros_before = np.concatenate([np.zeros(160_000, np.float32), samples])
+    assert emotion(zeros_before) == emotion(samples)
+
+
+@pytest.mark.slow
+@pytest.mark.corpora
+def test_silence_around_200_clips_changes_at_most_one_percent_of_their_labels(corpora_dir):
+    predict = EmotionPredictor()
+    changed, count = 0, 0
+    for corpus in ("ravdess", "emodb"):
+        paths = sorted((corpora_dir / corpus).rglob("*.flac"))
+        for seed, path in enumerate(paths[:: len(paths) // 100][:100]):
+            samples = load_audio(path)
+            expected = label(predict, samples)
+            changed += sum(label(predict, long) != expected for long in padded(samples, seed))
+            count += 6
+    assert count == 1200
+    assert changed <= 0.01 * count
 
 
 @pytest.mark.slow
