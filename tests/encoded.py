@@ -31,6 +31,7 @@ class Coding(NamedTuple):
 # Where the default is another.
 FORMATS = {"wavpack": "s16p", "tta": "s16", "wmav1": "fltp", "wmav2": "fltp"}
 BIT_RATES = {"wmav1": 64_000, "wmav2": 64_000, "libopencore_amrnb": 12_200}
+LAYOUTS = {1: "mono", 2: "stereo", 8: "7.1", 16: "hexadecagonal"}
 FRAGMENTED = (("movflags", "frag_keyframe+empty_moov+default_base_moof"),)
 CODINGS = {
     "m4a": Coding("ipod", "aac"),
@@ -64,7 +65,7 @@ CODINGS = {
 def encode(samples: np.ndarray, rate: int, coding: Coding, file: str | None = None) -> bytes:
     """Encodes int16 samples of shape `(channels, samples)`; in a file, if its name is given, to rewrite headers."""
     buffer = io.BytesIO()
-    layout = {1: "mono", 2: "stereo"}[len(samples)]
+    layout = LAYOUTS[len(samples)]
     with av.open(file or buffer, "w", format=coding.container, options=dict(coding.options)) as container:
         video = container.add_stream(coding.video, rate=25) if coding.video else None
         if video is not None:

@@ -89,6 +89,30 @@ def test_channels_are_kept(name, speech):
         assert similarity(load_audio(data, channel=channel), stereo[channel])[0] > 0.95
 
 
+@pytest.mark.parametrize(
+    ("coding", "channels"),
+    [
+        (CODINGS["aac"], 8),
+        (CODINGS["m4a"], 8),
+        (Coding("matroska", "flac"), 8),
+        (Coding("matroska", "pcm_s16le"), 16),
+        (Coding("matroska", "wavpack"), 16),
+    ],
+)
+def test_eight_and_more_channels_are_decoded(coding, channels):
+    """PyAV reads invalid memory in `to_ndarray` of the frames of AAC, Opus and WavPack."""
+    time = np.arange(RATE) / RATE
+    tones = 300 + 100 * np.arange(channels)
+    samples = (8_000 * np.sin(2 * np.pi * tones[:, None] * time)).astype(np.int16)
+
+    found = join(AudioBlocks(encode(samples, RATE, coding)))
+
+    assert len(found) == channels
+    peaks = np.abs(np.fft.rfft(found[:, 2_000:10_000])).argmax(axis=1) * RATE / 8_000
+    is_full_band = np.arange(channels) != 3  # the fourth channel of 7.1 has low frequencies only
+    np.testing.assert_allclose(peaks[is_full_band], tones[is_full_band], atol=2)
+
+
 def test_the_length_of_an_mp4_is_exact(speech):
     for samples in (1_000, 12_345):
         assert len(load_audio(encode(speech[:, :samples], RATE, CODINGS["m4a"]))) == samples

@@ -37,6 +37,8 @@ DECLARING = {"mov", "matroska", "asf", "flv", "wav", "w64", "caf", "ape", "wv", 
 # Times are rounded: a track may be shorter than declared by this many seconds, or this share of its duration.
 MISSING_SECONDS, MISSING_SHARE = 0.25, 0.01
 MAX_FRAME_SAMPLES = 2**21  # of one channel
+# PyAV 18 reads beyond the planes of a frame that has more.
+MAX_PLANES = 7
 MAX_BOXES = 2**18
 # The boxes that an MP4 or MOV may begin with.
 MP4_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"free", b"skip", b"wide", b"pnot", b"uuid"}
@@ -62,7 +64,7 @@ class ContainerTrack:
 
     def __init__(self, container: Any, name: str):
         self._name = name
-        self._ffmpeg_error = _import_av(name).error.FFmpegError
+        self._av = _import_av(name)
         self._container = container
         self._track = _find_track(container, name)
         self._codec = self._track.codec_context.name
@@ -104,15 +106,22 @@ class ContainerTrack:
                     f"{frame.layout.nb_channels} at {frame.sample_rate} Hz after {float(self._seconds):.1f} s. "
                     "Convert it (ffmpeg -i INPUT output.wav)."
                 )
-            samples = as_floats(frame.to_ndarray())
-            if not frame.format.is_planar:
-                samples = samples.reshape(-1, self.channels).T
+            samples = self._to_array(frame)
             self._seconds += Fraction(samples.shape[1], self.rate)
             following = next(self._frames, None)
             if following is None:
                 samples = self._without_padding(samples)
             yield samples
             frame = following
+
+    def _to_array(self, frame: Any) -> np.ndarray:
+        is_planar = frame.format.is_planar
+        if is_planar and self.channels > MAX_PLANES:
+            is_planar = False
+            resampler = self._av.AudioResampler(frame.format.packed.name, frame.layout, self.rate)
+            (frame,) = resampler.resample(frame)
+        samples = as_floats(frame.to_ndarray())
+        return samples if is_planar else samples.reshape(-1, self.channels).T
 
     def _decode(self) -> Iterator[Any]:
         """
@@ -124,7 +133,7 @@ class ContainerTrack:
         for packet in self._packets():
             try:
                 frames = packet.decode()
-            except self._ffmpeg_error as error:
+            except self._av.error.FFmpegError as error:
                 if has_started:
                     raise unreadable(self._name, _reason(error)) from error
                 failure, frames = error, []
@@ -144,7 +153,7 @@ class ContainerTrack:
     def _packets(self) -> Iterator[Any]:
         try:
             yield from self._container.demux(self._track)
-        except self._ffmpeg_error as error:
+        except self._av.error.FFmpegError as error:
             raise unreadable(self._name, _reason(error)) from error
 
     def _is_short(self) -> bool:
