@@ -58,15 +58,13 @@ class SpeakerOptions:
 
     def __post_init__(self):
         if self.channels not in (None, "split"):
-            raise ValueError(f"channels={self.channels!r} is unknown; pass 'split', or channel= for one of them.")
+            raise ValueError(f"channels={self.channels!r} is unknown; set 'split', or channel for one of them.")
         if self.channels and (self.speaker_turns is not None or self.channel is not None):
-            raise ValueError("channels='split' takes every channel; leave channel= and speaker_turns= out.")
+            raise ValueError("channels='split' takes every channel; leave channel and speaker_turns out.")
         if self.channels is None and self.speaker_turns is None and (self.customer is not None or self.everyone):
-            raise ValueError(
-                "customer= and everyone= choose among speakers; pass channels='split' or speaker_turns= too."
-            )
+            raise ValueError("customer and everyone choose among speakers; set channels='split' or speaker_turns too.")
         if self.customer is not None and self.everyone:
-            raise ValueError(f"customer={self.customer!r} contradicts everyone=True; pass one of them.")
+            raise ValueError(f"customer={self.customer!r} contradicts everyone; set one of them.")
 
     def selected(self, speakers: list, kind: str) -> set:
         """
@@ -318,7 +316,7 @@ class _AudioOpener:
     def _channel_sources(self) -> list[Source]:
         numbers = list(range(self.blocks.channels))
         if len(numbers) < 2:
-            raise ValueError("channels='split' needs audio of several channels; this one has 1. Leave channels= out.")
+            raise ValueError("channels='split' needs audio of several channels; this one has 1. Leave channels out.")
         selected = self.speakers.selected(numbers, "channel")
         by_channel = self.word_times
         if by_channel is not None and not (isinstance(by_channel, dict) and set(by_channel) <= set(numbers)):
