@@ -69,7 +69,7 @@ class AnswerFormatter:
             return
         if (function_to_apply or self.default_function) != "softmax":
             raise ValueError(
-                "threshold= and coverage= need softmax scores of a single label; this model, or function_to_apply, "
+                "threshold and coverage need softmax scores of a single label; this model, or function_to_apply, "
                 "gives other scores. Leave them out."
             )
         if threshold is not None and not 0 < threshold < 1:
@@ -124,8 +124,8 @@ class AnswerFormatter:
         quantiles = self._quantiles.get(presence)
         if quantiles is None:
             raise ValueError(
-                f"coverage= needs this model's conformal_quantiles for {presence!r}, which train.py fits to "
-                "development data; train the model further, or use threshold=."
+                f"coverage needs this model's conformal_quantiles for {presence!r}, which train.py fits to "
+                "development data; train the model further, or use threshold."
             )
         # 0.07 * 100 is slightly more than 7.
         return 1 - quantiles[math.ceil(round(100 * coverage, 6))]

@@ -190,9 +190,7 @@ class EmotionRecognition:
         self._run_windows(recording, self.window_batch_size)
         mean = mean_prediction(recording.sources[0].spans)
         if mean is None:
-            raise ValueError(
-                f"audio: no speech was detected in {recording.duration:.1f} s; there is no prediction."
-            )
+            raise ValueError(f"audio: no speech was detected in {recording.duration:.1f} s; there is no prediction.")
         logger.warning(
             f"The recording lasts {recording.duration:.0f} s. Its prediction is the mean over its speech, in windows "
             f"of {TimelineOptions.window_s} s; return_timeline=True returns the predictions over time."

@@ -113,7 +113,7 @@ def test_lowest_score_uses_the_exact_percentage(formatter):
 
 
 def test_prediction_sets_without_quantiles_raise(formatter):
-    with pytest.raises(ValueError, match="coverage= needs this model's conformal_quantiles for 'both'"):
+    with pytest.raises(ValueError, match="coverage needs this model's conformal_quantiles for 'both'"):
         formatter.format_item(SCORES, (0.5, 0.5), coverage=0.9)
     with pytest.raises(ValueError, match=r"conformal_quantiles for 'text', which train\.py fits"):
         AnswerFormatter(LABELS, None, None, ["text"]).check_options(coverage=0.9)

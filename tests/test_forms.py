@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+from tempfile import SpooledTemporaryFile
 
 import httpx
 import pytest
 from running import PATIENCE_S, running
+from starlette import formparsers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -46,6 +48,22 @@ def test_every_truncated_form_is_an_error(size):
             receive(whole[:place], size=size)
         assert raised.value.status_code == 400
         assert "The form is incomplete: its closing boundary is missing" in raised.value.detail, place
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_truncated_form_leaves_no_file_open(monkeypatch):
+    files = []
+
+    def spooled(**options):
+        files.append(SpooledTemporaryFile(**options))  # noqa: SIM115  the form must close it
+        return files[-1]
+
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", spooled)
+    large = FILE.replace(bytes(3000), bytes(3_000_000))
+    with pytest.raises(HTTPException):
+        receive(large[:-1], size=100_000)
+
+    assert [file.closed for file in files] == [True]
 
 
 def test_another_boundary_is_an_error():

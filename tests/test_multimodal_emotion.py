@@ -305,7 +305,7 @@ def test_options_of_pipeline_and_call_are_checked_together(emotion, items):
     )
     assert "label" in built(items[0])
     assert "label" in built(items[0], threshold=0.1)
-    with pytest.raises(ValueError, match="threshold= and coverage= need softmax scores of a single label"):
+    with pytest.raises(ValueError, match="threshold and coverage need softmax scores of a single label"):
         built(items[0], function_to_apply="none")
     assert len(built(items[0], function_to_apply="none", threshold=None)) == 4
 

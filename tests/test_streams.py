@@ -135,7 +135,7 @@ def test_words_reach_the_segments_of_their_timestamps(service, exported, speech)
         ({"sampling_rate": 1}, [], "sampling_rate: Input should be greater", 1007),
         ({"channels": True}, [], "channels: Input should be a valid integer", 1007),
         ({"threshold": 2}, [], "threshold: Input should be less than 1", 1007),
-        ({"coverage": 0.9}, [], "coverage= needs this model's conformal_quantiles", 1007),
+        ({"coverage": 0.9}, [], "coverage needs this model's conformal_quantiles", 1007),
         ("hello", [], "The message is invalid", 1007),
         ({f"k{index}": 1 for index in range(8)}, [], "An object has more than 7 fields", 1007),
         ({}, [json.dumps({"type": "word"})], "Input tag 'word' found using 'type' does not match", 1007),

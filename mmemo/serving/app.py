@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
@@ -36,7 +36,9 @@ from mmemo.serving.settings import ServiceSettings
 
 
 logger = logging.getLogger("mmemo.serving")
+Body = TypeVar("Body")
 JSON, FORM = "application/json", "multipart/form-data"
+SMALL_BODY_BYTES = 2048
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 INTERNAL_ERROR = "Internal error; see the log of the service."
 
@@ -132,7 +134,7 @@ def _add_predict_paths(app: FastAPI, service: Service) -> None:
         """Predicts the emotions in audio, text, or both; over time if `return_timeline` is set."""
         check_key(request)
         if _content_type(request, JSON, FORM) == JSON:
-            return await predict_one(*await asyncio.to_thread(read_item, await request.body(), settings))
+            return await predict_one(*await _read(read_item, await request.body(), settings))
         fields, files = await receive_form(request, max_part_bytes=4 * settings.max_text_chars)
         return await predict_one(*await asyncio.to_thread(read_form, fields, files, settings))
 
@@ -141,7 +143,7 @@ def _add_predict_paths(app: FastAPI, service: Service) -> None:
         """Predicts each item. An item that fails has a `detail` instead of a prediction; the others are unaffected."""
         check_key(request)
         _content_type(request, JSON)
-        items, options = await asyncio.to_thread(read_batch, await request.body(), settings)
+        items, options = await _read(read_batch, await request.body(), settings)
         predictions = await service.predict(items, options)
         return {"answers": [_or_detail(prediction) for prediction in predictions]}
 
@@ -153,6 +155,11 @@ def _add_predict_paths(app: FastAPI, service: Service) -> None:
         except Exception as error:
             logger.error("error", exc_info=error)
             await streams.end(socket, {"type": "error", "detail": INTERNAL_ERROR}, streams.INTERNAL_ERROR)
+
+
+async def _read(read: Callable[..., Body], body: bytes, settings: ServiceSettings) -> Body:
+    """Reads a body in a thread, unless it is so small that the event loop takes no longer than handing it over."""
+    return read(body, settings) if len(body) <= SMALL_BODY_BYTES else await asyncio.to_thread(read, body, settings)
 
 
 def _content_type(request: Request, *accepted: str) -> str:

@@ -5,6 +5,7 @@ Starlette's parser returns what has arrived when a form ends before its closing 
 UTF-8 as Latin-1; so a part of a request would be dropped or changed without a word.
 """
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -36,14 +37,18 @@ class FormReader(MultiPartParser):
         super().on_part_end()
 
     async def parse(self) -> FormData:
-        form = await super().parse()
+        self.stream = self._checked(self.stream)
+        return await super().parse()
+
+    async def _checked(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Raises at the end of the stream, where `parse` still closes its files."""
+        async for chunk in stream:
+            yield chunk
         if not self.is_complete:
-            await form.close()
             raise MultiPartException(
                 "The form is incomplete: its closing boundary is missing. The upload was interrupted, or its boundary "
                 "or Content-Length is wrong; send it again."
             )
-        return form
 
 
 async def receive_form(request: Request, max_part_bytes: int) -> tuple[dict[str, str], dict[str, bytes]]:

@@ -164,9 +164,7 @@ def check_audio(data: bytes, settings: ServiceSettings, is_recording: bool) -> N
     if _exceeds(blocks, max_seconds):
         what = "" if is_recording else " without a timeline"
         remedy = "Send a shorter file." if is_recording else "Send a shorter file, or set return_timeline."
-        raise TooLargeError(
-            f"The audio is longer than {max_seconds:g} s, the limit of this service{what}. {remedy}"
-        )
+        raise TooLargeError(f"The audio is longer than {max_seconds:g} s, the limit of this service{what}. {remedy}")
 
 
 def _exceeds(blocks: AudioBlocks, max_seconds: float) -> bool:

@@ -3,7 +3,7 @@ Turns the body of a request into items and their options.
 
 Deliberate choices:
 - The structure of JSON is checked first, so that a validator never meets a million errors; see `check_json`.
-- Everything here runs in a thread: reading 25 MiB would block the event loop.
+- Large bodies are read in a thread: reading 25 MiB would block the event loop.
 - Only the first error is reported.
 """
 

@@ -100,7 +100,7 @@ def connection_limit(wanted: int) -> int:
         return wanted
     if files <= RESERVED_FILES:
         raise ValueError(
-            f"At most {files} files may be open; the service needs {RESERVED_FILES + 1}: raise ulimit -n."
+            f"At most {files} files may be open, but at least {RESERVED_FILES + 1} must; raise ulimit -n."
         )
     logger.warning(
         f"At most {files} files may be open, so at most {files - RESERVED_FILES} connections instead of "

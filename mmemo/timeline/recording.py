@@ -59,15 +59,13 @@ class SpeakerOptions:
 
     def __post_init__(self):
         if self.channels not in (None, "split"):
-            raise ValueError(f"channels={self.channels!r} is unknown; pass 'split', or channel= for one of them.")
+            raise ValueError(f"channels={self.channels!r} is unknown; set 'split', or channel for one of them.")
         if self.channels and (self.speaker_turns is not None or self.channel is not None):
-            raise ValueError("channels='split' takes every channel; leave channel= and speaker_turns= out.")
+            raise ValueError("channels='split' takes every channel; leave channel and speaker_turns out.")
         if self.channels is None and self.speaker_turns is None and (self.customer is not None or self.everyone):
-            raise ValueError(
-                "customer= and everyone= choose among speakers; pass channels='split' or speaker_turns= too."
-            )
+            raise ValueError("customer and everyone choose among speakers; set channels='split' or speaker_turns too.")
         if self.customer is not None and self.everyone:
-            raise ValueError(f"customer={self.customer!r} contradicts everyone=True; pass one of them.")
+            raise ValueError(f"customer={self.customer!r} contradicts everyone; set one of them.")
 
     def selected(self, speakers: list[str]) -> set[str]:
         """
@@ -333,7 +331,10 @@ class _AudioOpener:
     def _channel_sources(self) -> list[Source]:
         names = [channel_name(number) for number in range(self.blocks.channels)]
         if len(names) < 2:
-            raise ValueError("channels='split' needs audio of several channels; this one has 1. Leave channels= out.")
+            raise ValueError(
+                "channels='split' needs audio of several channels; this one has 1. Leave channels out, or set "
+                "speaker_turns."
+            )
         selected = self.speakers.selected(names)
         by_channel = None if self.word_times is None else _by_channel(self.word_times, names)
         sources = []
