@@ -2,15 +2,16 @@
 
 Rules for a page:
   - Its Python blocks share a namespace and run in order, in a folder with the files that pages name: the clips of
-    `examples/`, `call.wav`, `stereo.wav`, every block with a `title="..."` as a file of that name, a trained model in
-    `runs/calls`, its graphs in `exported` where the code names that folder, and tiny encoders under Hub names.
-    `microphone` yields chunks of `call.wav`.
+    `examples/`, `call.wav`, `stereo.wav`, `memo.m4a` and other encodings of a clip, two of them and a truncated one in
+    `inbox`, every block with a `title="..."` as a file of that name, a trained model in `runs/calls`, its graphs in
+    `exported` where the code names that folder, and tiny encoders under Hub names. `microphone` yields chunks of
+    `call.wav`.
   - A comment directly below an expression, or a literal on the same line, is the expected value or printed output.
     Decimal numbers may differ by 0.02; `...` matches anything. Put other comments before the expression or after a
     blank line.
   - A block after `<!-- not run: REASON -->` is compiled and its imports are resolved, but it does not run.
   - Commands of `mmemo` and of the scripts of this repository must have the options shown. The output below
-    `mmemo predict`, `mmemo call` and `make demo` is compared, too.
+    `mmemo predict`, `mmemo call`, `cat` and `make demo` is compared, too, and that of `train.py` on one page.
 
 The last tests check links, figures and the metadata files at the top of the repository.
 """
@@ -38,13 +39,16 @@ import pytest
 import soundfile
 import typer
 import yaml
+from encoded import CODINGS, encode
 from markdown_it import MarkdownIt
 from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
 from typer.testing import CliRunner
 
+import eval as evaluation
 import modeling_mmemo
+import train
 from mmemo.cli import app
-from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
+from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, pipeline
 from modeling_mmemo.examples import demo
 
 
@@ -131,6 +135,7 @@ def material(tmp_path_factory, session_model, session_tokenizer):
     is_agent = np.arange(len(call)) < len(neutral)
     soundfile.write(folder / "call.wav", call, 16_000)
     soundfile.write(folder / "stereo.wav", np.stack([call * is_agent, call * ~is_agent], axis=1), 16_000)
+    write_memos(folder, angry)
     for block in (block for page in PAGES for block in blocks_of(page) if block.title):
         (folder / block.title).write_text(block.code, encoding="utf-8")
 
@@ -143,6 +148,19 @@ def material(tmp_path_factory, session_model, session_tokenizer):
     BertModel(minilm).save_pretrained(folder / "sentence-transformers" / "all-MiniLM-L6-v2")
     session_tokenizer.save_pretrained(folder / "sentence-transformers" / "all-MiniLM-L6-v2")
     return folder
+
+
+def write_memos(folder, samples):
+    """Writes a clip as phones encode it, and a folder of such files, of which one is truncated."""
+    soundfile.write(folder / "memo.wav", samples, 16_000)
+    (folder / "inbox").mkdir()
+    pcm = np.rint(samples[np.newaxis] * 32_767).astype(np.int16)
+    for suffix, coding in {"m4a": "m4a, 48 kHz", "amr": "amr", "mp4": "mp4 with video"}.items():
+        data = encode(pcm, 16_000, CODINGS[coding])
+        (folder / f"memo.{suffix}").write_bytes(data)
+        if suffix != "mp4":
+            (folder / "inbox" / f"memo.{suffix}").write_bytes(data)
+    (folder / "inbox" / "cut.m4a").write_bytes((folder / "memo.m4a").read_bytes()[:10_000])
 
 
 @pytest.fixture
@@ -302,11 +320,14 @@ def commands_of(block):
 
 
 def check(place, words, output=""):
-    """Checks a command of `mmemo`, `make demo` or a script of this repository; of other commands only their paths."""
+    """Checks a command of `mmemo`, `cat`, `make demo` or a script of this repository; of others only their paths."""
     for word in words:
         assert word.partition("/")[0] not in FOLDERS or (ROOT / word).exists(), f"{place}\n{word} does not exist"
     if words[:1] == ["mmemo"]:
         check_mmemo(place, words[1:], output)
+    if words[:1] == ["cat"]:
+        content = Path(words[1]).read_text(encoding="utf-8")
+        assert matches(output, content), f"{place}\nprints\n{content}"
     if words == ["make", "demo"] and output:
         with redirect_stdout(io.StringIO()) as printed:
             demo.main()
@@ -352,6 +373,26 @@ def check_mmemo(place, words, output):
     if words[0] in ("predict", "call") and output:
         result = CliRunner().invoke(app, words)
         assert matches(output, result.output), f"{place}\nprints\n{result.output}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [ROOT / "docs" / "first-recordings.md"], ids=lambda page: page.name)
+def test_own_labels_are_trained_evaluated_and_described_by_the_commands_shown(page, namespace):
+    commands = [command for block in blocks_of(page) if "train.py" in block.code for command in commands_of(block)]
+    shown = {words[1]: (words[2:], output) for _, command, output in commands if (words := shlex.split(command))}
+
+    for script, main in {"train.py": train.main, "eval.py": evaluation.main}.items():
+        flags, output = shown[script]
+        with redirect_stdout(io.StringIO()) as printed:
+            main([str(ROOT / flag) if flag.partition("/")[0] in FOLDERS else flag for flag in flags])
+        assert matches(output, printed.getvalue()), printed.getvalue()
+    flags, output = shown["card"]
+    result = CliRunner().invoke(app, ["card", *flags])
+
+    assert matches(output, result.output), result.output
+    labels = pipeline("multimodal-emotion", model="runs/own").model.config.label2id
+    assert list(labels) == ["annoyed", "calm", "worried"]
+    assert "own, dev part" in Path("runs/own/README.md").read_text(encoding="utf-8")
 
 
 @cache
