@@ -50,6 +50,10 @@ import train
 from mmemo.cli import app
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, pipeline
 from modeling_mmemo.examples import demo
+from modeling_mmemo.pipelines import DEFAULT_MODEL
+from modeling_mmemo.training.adapters import set_trainable
+from modeling_mmemo.training.build import build_model
+from modeling_mmemo.training.training_arguments import ModelArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -169,9 +173,19 @@ def namespace(page, material, tmp_path, monkeypatch, request):
     folder = shutil.copytree(material, tmp_path / "page", symlinks=True)
     if any('"exported"' in block.code for block in blocks_of(page)):
         shutil.copytree(request.getfixturevalue("exported"), folder / "exported")
+    if any('"runs/calls/adapter"' in block.code for block in blocks_of(page)):
+        save_adapter(folder / "runs" / "calls" / "adapter")
     monkeypatch.chdir(folder)
     samples, _ = soundfile.read("call.wav", dtype="float32")
     return {"microphone": np.array_split(samples, 20)}
+
+
+def save_adapter(folder):
+    """Saves an adapter of the embedded model, as a training run does."""
+    args = ModelArguments(model_name_or_path=DEFAULT_MODEL)
+    model, processor, new_branches = build_model(args)
+    set_trainable(model, args, new_branches).save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 @pages_with("python")

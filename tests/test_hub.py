@@ -327,6 +327,25 @@ def test_a_pushed_adapter_is_the_model_it_came_from(push, hub, folder, make_adap
     torch.testing.assert_close(predict(variables["model"]), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_pushed_adapter_loads_without_the_package(push, run, folder, make_adapter, example_audio):
+    adapter = make_adapter()
+    expected = answer_of(load_pipeline(adapter), example_audio)
+    assert push(folder, "--repo", "someone/base").exit_code == 0
+    assert push(adapter, "--repo", REPO, "--base", "someone/base").exit_code == 0
+
+    output = run(
+        WITHOUT_PACKAGE
+        + "ABSENT.remove('peft')\n"
+        + "from transformers import pipeline\n"
+        + "emotion = pipeline('multimodal-emotion', model=REPO, device='cpu', trust_remote_code=True)\n"
+        + ANSWER
+    )
+
+    assert output.pop("module").startswith("transformers_modules.")
+    assert_same_answer(output, expected)
+
+
 def test_a_pushed_adapter_of_the_embedded_model_names_and_licenses_it(push, hub, make_adapter, tmp_path):
     adapter = make_adapter(DEFAULT_MODEL)
     expected = predict(MMEmoForEmotionRecognition.from_pretrained(adapter))
