@@ -1,5 +1,6 @@
 """A client that sends everything before it reads still receives the response that ended its request early."""
 
+import asyncio
 import base64
 import json
 import os
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from running import PATIENCE_S, running
 
-from mmemo.serving.connections import BODY, REQUEST, Connections
+from mmemo.serving.connections import BODY, REQUEST, Connections, LingeringTransport
 
 
 MIB = 2**20
@@ -141,6 +142,30 @@ def test_the_connection_that_has_waited_longest_makes_room():
     connections.set_waiting(second, REQUEST)  # it is gone
     assert connections.add(FakeConnection())
     assert not (second.is_aborted or new.is_aborted or last.is_aborted)
+
+
+def test_closing_a_connection_that_the_client_has_reset_aborts_it():
+    async def close_after_reset():
+        accepted, lost = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+        class Server(asyncio.Protocol):
+            def connection_made(self, transport):
+                accepted.set_result(transport)
+
+            def connection_lost(self, exc):
+                lost.set()
+
+        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()) as client:
+            transport = await accepted
+            transport.pause_reading()  # or the event loop would notice the reset first
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connections = Connections(1, 1.0, lambda reason: None)
+        LingeringTransport(transport, connections).close()
+        await asyncio.wait_for(lost.wait(), PATIENCE_S)
+        server.close()
+
+    asyncio.run(close_after_reset())
 
 
 @pytest.fixture(scope="module")

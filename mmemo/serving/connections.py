@@ -214,8 +214,11 @@ class LingeringTransport:
             self._discard = _Discard(self._transport)
             self._transport.set_protocol(self._discard)
             self._transport.resume_reading()
-            self._transport.write_eof()
             self._connections.set_waiting(self, REQUEST)
+            try:
+                self._transport.write_eof()
+            except OSError:  # the client has reset the connection, and receives nothing any more
+                self._transport.abort()
 
     def close_now(self) -> None:
         """Closes the connection as soon as all data is sent."""
