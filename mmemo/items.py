@@ -25,7 +25,7 @@ import numpy as np
 
 from mmemo.audio.loading import MIN_AUDIO_SECONDS, AudioInput, load_audio
 from mmemo.audio.speech import cut_to_speech
-from mmemo.words.dialogue import DialogueText, DialogueTurn, read_context, write_dialogue
+from mmemo.words.dialogue import DialogueText, DialogueTurn, check_characters, read_context, write_dialogue
 from mmemo.words.times import (
     WordTimes,
     locate_words,
@@ -229,7 +229,11 @@ class ItemProcessing:
             text = " ".join(word for word, _, _ in words) or None
         if text is not None and self.tokenizer is None:
             raise ValueError(f"text{place}: this processor has no tokenizer and takes no text; pass audio.")
-        if text is not None and not self._has_known_tokens(text, place):
+        if text is None:
+            return None, []
+        with prefixed(f"text{place}"):
+            check_characters(text)
+        if not self._has_known_tokens(text, place):
             return None, []
         return text, words
 
@@ -260,6 +264,9 @@ class ItemProcessing:
         """Returns the turns that the model encodes; raises if the model takes none or there is no text."""
         if speaker is not None and not isinstance(speaker, str):
             raise ValueError(f"speaker{place}: expected a str or None, got {type(speaker).__name__}.")
+        if speaker is not None:
+            with prefixed(f"speaker{place}"):
+                check_characters(speaker)
         for name, given in (("context", context), ("speaker", speaker)):
             if given and not self.context_turns:
                 raise ValueError(

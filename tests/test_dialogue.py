@@ -36,7 +36,9 @@ def test_every_form_of_a_turn_is_converted():
     assert read_context([*CONTEXT, "  "]) == [("A", "you are not happy"), ("B", "wait !"), (None, "so sad")]
 
 
-@pytest.mark.parametrize("bad", ["so sad", [3], [["A", "so sad"]], [{"speaker": "A"}], [(3, "so sad")]])
+@pytest.mark.parametrize(
+    "bad", ["so sad", [3], [["A", "so sad"]], [{"speaker": "A"}], [(3, "so sad")], ["\ud83d"], [("\ud83d", "so sad")]]
+)
 def test_invalid_turns_raise(bad):
     with pytest.raises(ValueError, match="turn"):
         read_context(bad)
@@ -108,6 +110,8 @@ def test_a_batch_may_mix_texts_with_and_without_dialogue(reader):
     assert [sum(row) > 0 for row in inputs["context_mask"]] == [True, False]
     with pytest.raises(ValueError, match=r"speaker\[0\]: expected a str"):
         reader(text=["so sad"], speaker=[3])
+    with pytest.raises(ValueError, match=r"speaker\[0\]: '\\ud83d' is not Unicode text"):
+        reader(text=["so sad"], speaker=["\ud83d"])
 
 
 @pytest.mark.parametrize("given", [{"context": CONTEXT}, {"speaker": "A"}])

@@ -213,6 +213,8 @@ def test_a_token_of_two_words_spans_both(processor):
             {"text": ["so", "so sad"], "word_times": [None, [("sad", 0, 1), ("so", 1, 2)]]},
             r"word_times\[1\]: word 1, 'so', does not occur in the text after the previous words",
         ),
+        ({"text": "so \ud83d"}, r"text\[0\]: 'so \\ud83d' is not Unicode text: character 3"),
+        ({"word_times": [("\udcff", 0, 1)]}, r"text\[0\]: '\\udcff' is not Unicode text"),
         (
             {"text": "so happy", "word_times": 3},
             r"word_times\[0\]: expected a list of \(word, start, end\) .*; got int",

@@ -53,7 +53,22 @@ def _read_turn(turn: DialogueTurn, index: int) -> tuple[str | None, str]:
             f"turn {index} is {turn!r}; a turn is a str, a tuple (speaker, text), or a dict with 'text' and, "
             "optionally, 'speaker'."
         )
+    try:
+        check_characters(f"{speaker or ''} {text}")
+    except ValueError as error:
+        raise ValueError(f"turn {index}: {error}") from error
     return speaker, text
+
+
+def check_characters(text: str) -> None:
+    """Raises a `ValueError` if a text has a lone surrogate, half a character, which tokenizers cannot read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{text[:40]!r} is not Unicode text: character {error.start}, {text[error.start]!r}, is a lone surrogate. "
+            "It was decoded or cut wrongly; read it again as UTF-8, or remove that character."
+        ) from error
 
 
 def as_line(speaker: str | None, text: str) -> str:
