@@ -9,7 +9,7 @@ Deliberate choices:
   from the whole batch is left out of the inputs.
 - Nothing is truncated silently: truncated tokens and clipped word timestamps are logged, and audio that a feature
   extractor would truncate raises an error. Dialogue context is the exception, since it has a documented window.
-- A text that the tokenizer cannot represent at all counts as missing, with a warning.
+- NaN and texts without visible characters count as missing, with a warning.
 """
 
 import logging
@@ -59,7 +59,7 @@ class PreparedItem:
         context (`tuple` of `(speaker, text)`): The previous turns that the model encodes, oldest first.
         speaker (`str`, *optional*): The speaker of `text`.
         segment_times (`tuple` of `(start, end)`, *optional*): Segments to predict, in seconds.
-        has_speech (`bool`): Whether the item contains speech or words, as far as that was detected.
+        has_speech (`bool`): Whether the audio contains speech, as far as that was detected.
         recording (`dict`, *optional*):
             The item itself if it has too much speech for one input: it is predicted window by window.
         channel (`int`, *optional*): The channel of `recording`.
@@ -182,11 +182,6 @@ class ItemProcessing:
         # Segments are those of a window, which a timeline has cut itself.
         if audio is not None and segment_times is None:
             audio, words, has_speech = self.cut_to_speech(audio, words)
-        if not has_speech:
-            logger.warning(
-                f"audio{place}: no speech was detected{'' if text is None else ', so the text alone counts'}."
-            )
-            audio, has_speech = (audio, False) if text is None else (None, True)
         spans: list[tuple[int, int]] = []
         if words and text:
             with prefixed(f"word_times{place}"):
@@ -198,8 +193,7 @@ class ItemProcessing:
                 spans = locate_words([word for word, _, _ in words], text)
         if audio is None and text is None:
             raise ValueError(
-                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing, "
-                "and so does one of which the tokenizer knows no token."
+                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
             )
         return PreparedItem(
             audio=audio,
@@ -229,16 +223,23 @@ class ItemProcessing:
             text = " ".join(word for word, _, _ in words) or None
         if text is not None and self.tokenizer is None:
             raise ValueError(f"text{place}: this processor has no tokenizer and takes no text; pass audio.")
-        if text is None:
-            return None, []
-        with prefixed(f"text{place}"):
-            check_characters(text)
-        if not self._has_known_tokens(text, place):
-            return None, []
+        if text is not None:
+            with prefixed(f"text{place}"):
+                check_characters(text)
         return text, words
 
-    def _has_known_tokens(self, text: str, place: str) -> bool:
-        """Whether the tokenizer knows a token of a text; logs a warning if it does not know most of them."""
+    def has_known_tokens(self, text: str) -> bool:
+        """
+        Whether the tokenizer knows any token of a text; logs a warning if it does not know most of them.
+
+        Args:
+            text (`str`): A text, not blank.
+
+        Raises:
+            ValueError: If the text has a lone surrogate.
+        """
+        with prefixed("text"):
+            check_characters(text)
         tokenizer = self.tokenizer
         encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
         own = [
@@ -248,13 +249,11 @@ class ItemProcessing:
         ]
         unknown = own.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
         if own and unknown == len(own):
-            logger.warning(
-                f"text{place}: the tokenizer knows no token of {text[:40]!r}, so the text counts as missing."
-            )
+            logger.warning(f"text: the tokenizer knows no token of {text[:40]!r}, so it counts as missing.")
         elif 2 * unknown > len(own):
             logger.warning(
-                f"text{place}: the tokenizer does not know {unknown} of {len(own)} tokens of {text[:40]!r}; the model "
-                "may not have been trained on this language or script."
+                f"text: the tokenizer does not know {unknown} of {len(own)} tokens of {text[:40]!r}; the model may "
+                "not have been trained on this language or script."
             )
         return not own or unknown < len(own)
 

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
 
@@ -26,6 +26,7 @@ from mmemo.audio.voice_activity import SAMPLING_RATE
 from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
 from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording
 from mmemo.timeline.windows import TimelineOptions, Window
+from mmemo.words.subtitles import is_subtitles
 
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class EmotionRecognition:
 
     def as_item(self, inputs: Any) -> dict[str, Any]:
         """
-        Returns one item as a dictionary with some of the keys `ITEM_KEYS`.
+        Returns one item as a dictionary with some of the keys `ITEM_KEYS`. A text of which the tokenizer knows no
+        token counts as missing.
 
         Args:
             inputs: A dictionary, or an audio input by itself.
@@ -96,6 +98,9 @@ class EmotionRecognition:
         for modality in ("audio", "text"):
             if item.get(modality) is not None and modality not in self.answers.modalities:
                 raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")
+        text = item.get("text")
+        if isinstance(text, str) and not is_subtitles(text) and not self.processor.has_known_tokens(text):
+            item["text"] = None
         return item
 
     def prepare(self, inputs: Any, channel: int | None = None) -> PreparedItem:
@@ -127,6 +132,11 @@ class EmotionRecognition:
         if clip is None:
             return recording
         prepared = self.processor.prepare(**{**item, "audio": clip, "sampling_rate": rate})
+        if not prepared.has_speech:
+            only = "" if prepared.text is None else ", so the text alone is predicted"
+            logger.warning(f"audio: no speech was detected{only}.")
+            if prepared.text is not None:
+                return replace(prepared, audio=None, has_speech=True)
         longest = min(MAX_CLIP_SECONDS * rate, self.processor.max_audio_samples or math.inf)
         return recording if prepared.audio is not None and len(prepared.audio) > longest else prepared
 
@@ -296,19 +306,19 @@ def check_option_names(names: Iterable[str]) -> None:
         raise TypeError(f"Unknown parameters {unknown}; valid ones are {valid}.")
 
 
-def is_timeline(options: Mapping[str, Any]) -> bool:
-    """
-    Whether the options of a call request a timeline: `return_timeline`, or any option of timelines.
-
-    Raises:
-        ValueError: If `return_timeline=False` contradicts another option.
-    """
+def check_timeline_options(options: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` if `return_timeline=False` of a call contradicts another option of it."""
     requested = given_recording_options(options)
     if requested and options.get("return_timeline") is False:
         raise ValueError(
             f"return_timeline=False contradicts {requested}, which are options of timelines; leave one out."
         )
-    return bool(options.get("return_timeline") or requested)
+
+
+def is_timeline(options: Mapping[str, Any]) -> bool:
+    """Whether options request a timeline: `return_timeline`, or without it any option of timelines."""
+    requested = options.get("return_timeline")
+    return bool(given_recording_options(options)) if requested is None else bool(requested)
 
 
 def given_recording_options(options: Mapping[str, Any]) -> list[str]:

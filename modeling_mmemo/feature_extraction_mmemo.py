@@ -15,7 +15,7 @@ import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, TensorType
 
-from mmemo.audio.loading import AUDIO_INPUT_FORMS, AudioInput, load_audio
+from mmemo.audio.loading import AUDIO_INPUT_FORMS, AudioInput, is_audio_object, load_audio
 from mmemo.audio.mel import FEATURES, MelAnalysis, pad
 
 
@@ -192,7 +192,9 @@ class MMEmoFeatureExtractor(SequenceFeatureExtractor):
         Raises:
             ValueError: If [`load_audio`] cannot load a clip, the batch is empty, or lengths contradict each other.
         """
-        is_batch = isinstance(raw_speech, (list, tuple)) and not (raw_speech and isinstance(raw_speech[0], Real))
+        is_batch = isinstance(raw_speech, (list, tuple)) and not is_audio_object(raw_speech)
+        if isinstance(raw_speech, (list, tuple)) and raw_speech and isinstance(raw_speech[0], Real):
+            is_batch = False
         inputs: Any = raw_speech if is_batch else [raw_speech]
         clips = [load_audio(clip, sampling_rate, self.sampling_rate, channel) for clip in inputs]
         if not clips:

@@ -21,7 +21,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from mmemo.audio.loading import AudioInput
+from mmemo.audio.loading import AudioInput, is_audio_object
 from mmemo.items import SPEECH_PADDING_SECONDS, ItemProcessing
 from mmemo.words.dialogue import DialogueTurn
 from mmemo.words.times import WordTimes, is_timed_entry
@@ -63,7 +63,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         speech_padding_s (`float`, *optional*, defaults to 0.4):
             Clips are cut to their speech, with this many seconds before and after it, at most 0.1 s of them sound of
             the clip and the rest zeros; pauses of more than 1 s are shortened. Clips without speech are kept whole;
-            in an item with a text their audio counts as missing. `None` does not detect speech.
+            for the pipeline they count as missing in an item with a text. `None` does not detect speech.
 
     Raises:
         ValueError: If both parts are missing; if the tokenizer has neither a padding nor an end-of-sequence token; if
@@ -227,7 +227,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         options |= _known("text_kwargs", text_kwargs, TEXT_KWARGS)
         common = {"return_tensors": return_tensors} | _known("common_kwargs", common_kwargs, COMMON_KWARGS)
         columns = {
-            "audio": _as_batch(audio, one=isinstance(_first(audio), Real)),
+            "audio": _as_batch(audio, one=is_audio_object(audio) or isinstance(_first(audio), Real)),
             "text": _as_batch(text, one=is_timed_entry(_first(text))),
             "word_times": _as_batch(word_times or None, one=is_timed_entry(_first(word_times))),
             "context": _as_batch(context or None, one=isinstance(_first(context), (str, tuple, dict))),

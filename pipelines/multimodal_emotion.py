@@ -32,6 +32,7 @@ from mmemo.recognition import (
     TIMELINE_OPTIONS,
     EmotionRecognition,
     check_option_names,
+    check_timeline_options,
     is_timeline,
 )
 
@@ -143,7 +144,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         # Options of the call override those of the pipeline, so they are checked together.
         merged = {**self._postprocess_params, **parameters}
         self.answers.check_options(**{name: merged.get(name) for name in ANSWER_OPTIONS})
-        is_timeline(parameters)  # raises if they contradict each other
+        check_timeline_options(parameters)
         preprocess, forward, postprocess = (
             {name: parameters[name] for name in names if name in parameters}
             for names in (LOADING_OPTIONS, TIMELINE_OPTIONS, ITEM_ANSWER_OPTIONS)

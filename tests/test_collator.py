@@ -60,7 +60,7 @@ def test_word_times_are_assigned_to_their_tokens(collator, make_clip):
 
 
 def test_word_times_are_relative_to_the_trimmed_clip(tokenizer, make_clip):
-    processor = MMEmoProcessor(MMEmoFeatureExtractor(trim_db=35.0), tokenizer)
+    processor = MMEmoProcessor(MMEmoFeatureExtractor(trim_db=35.0), tokenizer, speech_padding_s=None)
     clip = np.concatenate([np.zeros(16_000, np.float32), make_clip(0.5)])
     row = {**TARGET, "audio": clip, "text": "i am", "word_times": [("i", 1.1, 1.2), ("am", 1.2, 1.4)]}
 

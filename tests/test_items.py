@@ -114,7 +114,7 @@ def test_truncation_keeps_timestamps_aligned(processor):
         ("not so", ["so"], [None, 1]),  # words of the text may lack timestamps
         ("not iso i", ["i"], [None, None, 1]),  # a whole word takes precedence over part of a word
         ("iso i", ["i", "so"], [1, None]),  # but the next characters take precedence over both
-        ("i iso", ["so"], [None, 1]),  # part of a word, if there is nothing else
+        ("iso", ["so"], [1]),  # part of a word, if there is nothing else
     ],
 )
 def test_words_are_matched_in_order(processor, text, words, starts):
@@ -123,9 +123,7 @@ def test_words_are_matched_in_order(processor, text, words, starts):
     assert times[0, 1:-1, 0].tolist() == [-1.0 if start is None else float(start) for start in starts]
 
 
-@pytest.mark.parametrize(
-    "text", [float("nan"), np.float32("nan"), pd.NA, EMPTY, " \n", "\u200b\ufeff", "😀 🎉", "[UNK]"]
-)
+@pytest.mark.parametrize("text", [float("nan"), np.float32("nan"), pd.NA, EMPTY, " \n", "\u200b\ufeff"])
 def test_a_text_without_words_counts_as_missing(processor, make_clip, caplog, text):
     item = processor.prepare(make_clip(), text)
     assert item.text is None and item.audio is not None
@@ -136,11 +134,6 @@ def test_a_text_without_words_counts_as_missing(processor, make_clip, caplog, te
     if not isinstance(text, str):
         assert processor.prepare(text, "so sad").audio is None
         assert processor.prepare(None, "so sad", text).word_times == ()
-
-
-def test_a_text_of_mostly_unknown_tokens_is_encoded_with_a_warning(processor, caplog):
-    assert processor.prepare(None, "ah ja so").text == "ah ja so"
-    assert "the tokenizer does not know 2 of 3 tokens of 'ah ja so'" in caplog.text
 
 
 def test_a_clip_is_cut_to_its_speech_and_its_words_move_with_it(processor, example_audio):
@@ -159,17 +152,13 @@ def test_a_clip_is_cut_to_its_speech_and_its_words_move_with_it(processor, examp
     assert len(processor.prepare(padded, segment_times=[(0.0, 0.5)]).audio) == len(padded)
 
 
-def test_audio_without_speech_is_missing_if_there_is_a_text_and_else_encoded_whole(processor, make_clip, caplog):
+def test_audio_without_speech_is_encoded_whole(processor, make_clip):
     processor.speech_padding_s = 0.4
     clip = make_clip(1.0)
-    item = processor.prepare(clip)
-    assert not item.has_speech and len(item.audio) == len(clip)
-    both = processor.prepare(clip, "so sad")
-    assert both.has_speech and both.audio is None
-    assert [record.getMessage() for record in caplog.records] == [
-        "audio: no speech was detected.",
-        "audio: no speech was detected, so the text alone counts.",
-    ]
+    for text in (None, "so sad"):
+        item = processor.prepare(clip, text)
+        assert not item.has_speech
+        np.testing.assert_array_equal(item.audio, clip)
 
 
 def test_a_token_of_two_words_spans_both(processor):

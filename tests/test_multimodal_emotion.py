@@ -267,7 +267,7 @@ def test_bfloat16_scores_are_close(emotion, items):
         (np.zeros(99, np.float32), "audio: .*silent"),
         ({"path": "call.wav", "text": "so"}, r"unknown keys \['path'\]"),
         ({"text": 7}, "text: expected a str, word times or None, got int"),
-        ({"text": ["so"]}, "text: entry 0"),
+        ({"text": ["so"]}, "text: word 0"),
         ({"text": "so", "word_times": [("sad", 0, 1)]}, "word_times: word 0, 'sad', does not occur"),
     ],
 )
@@ -408,9 +408,9 @@ def test_the_embedded_model_is_the_default(emotion, items, tmp_path, monkeypatch
     for loaded in (pipeline("multimodal-emotion", device="cpu"), load_pipeline(device="cpu")):
         assert type(loaded) is MultimodalEmotionPipeline
         assert_same(loaded(items), expected)
-    assert not caplog.records
+    assert {record.name for record in caplog.records} <= {"mmemo.items"}  # about a blank text
     logging.getLogger("transformers.pipelines").warning("defaulted to some other model")
-    assert caplog.records
+    assert caplog.records[-1].name == "transformers.pipelines"
 
 
 def test_a_model_of_another_type_raises(processor):

@@ -190,9 +190,9 @@ def test_the_embedded_model_runs_without_torch_and_transformers(example_audio):
         ),
         ({"audio": np.zeros(16_000)}, ValueError, r"is silent: its peak is 0.0e\+00, and audio must reach"),
         (
-            {"text": "so", "segment_s": 1.0},
+            {"text": "so", "segment_s": 1.0, "return_timeline": False},
             ValueError,
-            r"\['segment_s'\] are options of timelines; pass return_timeline=True",
+            r"return_timeline=False contradicts \['segment_s'\], which are options of timelines",
         ),
         ({"audio": np.ones(100), "return_timeline": True, "transcriber": 1}, ValueError, "int is not a transcriber"),
     ],

@@ -262,3 +262,12 @@ def test_a_saved_processor_loads_equal(kind, has_text, tokenizer, make_clip, tmp
         assert expected.keys() == actual.keys()
         for name in expected:
             torch.testing.assert_close(actual[name], expected[name], atol=0, rtol=0)
+
+
+def test_a_clip_with_its_rate_is_one_clip_in_either_order(processor, make_clip):
+    clip = make_clip(0.5, sampling_rate=8_000)
+    expected = processor(audio={"array": clip, "sampling_rate": 8_000}, return_tensors="np")["input_features"]
+    for pair in ((8_000, clip), (clip, 8_000)):
+        np.testing.assert_array_equal(processor(audio=pair, return_tensors="np")["input_features"], expected)
+        features = processor.feature_extractor(pair, return_tensors="np")["input_features"]
+        np.testing.assert_array_equal(features, expected)

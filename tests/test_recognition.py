@@ -354,11 +354,14 @@ def test_silence_around_a_clip_does_not_change_its_prediction(speech_models, spe
     assert pipe(np.concatenate([np.zeros(10 * RATE, np.float32), speech])) == pipe(speech)
 
 
-def test_audio_without_speech_is_uncertain(speech_models, audio, caplog):
+def test_audio_without_speech_is_uncertain_and_missing_next_to_a_text(speech_models, audio, caplog):
     for model in speech_models:
+        prepared = model.prepare({"audio": audio[NOISE], "text": "so sad"})
+        assert prepared.audio is None and prepared.has_speech
         assert model(audio[NOISE], threshold=0.01)["label"] == "uncertain"
         assert len(model(audio[NOISE])) == 4
-    assert "no speech was detected" in caplog.text
+    assert "audio: no speech was detected." in caplog.text
+    assert "audio: no speech was detected, so the text alone is predicted." in caplog.text
 
 
 @pytest.mark.parametrize("seconds_of_silence", [0.5, pytest.param(700.0, marks=pytest.mark.slow)])
@@ -447,3 +450,18 @@ def test_different_voices_are_not_mixed_without_a_warning(pipe, predictor, audio
             caplog.clear()
             model(audio[STEREO], channel=1, **options)
             assert "different sounds" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["😀 🎉", "[UNK]", "жду"])
+def test_a_text_of_unknown_tokens_counts_as_missing(pipe, predictor, audio, caplog, text):
+    for predict in (pipe, lambda item, **options: predictor(**item, **options)):
+        caplog.clear()
+        assert predict({"audio": audio[CLIP], "text": text}) == predict({"audio": audio[CLIP]})
+        assert f"the tokenizer knows no token of {text!r}, so it counts as missing" in caplog.text
+        with pytest.raises(ValueError, match="both missing"):
+            predict({"text": text})
+
+
+def test_a_text_of_mostly_unknown_tokens_is_encoded_with_a_warning(predictor, caplog):
+    assert predictor(text="ah ja so", return_modality_weights=True)["modality_weights"]["text"] == 1
+    assert "the tokenizer does not know 2 of 3 tokens of 'ah ja so'" in caplog.text

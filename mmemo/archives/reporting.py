@@ -34,7 +34,9 @@ def describe_error(error: Exception) -> str:
 
 def report_error(error: Exception, name: str | None = None) -> None:
     """Writes an error to standard error, after the name of the input that it is about."""
-    typer.echo(f"Error: {'' if name is None else f'{name}: '}{describe_error(error)}", err=True)
+    message = describe_error(error)
+    is_named = name is None or name in message
+    typer.echo(f"Error: {message if is_named else f'{name}: {message}'}", err=True)
 
 
 def warn(message: str) -> None:

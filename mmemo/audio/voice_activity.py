@@ -150,13 +150,14 @@ def _load_network() -> VoiceActivityNetwork:
     package = find_spec("silero_vad")
     if package is None or not package.submodule_search_locations:
         raise ValueError(
-            "Speech detection needs the package silero-vad: pip install 'silero-vad>=6.2.3,<7'. Or pass "
-            "voice_activity=False, which treats silence like speech."
+            "Speech detection needs the package silero-vad: pip install 'silero-vad>=6.2.3,<7'. Or do without: "
+            "voice_activity=False for timelines, processor.speech_padding_s = None for clips."
         )
     path = Path(package.submodule_search_locations[0]) / "data" / WEIGHTS_FILE
     if not path.is_file():
         raise ValueError(
             f"The installed silero-vad has no {path}, which speech detection loads; install a version that has it: "
-            "pip install 'silero-vad>=6.2.3,<7'. Or pass voice_activity=False, which treats silence like speech."
+            "pip install 'silero-vad>=6.2.3,<7'. Or do without: voice_activity=False for timelines, "
+            "processor.speech_padding_s = None for clips."
         )
     return VoiceActivityNetwork(load_file(path))

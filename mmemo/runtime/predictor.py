@@ -17,7 +17,7 @@ import numpy as np
 
 from mmemo.answers import AnswerFormatter
 from mmemo.items import PreparedItem
-from mmemo.recognition import EmotionRecognition, check_option_names, is_timeline
+from mmemo.recognition import EmotionRecognition, check_option_names, check_timeline_options, is_timeline
 from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_folder
 from mmemo.runtime.processor import OnnxProcessor
 
@@ -133,7 +133,9 @@ class EmotionPredictor(EmotionRecognition):
             "context": context,
             "speaker": speaker,
         }
-        if is_timeline({**timeline, "return_timeline": return_timeline}):
+        requested = {**timeline, "return_timeline": return_timeline}
+        check_timeline_options(requested)
+        if is_timeline(requested):
             return self.predict_timeline(item, channel=channel, **options, **timeline)
         prepared = self.prepare(item, channel)
         return self.predict_item(prepared, return_modality_weights=return_modality_weights, **options)

@@ -71,10 +71,12 @@ def _problems(audio: Mapping[str, Any]) -> list[str]:
 @contextmanager
 def without_item_warnings() -> Iterator[None]:
     """Hides warnings about single items: augmentation and test conditions remove speech and texts on purpose."""
-    logger = logging.getLogger("mmemo.items")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("mmemo.items", "mmemo.recognition")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)

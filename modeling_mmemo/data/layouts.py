@@ -266,7 +266,7 @@ def read_meld(folder: Path) -> Iterator[dict]:
     Reads MELD: `train_sent_emo.csv`, `dev_...`, `test_...`, and `dia0_utt0.mp4` in folders that name the split.
 
     The folders are `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`, or any with `train`, `dev`
-    or `test` in their name. libsndfile cannot decode the videos: a `.wav` of the same name has priority; make it with
+    or `test` in their name. A `.wav` of the same name has priority, and is decoded faster; make it with
     `for clip in */*.mp4; do ffmpeg -i "$clip" -vn -ac 1 -ar 16000 "${clip%.mp4}.wav"; done`. Rows without a clip have
     no audio.
     """
