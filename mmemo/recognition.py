@@ -163,7 +163,7 @@ class EmotionRecognition:
             options: See [`~AnswerFormatter.format_item`].
 
         Raises:
-            ValueError: If a recording contains no speech, or its text fits no window.
+            ValueError: If a recording contains no speech and has no text, or its text fits no window.
         """
         if prepared.recording is not None:
             logits, weights = self.predict_recording(prepared)
@@ -175,7 +175,8 @@ class EmotionRecognition:
 
     def predict_recording(self, prepared: PreparedItem) -> tuple[np.ndarray, np.ndarray]:
         """
-        Predicts an item with too much speech for one input: the mean over its windows, in bounded memory.
+        Predicts an item with too much speech for one input: the mean over its windows, in bounded memory. Without
+        speech, predicts its text alone.
 
         Args:
             prepared ([`PreparedItem`]): An item with a `recording`.
@@ -185,7 +186,7 @@ class EmotionRecognition:
             speech in the recording, and modality weights of shape `(2,)`.
 
         Raises:
-            ValueError: If the recording contains no speech, or its text fits no window.
+            ValueError: If the recording contains no speech and has no text, or its text fits no window.
         """
         rate = self.processor.feature_extractor.sampling_rate
         # Speech detection supports one sampling rate only.
@@ -200,13 +201,23 @@ class EmotionRecognition:
         self._run_windows(recording, self.window_batch_size)
         mean = mean_prediction(recording.sources[0].spans)
         if mean is None:
-            raise ValueError(f"audio: no speech was detected in {recording.duration:.1f} s; there is no prediction.")
+            return self._predict_text_of(prepared, recording.duration)
         logger.warning(
             f"The recording lasts {recording.duration:.0f} s. Its prediction is the mean over its speech, in windows "
             f"of {TimelineOptions.window_s} s; return_timeline=True returns the predictions over time."
         )
         scores, weights = mean
         return self.answers.logits(scores), weights
+
+    def _predict_text_of(self, prepared: PreparedItem, duration: float) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the text alone of a recording without speech, as [`~EmotionRecognition.predict_recording`]."""
+        item = prepared.recording or {}
+        problem = f"audio: no speech was detected in {duration:.1f} s"
+        if item.get("text") is None:
+            raise ValueError(f"{problem}; there is no prediction.")
+        logger.warning(f"{problem}, so the text alone is predicted.")
+        outputs = self.run([self.processor.prepare(**{**item, "audio": None})])
+        return outputs["logits"][0], outputs["modality_weights"][0]
 
     def predict_timeline(
         self,

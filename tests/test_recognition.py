@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import tiny
 
-from mmemo import EmotionPredictor, items
+from mmemo import EmotionPredictor, items, recognition
 from mmemo.answers import AnswerFormatter
 from mmemo.recognition import EmotionRecognition
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, feature_extraction_mmemo, load_pipeline
@@ -398,6 +398,17 @@ def test_a_long_recording_without_speech_raises(speech_models):
     for model in speech_models:
         with pytest.raises(ValueError, match=r"audio: no speech was detected in 31.0 s; there is no prediction"):
             model(noise)
+
+
+def test_the_text_of_a_long_recording_without_speech_is_predicted_alone(speech_models, monkeypatch, caplog):
+    monkeypatch.setattr(recognition, "MAX_LOADED_SECONDS", 2.0)
+    noise = np.random.default_rng(0).normal(scale=0.1, size=3 * RATE).astype(np.float32)
+    for model in speech_models:
+        item = model.as_item({"audio": noise, "text": "so sad"})
+        prepared = model.prepare(item)
+        assert prepared.recording is not None
+        assert model.predict_item(prepared) == model.predict_item(model.prepare({"text": "so sad"}))
+    assert caplog.text.count("no speech was detected in 3.0 s, so the text alone is predicted") == 2
 
 
 @pytest.mark.slow
