@@ -180,7 +180,7 @@ def predict(
         top_k=top_k,
         threshold=threshold,
         coverage=coverage,
-        granularity=granularity,
+        granularity=None if granularity is None else granularity.value,
         debug=_is_debugging(context),
     )
     if predict_archive(archive, text, srt, timeline, channel):
@@ -276,7 +276,7 @@ def call(
         top_k=top_k,
         threshold=threshold,
         coverage=coverage,
-        granularity=granularity,
+        granularity=granularity.value,
         debug=_is_debugging(context),
     )
     if predict_calls(archive, speaker_turns, srt, customer, everyone, summary):

@@ -166,6 +166,7 @@ def test_a_granularity_requests_a_timeline(run, embedded, example_audio, tmp_pat
     expected = embedded(example_audio, word_times=srt, granularity="word", return_timeline=True)
     assert {name: found[name] for name in expected} == as_json(expected) and len(found["timeline"]) == 4
     assert [one.value for one in Granularity] == list(GRANULARITIES)
+    assert "granularity='word' needs words" in run("predict", example_audio, "--granularity", "word").stderr
 
 
 def test_a_timeline_with_subtitles_and_a_plot(run, embedded, example_audio, tmp_path):
@@ -211,6 +212,10 @@ def test_a_file_and_a_text_on_standard_input(run, exported, example_audio):
     assert broken.exit_code == 1 and broken.stderr.startswith("Error: -: audio: standard input is not readable audio")
     text = run("predict", "--text", "-", "--model", exported, "--json", stdin="so happy\n")
     assert json.loads(text.stdout)["text"] == "so happy"
+    windows = run(
+        "predict", "--text", "-", "--model", exported, "--json", stdin="\ufeffso happy\r\n".encode("utf-16-le")
+    )
+    assert json.loads(windows.stdout) == json.loads(text.stdout)
     both = run("predict", example_audio, "--text", "-", "--model", exported, "--json", stdin="so happy")
     assert json.loads(both.stdout)["modality_weights"]["text"] > 0
 

@@ -23,6 +23,7 @@ from mmemo.archives.jobs import CallJob, ItemJob, ReportingPredictor, run_job
 from mmemo.archives.reporting import progress_bar, report_error, warn
 from mmemo.archives.writing import STANDARD_INPUT, ItemLayout, PredictionWriter, TimelineLayout
 from mmemo.timeline.windows import TimelineOptions
+from mmemo.words.decoding import decode_text
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def predict_archive(
     if archive.files is None and srt is not None and srt.is_dir():
         raise typer.BadParameter(f"--srt {srt} is a folder, which needs recordings; pass them, or a subtitle file.")
     if text == STANDARD_INPUT:
-        text = sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        text = decode_text(sys.stdin.buffer.read(), "standard input").rstrip("\r\n")
     missing = check_companions("--srt", srt, inputs, SUBTITLE_SUFFIXES)
     plots = archive.plots(inputs)
     predictor = archive.predictor(inputs)
