@@ -32,6 +32,7 @@ from .towers_mmemo import load_tower
 logger = logging.get_logger(__name__)
 
 EMBEDDED_MODEL = "mmemo-embedded"
+EMBEDDED_LICENSE = "cc-by-nc-sa-4.0"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PEFT_PREFIX = "base_model.model."
 

@@ -81,8 +81,9 @@ Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with 
 
 ## How to reproduce and cite
 
-`python eval.py --model {name} --corpora SOURCE` with mmemo {version}, and the test sets above as SOURCE, reproduces
-the figures. Please cite the package with its version, and this repository.
+`python eval.py --model {name} --corpora SOURCE` with mmemo {version}, the test sets above as SOURCE, and for a
+development part its `--split dev` and `--dev_share`, reproduces the figures. Please cite the package with its version,
+and this repository.
 """
 
 

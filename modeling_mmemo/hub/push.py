@@ -26,7 +26,7 @@ from huggingface_hub.utils import httpx
 
 from mmemo.runtime.graph import ANALYSIS_FILE
 from modeling_mmemo import MMEmoConfig, MMEmoProcessor
-from modeling_mmemo.adapter_mmemo import EMBEDDED_MODEL, embedded_model, reference
+from modeling_mmemo.adapter_mmemo import EMBEDDED_LICENSE, EMBEDDED_MODEL, embedded_model, reference
 from modeling_mmemo.hub.adapter_card import adapter_card
 from modeling_mmemo.pipelines import load_pipeline
 
@@ -39,7 +39,6 @@ ADAPTER_SETTINGS, ADAPTER_WEIGHTS = ADAPTER
 PROCESSOR = "processor_config.json"
 # Title of the empty card that peft writes.
 EMPTY_CARD = "# Model Card for Model ID"
-EMBEDDED_LICENSE = "cc-by-nc-sa-4.0"
 # Files of an earlier push that a new one replaces; other files of the repository are left alone.
 REPLACED = [*WEIGHTS, "*_mmemo.py", "mmemo_*.py", "multimodal_emotion.py", "onnx/*", "results/*"]
 

@@ -20,6 +20,7 @@ def run_summary(
     tested: Sequence[str],
     metrics: Mapping[str, float],
     calibration: Mapping[str, str],
+    license: str | None = None,
 ) -> str:
     """
     Describes a finished run.
@@ -31,6 +32,7 @@ def run_summary(
         tested (`Sequence[str]`): The sources that have test rows, which were not used.
         metrics (`Mapping[str, float]`): The final scores, `eval_audio_wa` and so on.
         calibration (`Mapping[str, str]`): What was fitted, or why not, for each set of modalities.
+        license (`str`, *optional*): Licence of the weights that the run started from, which the model inherits.
     """
     adapter = f", its adapter to {folder / 'adapter'}" if (folder / "adapter").is_dir() else ""
     parts = [f"Saved the model to {folder}{adapter}."]
@@ -48,7 +50,9 @@ def run_summary(
             "There were no development rows: nothing was scored, and the scores of the model are its uncalibrated "
             "softmax. --dev_share 0.1 sets speakers aside."
         )
-    return "\n".join([*parts, "Next:", *(f"  {command}" for command in _next_commands(folder, args, dev, tested))])
+    return "\n".join(
+        [*parts, "Next:", *(f"  {command}" for command in _next_commands(folder, args, dev, tested, license))]
+    )
 
 
 def _held_out(dev: Mapping[str, EmotionRows]) -> list[str]:
@@ -70,7 +74,7 @@ def _held_out(dev: Mapping[str, EmotionRows]) -> list[str]:
 
 
 def _next_commands(
-    folder: Path, args: DataArguments, dev: Mapping[str, EmotionRows], tested: Sequence[str]
+    folder: Path, args: DataArguments, dev: Mapping[str, EmotionRows], tested: Sequence[str], license: str | None
 ) -> list[str]:
     """Returns the commands that evaluate, describe, use and share the model."""
     results = folder / "results"
@@ -85,9 +89,10 @@ def _next_commands(
         for name, values in evaluated.items():
             evaluate += [f"--{name}", *values]
     evaluate += ["--output_dir", str(results)]
+    licensed = [] if license is None else ["--license", license]
     return [
         shlex.join(evaluate),
-        shlex.join(["mmemo", "card", str(folder), "--results", str(results)]),
+        shlex.join(["mmemo", "card", str(folder), "--results", str(results), *licensed]),
         f'pipeline("multimodal-emotion", model={str(folder)!r})    # from modeling_mmemo import pipeline',
         shlex.join(["mmemo", "push", str(folder), "--repo", "OWNER/NAME"]),
     ]

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_
 from transformers.utils import logging
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
+from modeling_mmemo.adapter_mmemo import EMBEDDED_LICENSE, EMBEDDED_MODEL, reference
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.clips import check_clips, without_item_warnings
 from modeling_mmemo.data.corpora import CORPORA, find_layout
@@ -112,8 +113,16 @@ def train(arguments: Arguments) -> EmotionTrainer:
         if adapter is not None:
             adapter.save_config(output_dir / "adapter", model.config)
             processor.save_pretrained(output_dir / "adapter")
-        print(run_summary(output_dir, data_args, dev, tested, metrics, calibration))
+        license = _inherited_license(model_args)
+        print(run_summary(output_dir, data_args, dev, tested, metrics, calibration, license))
     return finished
+
+
+def _inherited_license(args: ModelArguments) -> str | None:
+    """Returns the licence of the embedded weights if a run starts from them."""
+    names = (args.model_name_or_path, args.audio_encoder, args.text_encoder)
+    starts_embedded = any(name is not None and reference(name)[0] == EMBEDDED_MODEL for name in names)
+    return EMBEDDED_LICENSE if starts_embedded else None
 
 
 def _check_resumed_labels(checkpoint: str | None, labels: list[str]) -> None:
