@@ -107,7 +107,7 @@ def test_an_interrupted_csv_run_resumes(run, exported, folder, tmp_path):
     first = run(*command)
 
     assert first.exit_code == 1 and first.stdout == ""
-    assert f"Error: {folder / 'e.m4a'}: audio: {folder / 'e.m4a'} is not readable audio" in first.stderr
+    assert f"Error: audio: {folder / 'e.m4a'} is not readable audio" in first.stderr
     complete = output.read_text()
     rows = table(complete)
     assert [Path(row["file"]).name for row in rows] == ["a.wav", "b.flac", "d.WAV", "e.m4a", "c.ogg"]

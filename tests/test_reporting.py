@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmemo.archives.reporting import describe_error, progress_bar
+from mmemo.archives.reporting import describe_error, progress_bar, report_error
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,17 @@ def test_a_progress_bar_needs_a_terminal(capsys):
         bar.update(3)
 
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "line"),
+    [
+        ("a.wav", "audio: a.wav is empty.", "Error: audio: a.wav is empty."),
+        ("a.wav", "audio: data.wav is empty.", "Error: a.wav: audio: data.wav is empty."),
+        ("-", "not audio (ffmpeg -i x, or x-y).", "Error: -: not audio (ffmpeg -i x, or x-y)."),
+        (None, "no input.", "Error: no input."),
+    ],
+)
+def test_errors_name_their_input_once(name, message, line, capsys):
+    report_error(ValueError(message), name)
+    assert capsys.readouterr().err == line + "\n"

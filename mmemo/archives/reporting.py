@@ -1,6 +1,7 @@
 """What commands write to standard error: errors in one sentence, warnings, and progress."""
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ def describe_error(error: Exception) -> str:
 def report_error(error: Exception, name: str | None = None) -> None:
     """Writes an error to standard error, after the name of the input that it is about."""
     message = describe_error(error)
-    is_named = name is None or name in message
+    # As a whole word: `-`, standard input, is part of many messages.
+    is_named = name is None or re.search(rf"(?<!\S){re.escape(name)}(?![^\s:;,.])", message) is not None
     typer.echo(f"Error: {message if is_named else f'{name}: {message}'}", err=True)
 
 
