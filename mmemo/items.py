@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate", "context", "speaker")
 # Settings of the encoders' inputs; saved with the processor.
 TEXT_SETTINGS = ("context_turns", "context_tokens", "prompt")
-AUDIO_SETTINGS = ("speech_padding_s",)
-SPEECH_PADDING_SECONDS = 0.4
+AUDIO_SETTINGS = ("speech_padding_s", "max_speech_s")
+SPEECH_PADDING_SECONDS, MAX_SPEECH_SECONDS = 0.4, 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,8 @@ class ItemProcessing:
         tokenizer (*optional*): Tokenizes texts, with the interface of a fast tokenizer of `transformers`.
         max_audio_samples (`int`, *optional*): Number of samples beyond which the feature extractor would truncate.
         audio_padding (`bool` or `str`): The feature extractor's `padding`.
-        context_turns, context_tokens (`int`), prompt (`str`), speech_padding_s (`float`, *optional*):
+        context_turns, context_tokens (`int`), prompt (`str`), speech_padding_s (`float`, *optional*),
+        max_speech_s (`float`):
             See [`MMEmoProcessor`].
     """
 
@@ -98,6 +99,7 @@ class ItemProcessing:
     context_tokens: int = 0
     prompt: str = ""
     speech_padding_s: float | None = SPEECH_PADDING_SECONDS
+    max_speech_s: float = MAX_SPEECH_SECONDS
 
     @property
     def _audio_input_name(self) -> str:

@@ -31,8 +31,8 @@ from mmemo.words.subtitles import is_subtitles
 
 logger = logging.getLogger(__name__)
 
-# More speech than this is predicted window by window: the encoder's memory grows with the length of its input.
-MAX_CLIP_SECONDS = 30.0
+# Longer clips are loaded block by block. Up to this length the resampler has the clip as a whole, as in training.
+WHOLE_CLIP_SECONDS = 30.0
 # Longer recordings are predicted window by window whatever they contain, so that memory is bounded.
 MAX_LOADED_SECONDS = 600.0
 # Options of a call: of loading, of timelines, of predictions.
@@ -112,7 +112,7 @@ class EmotionRecognition:
             channel (`int`, *optional*): The audio channel; the mean of all channels by default.
 
         Returns:
-            [`PreparedItem`]: The item. If it has more than `MAX_CLIP_SECONDS` of speech, or lasts longer than
+            [`PreparedItem`]: The item. If it has more speech than the processor's `max_speech_s`, or lasts longer than
             `MAX_LOADED_SECONDS`, its `recording` is set instead of its audio and text.
 
         Raises:
@@ -137,8 +137,10 @@ class EmotionRecognition:
             logger.warning(f"audio: no speech was detected{only}.")
             if prepared.text is not None:
                 return replace(prepared, audio=None, has_speech=True)
-        longest = min(MAX_CLIP_SECONDS * rate, self.processor.max_audio_samples or math.inf)
-        return recording if prepared.audio is not None and len(prepared.audio) > longest else prepared
+        longest = min(self.processor.max_speech_s * rate, self.processor.max_audio_samples or math.inf)
+        # Windows have no dialogue context.
+        is_long = prepared.audio is not None and len(prepared.audio) > longest and item.get("context") is None
+        return replace(recording, has_speech=prepared.has_speech) if is_long else prepared
 
     def _open_audio(self, item: dict[str, Any]) -> AudioBlocks:
         """Opens the audio of an item; raises a `ValueError` if it is invalid."""
@@ -189,14 +191,14 @@ class EmotionRecognition:
             ValueError: If the recording contains no speech and has no text, or its text fits no window.
         """
         rate = self.processor.feature_extractor.sampling_rate
-        # Speech detection supports one sampling rate only.
-        detects = self.processor.speech_padding_s is not None and rate == SAMPLING_RATE
+        # Speech detection supports one sampling rate only. Where it found nothing, everything is predicted.
+        can_detect = self.processor.speech_padding_s is not None and rate == SAMPLING_RATE
         recording = open_recording(
             self.processor,
             prepared.recording or {},
             self.answers.modalities,
             SpeakerOptions(prepared.channel),
-            TimelineOptions(voice_activity=detects),
+            TimelineOptions(voice_activity=can_detect and prepared.has_speech),
         )
         self._run_windows(recording, self.window_batch_size)
         mean = mean_prediction(recording.sources[0].spans)
@@ -293,9 +295,9 @@ def _load_clip(blocks: AudioBlocks, channel: int | None) -> np.ndarray | None:
     """Returns the samples of a recording, `None` if it lasts longer than `MAX_LOADED_SECONDS`."""
     if blocks.duration is not None and blocks.duration > MAX_LOADED_SECONDS:
         return None
-    if blocks.duration is None or blocks.duration > MAX_CLIP_SECONDS:
+    if blocks.duration is None or blocks.duration > WHOLE_CLIP_SECONDS:
         samples = blocks.load_up_to(MAX_LOADED_SECONDS, channel)
-        if samples is None or len(samples) > MAX_CLIP_SECONDS * blocks.target_rate:
+        if samples is None or len(samples) > WHOLE_CLIP_SECONDS * blocks.target_rate:
             return samples
     # The resampler gives the same samples as for training only if it has the clip as a whole.
     return blocks.load(channel)

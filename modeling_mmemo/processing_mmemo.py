@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from mmemo.audio.loading import AudioInput, is_audio_object
-from mmemo.items import SPEECH_PADDING_SECONDS, ItemProcessing
+from mmemo.items import MAX_SPEECH_SECONDS, SPEECH_PADDING_SECONDS, ItemProcessing
 from mmemo.words.dialogue import DialogueTurn
 from mmemo.words.times import WordTimes, is_timed_entry
 
@@ -64,6 +64,9 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             Clips are cut to their speech, with this many seconds before and after it, at most 0.1 s of them sound of
             the clip and the rest zeros; pauses of more than 1 s are shortened. Clips without speech are kept whole;
             for the pipeline they count as missing in an item with a text. `None` does not detect speech.
+        max_speech_s (`float`, *optional*, defaults to 10.0):
+            Pipelines predict clips with more speech than this, in seconds and with its padding, in windows: models
+            that were trained on clips of a few seconds are inaccurate on long ones.
 
     Raises:
         ValueError: If both parts are missing; if the tokenizer has neither a padding nor an end-of-sequence token; if
@@ -89,6 +92,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         context_tokens: int = 256,
         prompt: str = "",
         speech_padding_s: float | None = SPEECH_PADDING_SECONDS,
+        max_speech_s: float = MAX_SPEECH_SECONDS,
     ):
         parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
         present = {name: part for name, part in parts.items() if part is not None}
@@ -115,7 +119,9 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
                     f"{type(tokenizer).__name__}."
                 )
         self.context_turns, self.context_tokens, self.prompt = context_turns, context_tokens, prompt
-        self.speech_padding_s = speech_padding_s
+        if not 0 < max_speech_s < math.inf:
+            raise ValueError(f"max_speech_s={max_speech_s!r} must be a positive number of seconds.")
+        self.speech_padding_s, self.max_speech_s = speech_padding_s, max_speech_s
         # ProcessorMixin infers its parts from this signature and can neither check nor save a part that is None.
         self.get_attributes: Callable[[], list[str]] = partial(list, present)
         super().__init__(**present)

@@ -149,7 +149,7 @@ def test_predict_a_text(run, exported):
         (["serve", "--model", "configs"], 1, "Error: configs has no model_int8.onnx"),
         (["predict", "a.wav", "b.wav", "--text", "so"], 2, "--text belongs to one file, got 2"),
         (["predict", "missing.wav"], 1, "Error: missing.wav: There is no such file; paths are relative to"),
-        (["predict", "README.md"], 1, "Error: README.md: audio: README.md is not readable audio"),
+        (["predict", "README.md"], 1, "Error: audio: README.md is not readable audio"),
         (["predict", "a.wav", "--model", "runs/none"], 1, "Error: runs/none is neither a folder in "),
         (
             ["info", "no/such/folder"],

@@ -48,18 +48,18 @@ def test_hours_of_opus_are_rejected(service, hours, timeline):
     response = post(service, files=files, data=data)
 
     assert response.status_code == 413
-    assert f"longer than {14400.0 if timeline == '1' else 30.0} s" in response.json()["detail"]
+    assert f"longer than {14400 if timeline == '1' else 600} s" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
     ("data", "status", "detail"),
     [
         (forged_flac(), 413, "a sampling rate of 655350 Hz; this service accepts at most 192000 Hz"),
-        (forged_flac(rate=96_000), 413, "longer than 10.9 s, the limit of this service for 8 channel(s) at 96000 Hz"),
-        (forged_flac(rate=16_000, channels=1), 413, "longer than 30.0 s"),
+        (forged_flac(rate=96_000), 413, "longer than 600 s, the limit of this service without a timeline"),
+        (forged_flac(rate=16_000, channels=1), 413, "longer than 600 s"),
         (forged_wav(), 413, "has 1024 channels"),
         (noise(1, channels=9), 413, "The audio has 9 channels; this service accepts at most 8"),
-        (noise(31, rate=8_000), 413, "longer than 30.0 s"),
+        (noise(601, rate=8_000), 413, "longer than 600 s"),
     ],
     ids=["forged rate", "forged width", "forged length", "forged wav", "wide", "long"],
 )
@@ -212,7 +212,7 @@ def test_audio_without_a_duration_in_its_header_is_measured():
     long[18:26] = (int.from_bytes(long[18:26], "big") >> 36 << 36).to_bytes(8, "big")
 
     check_audio(bytes(long), settings, is_recording=True)
-    with pytest.raises(TooLargeError, match=r"longer than 2.0 s, .* set return_timeline"):
+    with pytest.raises(TooLargeError, match=r"longer than 2 s, .* set return_timeline"):
         check_audio(bytes(long), settings, is_recording=False)
 
 

@@ -393,11 +393,21 @@ def test_long_recordings_keep_their_place_in_a_batch(speech_models, speech):
     assert list(pipe(iter([speech, long]), batch_size=2)) == alone
 
 
-def test_a_long_recording_without_speech_raises(speech_models):
+def test_a_long_recording_without_speech_is_uncertain_or_raises(speech_models, monkeypatch):
     noise = np.random.default_rng(0).normal(scale=0.1, size=31 * RATE).astype(np.float32)
     for model in speech_models:
+        assert model(noise, threshold=0.01)["label"] == "uncertain"
+        monkeypatch.setattr("mmemo.recognition.MAX_LOADED_SECONDS", 30.0)
         with pytest.raises(ValueError, match=r"audio: no speech was detected in 31.0 s; there is no prediction"):
             model(noise)
+        monkeypatch.undo()
+
+
+def test_a_long_turn_with_context_is_predicted_as_a_whole(speech_models, speech, monkeypatch):
+    pipe, _ = speech_models
+    monkeypatch.setattr(pipe.processor, "context_turns", 2)
+    prepared = pipe.prepare({"audio": np.tile(speech, 8), "text": "so sad", "context": ["so happy"]})
+    assert prepared.recording is None and prepared.context == ((None, "so happy"),)
 
 
 def test_the_text_of_a_long_recording_without_speech_is_predicted_alone(speech_models, monkeypatch, caplog):

@@ -56,7 +56,7 @@ emotion = pipeline("multimodal-emotion", model="{name}")
 emotion({item})
 ```
 
-Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with torch and librosa.
+Without the package: `transformers.pipeline(..., trust_remote_code=True)`, with torch, librosa and silero-vad.
 
 ## Architecture
 
