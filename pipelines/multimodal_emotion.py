@@ -250,7 +250,6 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             )
         if self._is_batch_dependent:
             batch_size = 1
-        preprocess_params = {**preprocess_params, "returns_errors": returns_errors}
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(_Numbered(inputs), self._preprocess_numbered, preprocess_params)
         else:
@@ -266,12 +265,13 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         )
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
-    def _preprocess_numbered(self, numbered: tuple[int, Any], returns_errors: bool, **parameters) -> _Entry:
+    def _preprocess_numbered(self, numbered: tuple[int, Any], **parameters) -> _Entry:
         position, item = numbered
         try:
             return _Entry(position, self.preprocess(item, **parameters))
         except ValueError as error:
-            return _failed(position, error, returns_errors)
+            # Raised, if it is to be, in `_forward`: an error of a worker process would have that process's traceback.
+            return _Entry(position, error=_with_position(position, error))
 
     def preprocess(self, inputs: Any, channel: int | None = None) -> PreparedItem:
         return self.prepare(inputs, channel)
@@ -306,12 +306,16 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         logits, weights, errors = [], [], []
         for entry in entries:
             error, row = entry.error, nothing
+            if error is not None and not returns_errors:
+                raise ValueError(error)
             if entry.item is not None and entry.is_recording:
                 try:
                     mean = self.predict_recording(entry.item)
                     row = torch.as_tensor(mean[0]), torch.as_tensor(mean[1])
                 except ValueError as failure:
-                    error = _failed(entry.position, failure, returns_errors).error
+                    error = _with_position(entry.position, failure)
+                    if not returns_errors:
+                        raise ValueError(error) from failure
             elif entry.item is not None:
                 row = next(rows)
             logits.append(row[0])
@@ -345,7 +349,10 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         try:
             return self._timeline(inputs, *parameters)
         except ValueError as error:
-            return {"error": _failed(position, error, returns_errors).error}
+            message = _with_position(position, error)
+            if not returns_errors:
+                raise ValueError(message) from error
+            return {"error": message}
 
     def _timeline(
         self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
@@ -372,12 +379,9 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         custom_object_save(self, save_directory)
 
 
-def _failed(position: int, error: ValueError, returns_errors: bool) -> _Entry:
-    """Returns an entry with the message of an error, prefixed with the position of the item, or raises it."""
-    message = f"Item {position}: {error}"
-    if not returns_errors:
-        raise ValueError(message) from error
-    return _Entry(position, error=message)
+def _with_position(position: int, error: ValueError) -> str:
+    """Returns the message of an error, prefixed with the position of the item."""
+    return f"Item {position}: {error}"
 
 
 def _undecoded(inputs: Any) -> Any:
