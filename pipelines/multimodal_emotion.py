@@ -159,10 +159,12 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             inputs:
                 One item, or items as a list, a generator, a `Dataset` of torch or of `datasets`, or any other
                 iterable. An item is either an audio input (a path or URL, the bytes of a file, an array at the model's
-                sampling rate of shape `(samples,)` or `(channels, samples)`, `{"array", "sampling_rate"}`, `{"path",
-                "bytes"}` or a torchcodec `AudioDecoder`), or a dictionary with at least one of the first two of
-                - **audio** -- the same;
-                - **text** (`str`) -- the text; blank counts as missing;
+                sampling rate of shape `(samples,)` or `(channels, samples)`, and the other forms that [`AudioInput`]
+                lists), or a dictionary with at least one of the first two of
+                - **audio** -- the same. The prediction rests on the speech in it; if there is none, the audio counts
+                  as missing next to a text, and is encoded whole otherwise;
+                - **text** (`str`) -- the text; NaN, a blank text and one of which the tokenizer knows no token count
+                  as missing;
                 - **word_times** -- `[(word, start, end), ...]` in seconds, an ASR pipeline's output, or subtitles;
                 - **sampling_rate** (`float`) -- sampling rate in Hz of audio that is a bare array;
                 - **context** -- the previous turns of a dialogue, oldest first: a list of texts, of `(speaker, text)`,
@@ -194,12 +196,15 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             window_batch_size (`int`, *optional*):
                 Number of windows of a recording that the model encodes at once: 8 on a CPU, 32 elsewhere, and 1 for
                 dynamic int8 graphs, whose scores depend on the batch, by default.
+            on_error (`str`, *optional*, defaults to `"raise"`):
+                `"return"` returns `{"error": message}` for an invalid item instead of raising a `ValueError`.
             batch_size (`int`, *optional*, defaults to 1), num_workers (`int`, *optional*, defaults to 0):
                 Number of items that the model encodes at once, and number of processes that load them. Dynamic int8
                 graphs encode one item at a time, since their scores depend on the batch.
 
         Returns:
-            For one item a list of `{"label": str, "score": float}`, highest score first.
+            For one item a list of `{"label": str, "score": float}`, highest score first. For audio with more speech
+            than the processor's `max_speech_s`, it is the mean over its speech in windows, in bounded memory.
 
             With `return_modality_weights`, `threshold` or `coverage` a dictionary of that list as `scores` and, as
             requested, `modality_weights` (`{"audio": float, "text": float}`), `label` and `label_set`.
