@@ -111,6 +111,7 @@ def test_its_log_line_has_all_fields(service):
     assert list(line) == list(next(entry for entry in logged if entry["event"] == "request"))
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("name", ["pcm", "opus"])
 def test_its_javascript_works_in_a_browser(name, service, folder):

@@ -81,6 +81,7 @@ def run(hub, tmp_path, example_audio):
     return run
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_without_the_package(push, run, hub, folder, emotion, example_audio):
     result = push(folder, "--repo", REPO, "--private", "--tag", "v1.0")
     assert result.exit_code == 0, result.stderr
@@ -346,6 +347,7 @@ def test_a_pushed_adapter_loads_without_the_package(push, run, folder, make_adap
     assert_same_answer(output, expected)
 
 
+@pytest.mark.slow
 def test_a_pushed_adapter_of_the_embedded_model_names_and_licenses_it(push, hub, make_adapter, tmp_path):
     adapter = make_adapter(DEFAULT_MODEL)
     expected = predict(MMEmoForEmotionRecognition.from_pretrained(adapter))

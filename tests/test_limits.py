@@ -71,6 +71,7 @@ def test_audio_is_rejected_by_its_header(service, data, status, detail):
     assert detail in as_file.json()["detail"] and as_json.json() == as_file.json()
 
 
+@pytest.mark.slow
 def test_hostile_requests_take_bounded_memory(service, hours):
     """Thirty at once, among them timelines that are accepted."""
     long = noise(60, rate=48_000, channels=2)

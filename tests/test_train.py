@@ -244,6 +244,7 @@ def test_other_labels_than_those_of_a_resumed_checkpoint_raise(run, frozen, tmp_
         run(tmp_path, resume_from_checkpoint=checkpoint)
 
 
+@pytest.mark.slow
 def test_saved_folders_load_without_the_packages(frozen, tmp_path):
     (checkpoint,) = frozen.glob("checkpoint-*")
     program = (
@@ -376,6 +377,7 @@ def test_model_is_evaluated_as_it_is_stored_in_half_precision(run, encoders, tmp
         assert scores(again)[f"eval_{name}_loss"] == scores(folder)[f"eval_{name}_loss"]
 
 
+@pytest.mark.slow
 def test_training_continues_with_the_labels_of_a_checkpoint(run, tmp_path):
     order = LABELS[::-1]
     options = {"num_train_epochs": 15, **SENTENCES}
