@@ -93,7 +93,7 @@ def test_other_sampling_rates(clip):
 
 def test_an_onset_that_is_not_found_again_is_kept(clip, monkeypatch):
     voiced = iter([np.array([40, 41, 42, 43]), np.array([], int), np.array([40, 41, 42, 43]), np.array([5])])
-    monkeypatch.setattr(module, "_voiced_frames", lambda samples: next(voiced))
+    monkeypatch.setattr(module, "_voiced_frames", lambda samples, silent_frames=0: next(voiced))
     first, second = find_speech(clip), find_speech(clip)
     assert first[0][1] == second[0][1]
     assert first[0][0] < first[0][1] and second[0][0] < second[0][1]

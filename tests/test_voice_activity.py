@@ -80,8 +80,10 @@ def test_reset_begins_a_new_stream(speech):
 @pytest.fixture
 def nothing_loaded():
     voice_activity._load_network.cache_clear()
+    voice_activity._state_after_silence.cache_clear()
     yield
     voice_activity._load_network.cache_clear()
+    voice_activity._state_after_silence.cache_clear()
 
 
 def test_a_missing_package_raises(monkeypatch, nothing_loaded):

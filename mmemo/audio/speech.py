@@ -23,8 +23,10 @@ MIN_SPEECH_SECONDS = 0.1
 MARGIN_SECONDS = 0.1
 # Longer pauses between two stretches of speech are cut to this length.
 MAX_PAUSE_SECONDS = 1.0
-# Frames of context before the first onset, about a second.
-CONTEXT_FRAMES = 31
+# Frames of context before the first onset, about a second, and frames after it in which it is detected again.
+CONTEXT_FRAMES, ONSET_FRAMES = 31, 20
+# Frames of zeros after a clip: the detector is late at the end of speech.
+END_FRAMES = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +99,14 @@ def find_speech(samples: np.ndarray) -> list[tuple[int, int]]:
         followed: the detector is late at the end of speech, too.
     """
     peak = int(np.abs(samples - samples.mean()).argmax())
-    lead = CONTEXT_FRAMES * FRAME_SAMPLES + -peak % FRAME_SAMPLES
-    padded = np.pad(samples, (lead, CONTEXT_FRAMES * FRAME_SAMPLES))
-    frames = _voiced_frames(padded)
+    silence = CONTEXT_FRAMES * FRAME_SAMPLES
+    lead = silence + -peak % FRAME_SAMPLES
+    padded = np.pad(samples, (lead, END_FRAMES * FRAME_SAMPLES))
+    frames = CONTEXT_FRAMES + _voiced_frames(padded[silence:], CONTEXT_FRAMES)
     if len(frames) * FRAME_SAMPLES < MIN_SPEECH_SECONDS * SAMPLING_RATE:
         return []
     context = max(int(frames[0]) - CONTEXT_FRAMES, 0)
-    around = _voiced_frames(padded[context * FRAME_SAMPLES : (int(frames[0]) + CONTEXT_FRAMES) * FRAME_SAMPLES])
+    around = _voiced_frames(padded[context * FRAME_SAMPLES : (int(frames[0]) + ONSET_FRAMES) * FRAME_SAMPLES])
     breaks = np.flatnonzero(np.diff(frames) - 1 > MAX_PAUSE_SECONDS * SAMPLING_RATE / FRAME_SAMPLES)
     ends = [*(frames[breaks] + 1).tolist(), int(frames[-1]) + 1]
     onset = min(context + int(around[0]), ends[0] - 1) if len(around) else int(frames[0])
@@ -111,6 +114,6 @@ def find_speech(samples: np.ndarray) -> list[tuple[int, int]]:
     return [(max(start * FRAME_SAMPLES - lead, 0), end * FRAME_SAMPLES - lead) for start, end in zip(starts, ends)]
 
 
-def _voiced_frames(samples: np.ndarray) -> np.ndarray:
-    """Returns the indices of the frames with speech, of samples that begin a stream."""
-    return np.flatnonzero(VoiceActivityDetector()(samples) >= SPEECH_PROBABILITY)
+def _voiced_frames(samples: np.ndarray, silent_frames: int = 0) -> np.ndarray:
+    """Returns the indices of the frames with speech, of samples that begin a stream or follow frames of zeros."""
+    return np.flatnonzero(VoiceActivityDetector(silent_frames)(samples) >= SPEECH_PROBABILITY)

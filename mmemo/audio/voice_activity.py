@@ -101,19 +101,23 @@ class VoiceActivityDetector:
     """
     Detects speech, as opposed to silence, noise and music, in a stream of samples.
 
+    Args:
+        silent_frames (`int`, *optional*, defaults to 0): Number of frames of zeros before the stream.
+
     Raises:
         ValueError: If the package `silero-vad`, which holds the weights, is not installed, or does not hold them.
     """
 
-    def __init__(self):
+    def __init__(self, silent_frames: int = 0):
         self.network = _load_network()
+        self._first_state = _state_after_silence(silent_frames)
         self.reset()
 
     def reset(self) -> None:
         """Resets the state; the next samples begin a new stream."""
         self._pending = np.zeros(0, np.float32)
         self._context = np.zeros(CONTEXT_SAMPLES, np.float32)
-        self._state: State = (np.zeros(STATE_SIZE, np.float32), np.zeros(STATE_SIZE, np.float32))
+        self._state = self._first_state
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """
@@ -138,6 +142,15 @@ class VoiceActivityDetector:
                 probabilities, self._state = self.network(frames[start : start + MAX_FRAMES], self._state)
                 found.append(probabilities)
         return np.concatenate(found)
+
+
+@cache
+def _state_after_silence(frames: int) -> State:
+    """Returns the state of the network after that many frames of zeros."""
+    state = np.zeros(STATE_SIZE, np.float32), np.zeros(STATE_SIZE, np.float32)
+    if frames:
+        _, state = _load_network()(np.zeros((frames, CONTEXT_SAMPLES + FRAME_SAMPLES), np.float32), state)
+    return state
 
 
 def _sigmoid(values: np.ndarray) -> np.ndarray:
