@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 WHOLE_CLIP_SECONDS = 30.0
 # Longer recordings are predicted window by window whatever they contain, so that memory is bounded.
 MAX_LOADED_SECONDS = 600.0
+# Recordings shorter than this, in seconds, get no progress bar.
+PROGRESS_FROM = 60.0
 # Options of a call: of loading, of timelines, of predictions.
 LOADING_OPTIONS = ("channel",)
 RECORDING_OPTIONS = (
@@ -295,12 +297,12 @@ def _load_clip(blocks: AudioBlocks, channel: int | None) -> np.ndarray | None:
     """Returns the samples of a recording, `None` if it lasts longer than `MAX_LOADED_SECONDS`."""
     if blocks.duration is not None and blocks.duration > MAX_LOADED_SECONDS:
         return None
-    if blocks.duration is None or blocks.duration > WHOLE_CLIP_SECONDS:
-        samples = blocks.load_up_to(MAX_LOADED_SECONDS, channel)
-        if samples is None or len(samples) > WHOLE_CLIP_SECONDS * blocks.target_rate:
-            return samples
-    # The resampler gives the same samples as for training only if it has the clip as a whole.
-    return blocks.load(channel)
+    if blocks.duration is None or blocks.duration <= WHOLE_CLIP_SECONDS:
+        # The resampler gives the same samples as for training only if it has the clip as a whole.
+        clip = blocks.load_clip(WHOLE_CLIP_SECONDS, channel)
+        if clip is not None:
+            return clip
+    return blocks.load_up_to(MAX_LOADED_SECONDS, channel)
 
 
 def _warn_of_mixing(blocks: AudioBlocks, channel: int | None) -> None:

@@ -29,6 +29,7 @@ from mmemo.recognition import (
     ANSWER_OPTIONS,
     ITEM_ANSWER_OPTIONS,
     LOADING_OPTIONS,
+    PROGRESS_FROM,
     TIMELINE_OPTIONS,
     EmotionRecognition,
     check_option_names,
@@ -45,8 +46,6 @@ OUTPUTS = ("logits", "modality_weights", "segment_logits", "segment_modality_wei
 # What to do with an item that is invalid: raise its error, or return it in place of the prediction.
 ON_ERROR = ("raise", "return")
 
-# Recordings shorter than this, in seconds, get no progress bar.
-PROGRESS_FROM = 60.0
 WINDOW_BATCH_SIZE_CPU, WINDOW_BATCH_SIZE = 8, 32
 
 

@@ -451,3 +451,16 @@ def test_memory_is_independent_of_the_declared_length_and_the_channels():
     peak, samples = peak_bytes(AudioBlocks(wide))
     assert samples == 1600
     assert peak < 4 * 4 * MAX_BLOCK_SAMPLES
+
+
+def test_a_recording_is_loaded_as_a_clip_if_it_is_short_enough(tmp_path, make_clip):
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([make_clip(2.0, 1, 44_100), make_clip(2.0, 2, 44_100)], axis=1), 44_100)
+    blocks = AudioBlocks(path, block_seconds=0.3)
+    for channel in (None, 1):
+        np.testing.assert_array_equal(blocks.load_clip(2.0, channel), load_audio(path, channel=channel))
+    assert blocks.load_clip(1.9) is None
+    assert blocks.load_up_to(1.9) is None
+    np.testing.assert_allclose(blocks.load_up_to(2.1), load_audio(path), atol=1e-4)
+    with pytest.raises(ValueError, match="channel=2 does not exist"):
+        blocks.load_clip(2.0, 2)

@@ -21,13 +21,13 @@ from mmemo.archives.folders import (
     find_companion,
 )
 from mmemo.archives.reporting import (
-    PROGRESS_FROM,
     describe_error,
     progress_bar,
     report_error,
     warnings_about,
 )
 from mmemo.archives.writing import PredictionWriter
+from mmemo.recognition import PROGRESS_FROM
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.timeline.calls import summarize_call
 

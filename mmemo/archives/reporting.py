@@ -13,8 +13,6 @@ import typer
 # Errors whose message is meant for users.
 EXPECTED_ERRORS = (ImportError, OSError, ValueError)
 DEBUG_HINT = "For the traceback, run: mmemo --debug COMMAND."
-# Shorter recordings, in seconds, get no progress bar.
-PROGRESS_FROM = 60.0
 
 
 def describe_error(error: Exception) -> str:

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soxr
@@ -88,15 +88,14 @@ def load_audio(
             infinity, has its dimensions swapped, or if the sampling rate or the channel is invalid.
     """
     name, source, rate = resolve(audio, target_sampling_rate if sampling_rate is None else sampling_rate)
-    return _load(name, source, rate, target_sampling_rate, channel)
-
-
-def _load(name: str, source: Source, rate: Any, target_sampling_rate: int, channel: int | None) -> np.ndarray:
-    """Loads a source that `resolve` returned; see [`load_audio`]."""
     with _open(name, source, rate) as recording:
-        rate = recording.rate
         check_channel(name, recording.channels, channel)
         mono = np.concatenate([to_mono(block, channel) for block in _read(recording, MAX_BLOCK_SAMPLES)])
+    return _finish_clip(name, mono, recording.rate, target_sampling_rate)
+
+
+def _finish_clip(name: str, mono: np.ndarray, rate: float, target_sampling_rate: int) -> np.ndarray:
+    """Removes the offset of a whole clip and resamples it; raises a `ValueError` if it is silent."""
     mono = _without_offset(mono, rate)
     resampled = resample(mono, rate, target_sampling_rate)
     if is_silent(mono) or is_silent(resampled):
@@ -250,17 +249,30 @@ class AudioBlocks:
                 blocks = _resample(blocks, recording, self.target_rate)
             yield from blocks
 
-    def load(self, channel: int | None = None) -> np.ndarray:
+    def load_clip(self, max_seconds: float, channel: int | None = None) -> np.ndarray | None:
         """
         Loads the recording as a whole, as [`load_audio`] does.
 
         Args:
+            max_seconds (`float`): The longest recording to load, in seconds.
             channel (`int`, *optional*): Index of the channel to load; by default the channels are averaged.
+
+        Returns:
+            `np.ndarray` of shape `(samples,)` or `None`: float32; `None` if the recording is longer.
 
         Raises:
             ValueError: As in [`load_audio`].
         """
-        return _load(*self._input, self.target_rate, channel)
+        name = self._input[0]
+        with _open(*self._input) as recording:
+            check_channel(name, recording.channels, channel)
+            blocks, samples = [], 0
+            for block in _read(recording, self._block_samples):
+                blocks.append(to_mono(block, channel))
+                samples += block.shape[1]
+                if samples > max_seconds * recording.rate:
+                    return None
+        return _finish_clip(name, np.concatenate(blocks), recording.rate, self.target_rate)
 
     def load_up_to(self, max_seconds: float, channel: int | None = None) -> np.ndarray | None:
         """

@@ -12,17 +12,6 @@ from modeling_mmemo.evaluation.report import caveats, summary, timelines_table, 
 from modeling_mmemo.pipelines import load_pipeline
 
 
-def main(argv: list[str], description: str | None = None) -> None:
-    """
-    Evaluates a model, writes the results and prints a summary.
-
-    Args:
-        argv (`list[str]`): Flags of [`EvaluationArguments`].
-        description (`str`, *optional*): Description of the command, for `--help`.
-    """
-    evaluate_and_report(parse_evaluation(argv, description))
-
-
 def parse_evaluation(
     argv: list[str], description: str | None = None, command: str | None = None
 ) -> EvaluationArguments:
@@ -30,7 +19,8 @@ def parse_evaluation(
     Parses flags; for an unknown one, or a value of another type, it prints one sentence and exits with status 2.
 
     Args:
-        argv (`list[str]`), description (`str`, *optional*): As in [`main`].
+        argv (`list[str]`): Flags of [`EvaluationArguments`].
+        description (`str`, *optional*): Description of the command, for `--help`.
         command (`str`, *optional*): Name of the command, for messages; defaults to the script's.
 
     Raises:
