@@ -83,6 +83,13 @@ def test_unknown_option_raises(tmp_path):
             "--audio_encoder a --audio_mode full --text_mode frozen --lora_target_modules q_proj",
             r"lora_target_modules=\['q_proj'\] contradicts audio_mode=full and text_mode=frozen",
         ),
+        ("--audio_encoder a --text_layers 2", "text_layers=2 contradicts text_encoder=None"),
+        ("--model_name_or_path m --vocabulary_size 9", "vocabulary_size=9 contradicts model_name_or_path=m"),
+        ("--text_encoder b --vocabulary_size 9", "vocabulary_size=9 contradicts text_mode=lora"),
+        (
+            "--text_encoder b --text_mode full --text_head label_words --vocabulary_size 9",
+            "vocabulary_size=9 contradicts text_head=label_words",
+        ),
         ("--audio_encoder a --text_mode qlora", "text_mode=qlora contradicts text_encoder=None"),
         ("--audio_encoder a --text_head label_words", "text_head=label_words contradicts text_encoder=None"),
         (

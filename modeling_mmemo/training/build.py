@@ -138,6 +138,9 @@ def build_model(
 
     layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
     halves = {"audio": _audio_half(args, layers), "text": _text_half(args, labels)}
+    text_kwargs: dict[str, Any] = {"quantization_config": four_bit_config()} if args.text_mode == "qlora" else {}
+    if args.text_layers is not None:
+        text_kwargs["num_hidden_layers"] = args.text_layers
     chosen = {"fusion": args.fusion, "fusion_hidden_size": args.fusion_hidden_size}
     for half in halves.values():
         chosen |= half.config
@@ -145,7 +148,7 @@ def build_model(
         halves["audio"].tower,
         halves["text"].tower,
         audio_kwargs=layers,
-        text_kwargs={"quantization_config": four_bit_config()} if args.text_mode == "qlora" else {},
+        text_kwargs=text_kwargs,
         **{name: value for name, value in chosen.items() if value is not None},
         **config,
     )
@@ -278,7 +281,9 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
             raise ValueError(
                 f"text_head=label_words contradicts text_encoder={name}: an mmemo model has a text head already."
             )
-        return _load_half(args, "text", ("text_layer_mix", "text_pooling", *TEXT_SETTINGS))
+        return _load_half(
+            args, "text", ("text_layers", "vocabulary_size", "text_layer_mix", "text_pooling", *TEXT_SETTINGS)
+        )
     tokenizer = AutoTokenizer.from_pretrained(name)
     config: dict[str, Any] = {"text_layer_mix": args.text_layer_mix, "text_pooling": args.text_pooling}
     settings = {name: getattr(args, name) for name in TEXT_SETTINGS if getattr(args, name) is not None}

@@ -36,6 +36,8 @@ _ENCODER_OPTIONS = {
     "audio_layer_mix": "audio_encoder",
     "trim_db": "audio_encoder",
     "cut_to_speech": "audio_encoder",
+    "text_layers": "text_encoder",
+    "vocabulary_size": "text_encoder",
     "text_layer_mix": "text_encoder",
     "text_pooling": "text_encoder",
     "context_turns": "text_encoder",
@@ -69,6 +71,13 @@ class ModelArguments:
     )
     audio_layers: int | None = field(
         default=None, metadata={"help": "Keep only this many first layers of the audio encoder; all by default."}
+    )
+    text_layers: int | None = field(
+        default=None, metadata={"help": "Keep only this many first layers of the text encoder; all by default."}
+    )
+    vocabulary_size: int | None = field(
+        default=None,
+        metadata={"help": "Cut the vocabulary of the text encoder to this many tokens, those of the run's texts."},
     )
     audio_mode: str = field(default="lora", metadata={"help": f"How to train the audio encoder: {AUDIO_MODES}."})
     text_mode: str = field(
@@ -199,6 +208,11 @@ class ModelArguments:
                 raise ValueError(
                     f"{modality}_freeze_layers={frozen} contradicts {modality}_mode={mode}; it needs full."
                 )
+        if self.vocabulary_size is not None and self.is_adapted("text"):
+            raise ValueError(
+                f"vocabulary_size={self.vocabulary_size} contradicts text_mode={self.text_mode}: an adapter is loaded "
+                "over the encoder as it was released, with its whole vocabulary. Set text_mode to full or frozen."
+            )
         if self.text_mode == "qlora" and self.text_encoder is None:
             raise ValueError("text_mode=qlora contradicts text_encoder=None; give an encoder to load in 4 bits.")
         if self.lora_target_modules and not any(self.is_adapted(modality) for modality in ("audio", "text")):
@@ -211,6 +225,11 @@ class ModelArguments:
         """Raises a `ValueError` for options that contradict `text_head`."""
         if self.text_head == "label_words" and self.text_encoder is None:
             raise ValueError("text_head=label_words contradicts text_encoder=None; give a causal language model.")
+        if self.vocabulary_size is not None and self.text_head == "label_words":
+            raise ValueError(
+                f"vocabulary_size={self.vocabulary_size} contradicts text_head=label_words, which needs the whole "
+                "vocabulary of the language model. Leave one of them out."
+            )
         if self.label_words and self.text_head != "label_words":
             raise ValueError(
                 f"label_words={self.label_words} contradicts text_head={self.text_head}; set text_head to label_words."

@@ -34,6 +34,7 @@ from modeling_mmemo.training.training_arguments import (
     EmotionTrainingArguments,
     ModelArguments,
 )
+from modeling_mmemo.training.vocabulary import cut_vocabulary
 
 
 logger = logging.get_logger(__name__)
@@ -72,6 +73,12 @@ def train(arguments: Arguments) -> EmotionTrainer:
     model, processor, new_branches = build_model(model_args, data_args.labels)
     # Rows get the label ids of the model.
     data_args = replace(data_args, labels=model_labels(model.config))
+    if model_args.vocabulary_size is not None:
+        rows, _, _ = read_rows(data_args, {"text"}, processor.context_turns)
+        texts = (text for text in rows["text"] if text is not None)
+        processor.tokenizer = cut_vocabulary(
+            model.mmemo.text_tower, processor.tokenizer, texts, model_args.vocabulary_size
+        )
     _check_resumed_labels(training_args.resume_from_checkpoint, data_args.labels)
     collator = EmotionCollator(processor, augmentation)
     # 4-bit weights are on the GPU already, and cannot be moved.
