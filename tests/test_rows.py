@@ -177,6 +177,17 @@ def test_word_times_scale_with_the_speed_of_the_clip(make_row, select):
     assert (start, end) == pytest.approx((0.05, 0.2))
 
 
+def test_clips_with_word_times_are_not_cropped(make_row, select):
+    words = [{"word": "wait", "start": 0.1, "end": 0.4}]
+    table = [make_row("sad", 0.5, "wait", word_times=words), make_row("sad", 0.5, "wait")]
+
+    timed, cropped = select(table, augmentation=Augmentation(crop_probability=1.0, crop_s=[0.2, 0.3]))
+
+    assert len(timed["audio"]) == 0.5 * RATE
+    assert timed["word_times"] == [("wait", pytest.approx(0.1), pytest.approx(0.4))]
+    assert 0.2 * RATE <= len(cropped["audio"]) <= 0.3 * RATE + 1
+
+
 def test_audio_of_a_pair_is_replaced_by_noise_without_label(make_row, select):
     rows = select([make_row("sad", 0.25, "wait"), make_row("sad", 0.25)], blank_probability=1.0)
     plain = select([make_row("sad", 0.25, "wait")])[0]

@@ -235,6 +235,11 @@ def test_balanced_class_weights(frozen):
     assert weights == {label: pytest.approx(22 / 7 / (4 if label == "surprise" else 3)) for label in WORDS}
 
 
+def test_silence_that_would_be_cut_off_raises(run, tmp_path):
+    with pytest.raises(ValueError, match=r"silence_probability=0\.5 contradicts cut_to_speech=True"):
+        run(tmp_path, silence_probability=0.5)
+
+
 def test_other_labels_than_those_of_a_resumed_checkpoint_raise(run, frozen, tmp_path):
     (checkpoint,) = frozen.glob("checkpoint-*")
 

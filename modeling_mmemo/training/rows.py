@@ -209,7 +209,7 @@ def load_clip(
     rng: np.random.Generator,
 ) -> dict:
     """
-    Loads and augments a clip.
+    Loads and augments a clip. It is not cut to its speech, which the processor does when it converts the samples.
 
     Args:
         audio (`dict`): A cell of the column `audio`.
@@ -225,7 +225,8 @@ def load_clip(
     samples = processor.load_audio(audio)
     speed, row = 1.0, {}
     if augmentation is not None:
-        augmented = augmentation.augment_audio(samples, processor.feature_extractor.sampling_rate, rng)
+        rate = processor.feature_extractor.sampling_rate
+        augmented = augmentation.augment_audio(samples, rate, rng, is_timed=bool(word_times))
         speed, samples = len(samples) / len(augmented), augmented
         row["seed"] = rng.integers(2**32)
     if word_times:

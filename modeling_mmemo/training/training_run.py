@@ -157,7 +157,8 @@ def build_rows(
         training_args (`EmotionTrainingArguments`): Seed and evaluation.
 
     Raises:
-        ValueError: If the sources have no training rows, or no development rows for an evaluation.
+        ValueError: If the sources have no training rows, or no development rows for an evaluation, or if an option
+            contradicts the processor.
     """
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
     towers = {modality: tower for modality, tower in towers.items() if tower is not None}
@@ -165,6 +166,11 @@ def build_rows(
         raise ValueError(
             f"context_dropout={args.context_dropout} contradicts context_turns=0: this model takes no context. Set "
             "context_turns, or set context_dropout to 0."
+        )
+    if augmentation.silence_probability > 0 and "audio" in towers and processor.speech_padding_s is not None:
+        raise ValueError(
+            f"silence_probability={augmentation.silence_probability} contradicts cut_to_speech=True: clips are cut to "
+            "their speech after the augmentation, which removes the silence again. Set one of them to 0 or false."
         )
     if args.streaming:
         stream = read_streams(args, towers, processor.context_turns)
