@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, as_dataset
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches, StreamedRows
+from modeling_mmemo.training.training_run import corpus_loss_weights
 
 
 LABELS = ("angry", "happy", "sad")
@@ -65,6 +66,22 @@ def test_labels_that_a_corpus_lacks_are_masked(make_row, select):
 
     assert rows[0]["label_mask"].tolist() == [1, 0, 1]
     assert rows[2]["label_mask"].tolist() == [0, 1, 0]
+
+
+def test_corpus_weights_give_labels_equal_and_corpora_root_weights(make_row, select):
+    """One corpus of 16 rows, 12 and 4 of a label, and one of 4 rows of another label, half of which is drawn."""
+    table = [make_row("sad", text="a") for _ in range(12)] + [make_row("happy", text="b") for _ in range(4)]
+    table += [make_row("angry", text="c", corpus="two") for _ in range(8)]
+    rows = select(table, weights=[1.0] * 16 + [0.5] * 8)
+
+    rows.loss_weights = corpus_loss_weights(rows)
+
+    weights = [row["loss_weight"] for row in rows]
+    assert (len(weights), np.mean(weights)) == (20, pytest.approx(1))
+    sad, happy, angry = sum(weights[:12]), sum(weights[12:16]), sum(weights[16:])
+    assert sad == pytest.approx(happy)
+    assert (sad + happy) / angry == pytest.approx(2)
+    assert "loss_weight" not in select(table)[0]
 
 
 def test_clip_is_paired_with_texts_of_its_label(make_row, select):
