@@ -30,6 +30,7 @@ def emotion_loss(
     labels: torch.Tensor,
     label_mask: torch.Tensor | None,
     rows: torch.Tensor,
+    loss_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Returns the loss of some rows of a batch, divided by the size of the batch.
 
@@ -41,6 +42,7 @@ def emotion_loss(
         label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels included in the
             loss. The true class of a row is always included.
         rows (`torch.Tensor` of shape `(batch,)`): A mask, true for the rows included in the loss.
+        loss_weight (`torch.Tensor` of shape `(batch,)`, *optional*): Weight of each row; 1 by default.
 
     Returns:
         `torch.Tensor` of shape `()`: The loss.
@@ -58,6 +60,8 @@ def emotion_loss(
         loss_of = nn.functional.mse_loss if kind == "regression" else nn.functional.binary_cross_entropy_with_logits
         losses = loss_of(logits, labels, reduction="none")
         losses = (losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+    if loss_weight is not None:
+        losses = losses * loss_weight.to(losses)
     return (losses * rows).sum() / len(rows)
 
 

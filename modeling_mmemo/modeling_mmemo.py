@@ -339,6 +339,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         text_hidden_states: tuple[torch.Tensor, ...] | None = None,
         labels: torch.Tensor | None = None,
         label_mask: torch.Tensor | None = None,
+        loss_weight: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -352,6 +353,9 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
                 would wait for it forever.
             label_mask (`torch.Tensor` of shape `(batch, num_labels)`, *optional*): 1 for the labels that the sample's
                 corpus annotates; its loss excludes the others.
+            loss_weight (`torch.Tensor` of shape `(batch,)`, *optional*): Weight of each sample in the loss; 1 by
+                default. The loss is divided by the batch size, not by the sum of the weights, so that the losses of
+                several processes add up.
             The others are those of [`MMEmoModel.forward`].
         """
         features = self.mmemo(
@@ -379,7 +383,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
 
         loss = None
         if labels is not None:
-            loss = self._loss(logits, heads, features.modality_mask, labels, label_mask)
+            loss = self._loss(logits, heads, features.modality_mask, labels, label_mask, loss_weight)
         if loss is not None and self.training:
             has_audio = any(values is not None for values in (input_features, input_values, audio_hidden_states))
             has_text = input_ids is not None or text_hidden_states is not None
@@ -465,9 +469,13 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         is_present: torch.Tensor,
         labels: torch.Tensor,
         label_mask: torch.Tensor | None,
+        loss_weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """Returns the loss of the prediction plus those of the heads, each over the samples that have its inputs."""
         rows = {"audio": is_present[:, 0], "text": is_present[:, 1], "fused": is_present.all(dim=1)}
-        loss = emotion_loss(self.config, logits, labels, label_mask, is_present.any(dim=1))
-        head_losses = [emotion_loss(self.config, head, labels, label_mask, rows[name]) for name, head in heads.items()]
+        loss = emotion_loss(self.config, logits, labels, label_mask, is_present.any(dim=1), loss_weight)
+        head_losses = [
+            emotion_loss(self.config, head, labels, label_mask, rows[name], loss_weight)
+            for name, head in heads.items()
+        ]
         return loss + self.config.modality_loss_weight * sum(head_losses)

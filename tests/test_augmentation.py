@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import HfArgumentParser
 
@@ -8,10 +9,14 @@ from modeling_mmemo.data.augmentation import (
     Augmentation,
     add_noise,
     change_speed,
+    crop,
     equalize,
     gain,
     make_noise,
+    mix_noise,
+    reverberate,
     spec_augment,
+    surround_with_silence,
     telephone,
 )
 
@@ -19,6 +24,10 @@ from modeling_mmemo.data.augmentation import (
 RATE = 16_000
 EVERYTHING = Augmentation(
     speed_probability=1,
+    crop_probability=1,
+    crop_s=[0.2, 0.3],
+    silence_probability=1,
+    room_probability=1,
     noise_probability=1,
     equalizer_probability=1,
     gain_probability=1,
@@ -201,10 +210,10 @@ def test_a_seed_reproduces_everything(clip, batch):
     assert not torch.equal(features[0], features[2])
 
 
-@pytest.mark.parametrize("name", ["speed", "noise", "equalizer", "gain", "telephone"])
+@pytest.mark.parametrize("name", ["speed", "crop", "silence", "room", "noise", "equalizer", "gain", "telephone"])
 def test_augmentation_probabilities_per_clip(make_clip, name):
-    augmentation = Augmentation(**{f"{name}_probability": 0.3})
-    clip, random = make_clip(0.01), rng()
+    augmentation = Augmentation(**{f"{name}_probability": 0.3}, crop_s=[0.04, 0.05])
+    clip, random = make_clip(0.1), rng()
     changed = [augmentation.augment_audio(clip, RATE, random) is not clip for _ in range(300)]
     assert np.mean(changed) == pytest.approx(0.3, abs=0.08)
 
@@ -273,6 +282,12 @@ def test_flags_make_an_augmentation():
         ({"equalizer_db": [8, -8]}, r"equalizer_db=\[8, -8\]"),
         ({"gain_db": [0, float("inf")]}, r"gain_db=\[0, inf\]"),
         ({"speed": [0, 1]}, r"speed=\[0, 1\] .*between 0.5 and 2.0"),
+        ({"crop_s": [0.01, 2]}, r"crop_s=\[0.01, 2\] .*between 0.04 and 60.0 s"),
+        ({"silence_s": [-1, 2]}, r"silence_s=\[-1, 2\] .*between 0.0 and 60.0 s"),
+        ({"reverberation_s": [0, 1]}, r"reverberation_s=\[0, 1\] .*between 0.01 and 10.0 s"),
+        ({"direct_db": [12, 0]}, r"direct_db=\[12, 0\]"),
+        ({"recorded_noise_share": 2}, "recorded_noise_share=2 must be between 0 and 1"),
+        ({"noise_dir": "/missing"}, "noise_dir='/missing' contains no audio files; name a folder"),
         ({"time_share": -0.1}, "time_share=-0.1 must be between 0 and 1"),
         ({"frequency_masks": -1}, "frequency_masks=-1 must be at least 0"),
     ],
@@ -291,6 +306,12 @@ def test_invalid_augmentations_raise(options, message):
         (lambda clip: gain(clip[None], 3.0), r"float32 of shape \(1, 8000\)"),
         (lambda clip: gain(clip, float("nan")), "db=nan"),
         (lambda clip: gain([0.5, 0.5], 3.0), "audio is list"),
+        (lambda clip: mix_noise(clip, clip[1:], 5.0), "noise of 7999 samples, .*cannot be added to audio of 8000"),
+        (lambda clip: mix_noise(clip, 0 * clip, 5.0), "of which 0 are not 0, cannot be added"),
+        (lambda clip: mix_noise(clip, clip[None], 5.0), r"noise is float32 of shape \(1, 8000\)"),
+        (lambda clip: reverberate(clip, RATE, 0.0, 5.0, rng()), "reverberation_s=0.0 must be between 0.01 and 10.0 s"),
+        (lambda clip: crop(clip, RATE, 0.0, rng()), "seconds=0.0 must be between 0.04 and 60.0 s"),
+        (lambda clip: surround_with_silence(clip, RATE, 0.0, -1.0, -60.0, rng()), "after_s=-1.0 must be between"),
         (lambda clip: telephone(clip[:0], RATE), r"shape \(0,\); .*at least one sample"),
         (lambda clip: telephone(clip, 16), r"sampling_rate=16 must be .* Hz \(not kHz\)"),
         (lambda clip: equalize(clip, RATE, [0.0]), r"gains_db=\[0.0\] must have gains at two or more frequencies"),
@@ -310,3 +331,126 @@ def test_spec_augment_raises_for_shapes_that_do_not_match(batch):
         spec_augment(features, mask[:, :10], rng())
     with pytest.raises(ValueError, match=r"frequency_share=2\.0"):
         spec_augment(features, mask, rng(), frequency_share=2.0)
+
+
+@pytest.mark.parametrize("reverberation_s", [0.2, 0.6])
+def test_room_decays_by_60_db_in_its_reverberation_time(reverberation_s):
+    """The response to a click is the direct sound and a tail; the slope of its level is that of the definition."""
+    click = np.zeros(RATE, np.float32)
+    click[1000] = 0.5
+
+    response = reverberate(click, RATE, reverberation_s, 3.0, rng())
+
+    assert (response.dtype, response.shape) == (np.float32, click.shape)
+    assert response[1000] == pytest.approx(0.5, abs=1e-6)
+    np.testing.assert_allclose(response[:1000], 0, atol=1e-6)
+    tail = response[1001:]
+    assert 10 * np.log10(0.5**2 / np.sum(tail.astype(np.float64) ** 2)) == pytest.approx(3.0, abs=0.01)
+    half = round(reverberation_s * RATE / 4)
+    first, second = (level_db(tail[start : start + half]) for start in (0, 2 * half))
+    assert first - second == pytest.approx(30, abs=1.5)
+    np.testing.assert_allclose(tail[4 * half + 1 :], 0, atol=1e-6)
+
+
+def test_room_neither_delays_nor_shortens(clip):
+    room = reverberate(clip, RATE, 0.4, 6.0, rng())
+
+    assert len(room) == len(clip)
+    lags = np.correlate(room, clip[100:-100].copy(), "valid")
+    assert lags.argmax() == 100
+    assert not np.array_equal(room, reverberate(clip, RATE, 0.4, 6.0, rng(1)))
+
+
+def test_crop_is_a_stretch_of_the_clip():
+    ramp = np.linspace(0.5, 1, 2 * RATE, dtype=np.float32)
+    starts = []
+    for seed in range(50):
+        stretch = crop(ramp, RATE, 0.5, rng(seed))
+        assert len(stretch) == RATE // 2
+        starts.append(int(np.abs(ramp - stretch[0]).argmin()))
+        np.testing.assert_array_equal(stretch, ramp[starts[-1] :][: RATE // 2])
+    assert min(starts) < 0.2 * RATE and max(starts) > 1.3 * RATE
+
+
+def test_clips_are_not_cropped_to_pauses_or_below_the_range(clip):
+    assert crop(clip, RATE, 0.5, rng()) is clip
+    mostly_pause = np.concatenate([1e-3 * tone(100, 0.3), tone(100, 0.1)])
+    for seed in range(20):
+        cropped = crop(mostly_pause, RATE, 0.2, rng(seed))
+        assert cropped is mostly_pause or level_db(cropped) > level_db(mostly_pause) - 20
+
+
+def test_silence_surrounds_the_clip(clip):
+    surrounded = surround_with_silence(clip, RATE, 0.25, 0.5, -60.0, rng())
+
+    assert surrounded.dtype == np.float32
+    np.testing.assert_array_equal(surrounded[RATE // 4 : -RATE // 2], clip)
+    for part in (surrounded[: RATE // 4], surrounded[-RATE // 2 :]):
+        assert level_db(part) == pytest.approx(level_db(clip) - 60, abs=0.3)
+
+
+def test_timed_clips_keep_their_length(clip):
+    augmentation = Augmentation(crop_probability=1, crop_s=[0.1, 0.2], silence_probability=1)
+
+    assert augmentation.augment_audio(clip, RATE, rng(), is_timed=True) is clip
+    assert len(augmentation.augment_audio(clip, RATE, rng())) > 0.4 * RATE + 0.1 * RATE
+
+
+@pytest.fixture
+def noise_dir(tmp_path):
+    """A folder with a tone of 1 kHz, padded with zeros, and one of 3 kHz in a subfolder."""
+    (tmp_path / "more").mkdir()
+    padded = np.concatenate([np.zeros(RATE, np.float32), tone(1000, 0.2), np.zeros(2 * RATE, np.float32)])
+    soundfile.write(tmp_path / "one.wav", padded, RATE)
+    soundfile.write(tmp_path / "more" / "two.flac", tone(3000, 0.2), RATE)
+    return tmp_path
+
+
+def test_recorded_noise_has_the_drawn_snr(noise_dir, clip):
+    noisy = Augmentation(noise_probability=1, noise_dir=str(noise_dir), recorded_noise_share=1, snr_db=[7, 7])
+    found = set()
+    for seed in range(12):
+        noise = noisy.augment_audio(clip, RATE, rng(seed)).astype(np.float64) - clip
+        assert level_db(clip) - level_db(noise) == pytest.approx(7, abs=0.01)
+        found.add(int(band_power(noise, 2500, 3500) > band_power(noise, 500, 1500)))
+    assert found == {0, 1}
+
+
+def test_recorded_and_synthetic_noise_have_their_shares(noise_dir):
+    noisy, random = Augmentation(noise_probability=1, noise_dir=str(noise_dir)), rng()
+    quiet = tone(100, 0.1)
+    noises = [noisy.augment_audio(quiet, RATE, random) - quiet for _ in range(300)]
+    # Of the recordings nothing is above 5 kHz; the pure tones of the shorter stretches have a little.
+    recorded = [band_power(noise, 5000, 8001) < 0.02 * band_power(noise, 500, 3500) for noise in noises]
+    assert np.mean(recorded) == pytest.approx(0.7, abs=0.08)
+
+
+def test_a_seed_reproduces_recorded_noise_in_another_process(noise_dir, clip):
+    options = {"noise_probability": 1, "noise_dir": str(noise_dir), "recorded_noise_share": 1}
+    one, other = Augmentation(**options), Augmentation(**options)
+    one.augment_audio(clip, RATE, rng(5))
+
+    np.testing.assert_array_equal(one.augment_audio(clip, RATE, rng()), other.augment_audio(clip, RATE, rng()))
+    assert one == other
+    assert one.settings() == other.settings()
+
+
+def test_settings_name_the_recordings(noise_dir):
+    options = {"noise_probability": 1, "noise_dir": str(noise_dir)}
+    before = Augmentation(**options).settings()
+    soundfile.write(noise_dir / "three.wav", tone(100), RATE)
+
+    assert Augmentation(**options).settings() != before
+    assert before.keys() >= {"noise_dir", "recorded_noise_share", "crop_s", "recordings"}
+
+
+def test_noise_is_added_after_the_room(clip):
+    both = Augmentation(room_probability=1, noise_probability=1, reverberation_s=[0.3, 0.3], direct_db=[5, 5])
+    random = rng()
+    random.random(), random.random()
+    random.uniform(0, 1), random.uniform(0, 1)
+    room = reverberate(clip, RATE, 0.3, 5.0, random)
+    random.random()
+    expected = add_noise(room, random.uniform(5, 30), random, random.choice(["white", "pink"]))
+
+    np.testing.assert_allclose(both.augment_audio(clip, RATE, rng()), expected, atol=1e-6)

@@ -32,6 +32,13 @@ def test_states_are_padded_and_missing_modalities_masked(collator):
     assert batch["audio_hidden_states"][0][:, :, 0].tolist() == [[3, 3, 3], [1, 0, 0]]
 
 
+def test_loss_weights_are_collated(collator):
+    rows = [{**TARGET, "audio": states(1), "loss_weight": weight} for weight in (0.5, 2.0)]
+
+    assert collator(rows)["loss_weight"].tolist() == [0.5, 2.0]
+    assert "loss_weight" not in collator([{**TARGET, "audio": states(1)}])
+
+
 def test_modality_missing_from_all_rows_is_left_out(collator):
     assert set(collator([{**TARGET, "text": "i am sad"}])) == {"labels", "label_mask", "input_ids", "attention_mask"}
 

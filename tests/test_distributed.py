@@ -56,12 +56,23 @@ WORDS = {"angry": "wait !", "happy": "i am happy", "sad": "i am sad"}
 RUNS = {
     "full": {"audio_mode": "full", "text_mode": "full", "train_sampling_strategy": "sequential"},
     "adapted": {"audio_mode": "lora", "text_mode": "lora", "lora_dropout": 0, "activation_checkpointing": "true"},
+    "copies": {
+        "audio_mode": "frozen",
+        "text_mode": "frozen",
+        "train_sampling_strategy": "sequential",
+        "fusion": "late",
+        "audio_layer_mix": "concat",
+        "augmented_copies": 2,
+        "noise_probability": 1.0,
+        "class_weights": "corpus",
+    },
     "streamed": {"audio_mode": "full", "text_mode": "full", "streaming": "true", "max_steps": 2 * len(STEPS)},
 }
 # The order of batches depends on the batch size; processes take batches in turn, as gradient accumulation does.
 SAME_ROWS = {
     "full": {"per_device_train_batch_size": 2 * BATCH_SIZE},
     "adapted": {"gradient_accumulation_steps": 2},
+    "copies": {"per_device_train_batch_size": 2 * BATCH_SIZE},
     "streamed": {"per_device_train_batch_size": 2 * BATCH_SIZE},
 }
 OPTIONS = {
@@ -112,7 +123,7 @@ def sources(tmp_path_factory, session_tokenizer, make_clip):
 
 
 def arguments(sources, folder, **options):
-    options = {**sources, **OPTIONS, "output_dir": folder / "model", **options}
+    options = {**sources, **OPTIONS, "output_dir": folder / "model", "cache_dir": folder / "features", **options}
     return [str(part) for name, value in options.items() for part in (f"--{name}", value)]
 
 
@@ -150,7 +161,7 @@ def run_alone(name, sources, folder):
     return folder / "model"
 
 
-@pytest.fixture(scope="module", params=["full", "adapted"])
+@pytest.fixture(scope="module", params=["full", "adapted", "copies"])
 def runs(request, sources, launched, tmp_path_factory):
     """The output folders of a run with two processes, and of one process with the same rows in every step."""
     alone = run_alone(request.param, sources, tmp_path_factory.mktemp("alone"))

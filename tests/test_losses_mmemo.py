@@ -94,6 +94,27 @@ def test_class_weights_by_hand():
 
 
 @torch.no_grad()
+def test_loss_weights_by_hand():
+    model = constant_model([0.0, log(3)], modality_loss_weight=1.0)
+    weight = torch.tensor([2.0, 0.5])
+    # The prediction and three heads; divided by the number of rows, not by the sum of their weights.
+    expected = 4 * (2 * log(4) + 0.5 * log(4 / 3)) / 2
+    assert loss_of(model, [BOTH, WHOLE], [0, 1], loss_weight=weight) == pytest.approx(expected)
+    ones = loss_of(model, [BOTH, WHOLE], [0, 1], loss_weight=torch.ones(2))
+    assert ones == loss_of(model, [BOTH, WHOLE], [0, 1])
+
+
+@torch.no_grad()
+def test_weighted_losses_of_parts_of_a_batch_add_up():
+    model, inputs = make_model(modality_loss_weight=0.3), make_inputs()
+    labels, weight = torch.tensor([0, 3, 5, 6]), torch.tensor([0.2, 3.0, 1.0, 0.5])
+    parts = [
+        model(**rows(inputs, part), labels=labels[part], loss_weight=weight[part]).loss for part in ([0, 1], [2, 3])
+    ]
+    torch.testing.assert_close(sum(parts) / 2, model(**inputs, labels=labels, loss_weight=weight).loss)
+
+
+@torch.no_grad()
 def test_masked_labels_are_excluded_from_the_loss():
     mask = torch.tensor([[1, 0, 1], [1, 1, 1]])
     model = constant_model([0.0, log(96), log(3)], modality_loss_weight=0)

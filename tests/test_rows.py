@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, as_dataset
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches, StreamedRows
+from modeling_mmemo.training.training_run import corpus_loss_weights
 
 
 LABELS = ("angry", "happy", "sad")
@@ -65,6 +66,22 @@ def test_labels_that_a_corpus_lacks_are_masked(make_row, select):
 
     assert rows[0]["label_mask"].tolist() == [1, 0, 1]
     assert rows[2]["label_mask"].tolist() == [0, 1, 0]
+
+
+def test_corpus_weights_give_labels_equal_and_corpora_root_weights(make_row, select):
+    """One corpus of 16 rows, 12 and 4 of a label, and one of 4 rows of another label, half of which is drawn."""
+    table = [make_row("sad", text="a") for _ in range(12)] + [make_row("happy", text="b") for _ in range(4)]
+    table += [make_row("angry", text="c", corpus="two") for _ in range(8)]
+    rows = select(table, weights=[1.0] * 16 + [0.5] * 8)
+
+    rows.loss_weights = corpus_loss_weights(rows)
+
+    weights = [row["loss_weight"] for row in rows]
+    assert (len(weights), np.mean(weights)) == (20, pytest.approx(1))
+    sad, happy, angry = sum(weights[:12]), sum(weights[12:16]), sum(weights[16:])
+    assert sad == pytest.approx(happy)
+    assert (sad + happy) / angry == pytest.approx(2)
+    assert "loss_weight" not in select(table)[0]
 
 
 def test_clip_is_paired_with_texts_of_its_label(make_row, select):
@@ -175,6 +192,17 @@ def test_word_times_scale_with_the_speed_of_the_clip(make_row, select):
 
     assert word == "wait"
     assert (start, end) == pytest.approx((0.05, 0.2))
+
+
+def test_clips_with_word_times_are_not_cropped(make_row, select):
+    words = [{"word": "wait", "start": 0.1, "end": 0.4}]
+    table = [make_row("sad", 0.5, "wait", word_times=words), make_row("sad", 0.5, "wait")]
+
+    timed, cropped = select(table, augmentation=Augmentation(crop_probability=1.0, crop_s=[0.2, 0.3]))
+
+    assert len(timed["audio"]) == 0.5 * RATE
+    assert timed["word_times"] == [("wait", pytest.approx(0.1), pytest.approx(0.4))]
+    assert 0.2 * RATE <= len(cropped["audio"]) <= 0.3 * RATE + 1
 
 
 def test_audio_of_a_pair_is_replaced_by_noise_without_label(make_row, select):

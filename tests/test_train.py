@@ -235,6 +235,11 @@ def test_balanced_class_weights(frozen):
     assert weights == {label: pytest.approx(22 / 7 / (4 if label == "surprise" else 3)) for label in WORDS}
 
 
+def test_silence_that_would_be_cut_off_raises(run, tmp_path):
+    with pytest.raises(ValueError, match=r"silence_probability=0\.5 contradicts cut_to_speech=True"):
+        run(tmp_path, silence_probability=0.5)
+
+
 def test_other_labels_than_those_of_a_resumed_checkpoint_raise(run, frozen, tmp_path):
     (checkpoint,) = frozen.glob("checkpoint-*")
 
@@ -345,6 +350,31 @@ def test_cached_states_train_like_the_encoders(run, tmp_path):
     for one, other in zip(cached, computed):
         assert one == pytest.approx(other, abs=2e-2)
     assert cached[-1][1] < cached[0][1]
+
+
+def test_frozen_run_trains_on_augmented_copies(run, tmp_path, tables, make_clip):
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "hum.wav", make_clip(0.2, 7), 16_000)
+    options = {"audio_mode": "frozen", "text_mode": "frozen", "max_steps": 4, "save_strategy": "steps"}
+    options |= {"fusion": "late", "audio_layer_mix": "concat", "class_weights": "corpus", "eval_strategy": "epoch"}
+    options |= {"augmented_copies": 2, "noise_probability": 1.0, "noise_dir": tmp_path / "noise"}
+    options |= {"cache_dir": tmp_path / "features", "save_steps": 4, "room_probability": 0.5}
+
+    folders = [run(tmp_path / name, **options) for name in ("first", "again")]
+
+    first, again = (losses(folder / "checkpoint-4") for folder in folders)
+    assert len(first) == 4 and first == again
+    assert len(list((tmp_path / "features").glob("audio-copies-*"))) == 1
+    assert not list((tmp_path / "features").glob("audio-[!c]*"))
+    assert MMEmoForEmotionRecognition.from_pretrained(folders[0]).config.class_weights is None
+    assert 0 <= scores(folders[0])["eval_audio_uar"] <= 1
+    clip = {"audio": str(tables["clips"].parent / "0.wav")}
+    assert pipeline("multimodal-emotion", model=str(folders[0]))(clip)
+
+
+def test_copies_for_a_branch_that_needs_the_whole_sequence_raise(run, tmp_path):
+    with pytest.raises(ValueError, match="augmented_copies contradicts fusion=hybrid, audio_layer_mix=weighted_sum"):
+        run(tmp_path, audio_mode="frozen", text_mode="frozen", augmented_copies=2, noise_probability=1.0)
 
 
 def test_saved_adapter_equals_the_merged_model(run, encoders, tables, tmp_path):

@@ -110,6 +110,25 @@ def test_unknown_option_raises(tmp_path):
             "noise_probability contradicts audio_mode=frozen with cache_states=True",
         ),
         (
+            "--audio_encoder a --augmented_copies 2 --noise_probability 0.5",
+            "augmented_copies=2 contradicts audio_mode=lora",
+        ),
+        (
+            "--audio_encoder a --audio_mode frozen --augmented_copies 2 --noise_probability 0.5 --cache_states false",
+            "augmented_copies=2 contradicts cache_states=False with streaming=False",
+        ),
+        (
+            "--audio_encoder a --audio_mode frozen --augmented_copies 2",
+            "augmented_copies=2 contradicts an augmentation whose probabilities are all 0",
+        ),
+        ("--audio_encoder a --augmented_copies -1", "augmented_copies=-1 must be at least 0"),
+        (
+            "--audio_encoder a --text_encoder b --audio_mode frozen --augmented_copies 2 --noise_probability 0.5 "
+            "--blank_probability 0.5",
+            "blank_probability contradicts audio_mode=frozen with cache_states=True",
+        ),
+        ("--text_encoder b --class_weights equal", r"class_weights='equal' is unknown; choose one of .*'corpus'"),
+        (
             "--text_encoder b --text_mode frozen --context_dropout 0.5",
             "context_dropout=0.5 contradicts text_mode=frozen with cache_states=True",
         ),

@@ -1,15 +1,19 @@
 """
-Audio augmentation: noise, equalizer, gain, speed and telephone line on samples, SpecAugment on log-mel frames.
+Audio augmentation: speed, crop, silence, room, noise, equalizer, gain and telephone line on samples, SpecAugment on
+log-mel frames.
 
 Deliberate choices:
 - Samples are mono float32, as `load_audio` returns them. Nothing is changed in place.
 - All random numbers come from the generator that is passed in, so a seed reproduces a run.
+- Clips are augmented as they were recorded; the processor cuts them to their speech afterwards, as in a prediction. It
+  therefore removes silence before and after a clip again, unless it does not detect speech (`cut_to_speech`).
 - Own code over numpy, scipy and librosa: audiomentations 0.43 requires soxr < 1, and the masks of wav2vec2 in
   transformers have one fixed width and draw from NumPy's global state.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import librosa
 import numpy as np
@@ -17,7 +21,8 @@ import scipy.fft
 import scipy.signal
 import torch
 
-from mmemo.audio.loading import SAMPLING_RATES
+from mmemo.audio.loading import MIN_AUDIO_SECONDS, SAMPLING_RATES, is_silent
+from modeling_mmemo.data.noise_recordings import NoiseRecordings
 
 
 NOISE_COLORS = ("white", "pink")
@@ -25,6 +30,11 @@ NOISE_RMS = 0.1  # of full scale
 LEVELS_DB = (-100.0, 100.0)
 EQUALIZER_POINTS = 6  # evenly spaced in mel
 SPEEDS = (0.5, 2.0)  # factors; the usual ones are 0.9 to 1.1
+REVERBERATION_TIMES = (0.01, 10.0)  # seconds; rooms have 0.2 to 1
+CROPS = (MIN_AUDIO_SECONDS, 60.0)  # seconds
+CROP_DB = -20.0  # a stretch with less power, relative to its clip, is mostly a pause
+SILENCES = (0.0, 60.0)  # seconds
+SILENCE_DB = (-90.0, -60.0)  # of the noise in silence, relative to the clip: that of 16 bits, and that of a quiet room
 TELEPHONE_RATE = 8_000  # Hz
 TELEPHONE_BAND = scipy.signal.butter(4, (300, 3400), "bandpass", fs=TELEPHONE_RATE, output="sos")  # Hz
 
@@ -48,7 +58,33 @@ def add_noise(audio: np.ndarray, snr_db: float, rng: np.random.Generator, color:
     """
     _check_audio(audio)
     _check_between("snr_db", snr_db, LEVELS_DB, " dB")
-    noise = make_noise(len(audio), rng, color)
+    return mix_noise(audio, make_noise(len(audio), rng, color), snr_db)
+
+
+def mix_noise(audio: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
+    """
+    Adds the given noise at a signal-to-noise ratio; digital silence stays silent.
+
+    Args:
+        audio (`np.ndarray` of shape `(samples,)`): Float32 samples.
+        noise (`np.ndarray` of shape `(samples,)`): Float32 samples of any level, not all of them 0.
+        snr_db (`float`): Mean power of `audio` divided by that of the noise, in dB.
+
+    Returns:
+        `np.ndarray` of the shape of `audio`.
+
+    Raises:
+        ValueError: If audio or noise has another type or shape, the noise is silent, or `snr_db` is out of
+            `LEVELS_DB`.
+    """
+    _check_audio(audio)
+    _check_audio(noise, "noise")
+    _check_between("snr_db", snr_db, LEVELS_DB, " dB")
+    if len(noise) != len(audio) or not noise.any():
+        raise ValueError(
+            f"noise of {len(noise)} samples, of which {np.count_nonzero(noise)} are not 0, cannot be added to audio "
+            f"of {len(audio)} samples; it must have the same length and not be silent."
+        )
     scale = np.sqrt(_power(audio) / _power(noise)) * 10 ** (-snr_db / 20)
     return audio + np.float32(scale) * noise
 
@@ -161,6 +197,102 @@ def change_speed(audio: np.ndarray, sampling_rate: int, factor: float) -> np.nda
     return librosa.resample(audio, orig_sr=sampling_rate * factor, target_sr=sampling_rate)
 
 
+def reverberate(
+    audio: np.ndarray, sampling_rate: int, reverberation_s: float, direct_db: float, rng: np.random.Generator
+) -> np.ndarray:
+    """
+    Places audio in a synthetic room, without delay: direct sound, followed by white noise that decays exponentially.
+
+    Args:
+        audio (`np.ndarray` of shape `(samples,)`): Float32 samples.
+        sampling_rate (`int`): Sampling rate in Hz, before and after.
+        reverberation_s (`float`): Reverberation time (RT60) in seconds, in which the power decays by 60 dB.
+        direct_db (`float`): Energy of the direct sound divided by that of the reverberation, in dB.
+        rng (`np.random.Generator`): Draws the room.
+
+    Returns:
+        `np.ndarray` of the shape of `audio`: the direct sound as it was, plus the reverberation, cut off at the end.
+
+    Raises:
+        ValueError: If the audio has another type or shape, the sampling rate is invalid, `reverberation_s` is out of
+            `REVERBERATION_TIMES`, or `direct_db` out of `LEVELS_DB`.
+
+    Source: Polack 1988, La transmission de l'énergie sonore dans les salles (the model); Ko et al. 2017, A Study on
+    Data Augmentation of Reverberant Speech for Robust Speech Recognition (simulated rooms for training).
+    """
+    _check_audio(audio)
+    _check_between("sampling_rate", sampling_rate, SAMPLING_RATES, " Hz (not kHz)")
+    _check_between("reverberation_s", reverberation_s, REVERBERATION_TIMES, " s")
+    _check_between("direct_db", direct_db, LEVELS_DB, " dB")
+    # The amplitude decays by 60 dB, a factor of 1000, in the reverberation time; the first sample is the direct sound.
+    seconds = np.arange(1, round(reverberation_s * sampling_rate) + 1) / sampling_rate
+    decay = np.exp(-np.log(1000) / reverberation_s * seconds).astype(np.float32)
+    tail = np.concatenate([np.zeros(1, np.float32), _white_noise(len(decay), rng) * decay])
+    tail *= np.float32(10 ** (-direct_db / 20) / np.linalg.norm(tail))
+    return audio + scipy.signal.fftconvolve(audio, tail)[: len(audio)]
+
+
+def crop(audio: np.ndarray, sampling_rate: int, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """
+    Returns a random stretch, as in the windows of a timeline.
+
+    Args:
+        audio (`np.ndarray` of shape `(samples,)`): Float32 samples.
+        sampling_rate (`int`): Sampling rate in Hz.
+        seconds (`float`): Length of the stretch.
+        rng (`np.random.Generator`): Draws its start.
+
+    Returns:
+        `np.ndarray` of shape `(seconds * sampling_rate,)`; `audio` itself if it is no longer than that, or if the
+        stretch is mostly a pause: its power is less than `CROP_DB` relative to that of the clip.
+
+    Raises:
+        ValueError: If the audio has another type or shape, the sampling rate is invalid, or `seconds` is out of
+            `CROPS`.
+    """
+    _check_audio(audio)
+    _check_between("sampling_rate", sampling_rate, SAMPLING_RATES, " Hz (not kHz)")
+    _check_between("seconds", seconds, CROPS, " s")
+    # Not below the minimum of seconds where that is a fraction of a sample more.
+    num_samples = int(np.ceil(seconds * sampling_rate))
+    if num_samples >= len(audio):
+        return audio
+    start = rng.integers(len(audio) - num_samples, endpoint=True)
+    stretch = audio[start : start + num_samples]
+    is_pause = _power(stretch) < _power(audio) * 10 ** (CROP_DB / 10) or is_silent(stretch)
+    return audio if is_pause else stretch
+
+
+def surround_with_silence(
+    audio: np.ndarray, sampling_rate: int, before_s: float, after_s: float, level_db: float, rng: np.random.Generator
+) -> np.ndarray:
+    """
+    Puts silence before and after audio: white noise of a low level, as of a microphone that is on.
+
+    Args:
+        audio (`np.ndarray` of shape `(samples,)`): Float32 samples.
+        sampling_rate (`int`): Sampling rate in Hz, before and after.
+        before_s, after_s (`float`): Seconds before and after the clip.
+        level_db (`float`): Power of the noise divided by the mean power of the clip, in dB.
+        rng (`np.random.Generator`): Draws the noise.
+
+    Returns:
+        `np.ndarray` of shape `((before_s + seconds + after_s) * sampling_rate,)`.
+
+    Raises:
+        ValueError: If the audio has another type or shape, the sampling rate is invalid, a number of seconds is out
+            of `SILENCES`, or `level_db` out of `LEVELS_DB`.
+    """
+    _check_audio(audio)
+    _check_between("sampling_rate", sampling_rate, SAMPLING_RATES, " Hz (not kHz)")
+    _check_between("before_s", before_s, SILENCES, " s")
+    _check_between("after_s", after_s, SILENCES, " s")
+    _check_between("level_db", level_db, LEVELS_DB, " dB")
+    level = np.float32(np.sqrt(_power(audio)) * 10 ** (level_db / 20))
+    before, after = (level * _white_noise(round(seconds * sampling_rate), rng) for seconds in (before_s, after_s))
+    return np.concatenate([before, audio, after])
+
+
 def telephone(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
     """
     Simulates a telephone line: 300 to 3400 Hz, clipped at full scale, 8-bit mu-law at 8 kHz.
@@ -248,11 +380,12 @@ class Augmentation:
     """
     The augmentations of clips, their probabilities and strengths; all are off by default.
 
-    The fields are plain numbers and lists, so that `HfArgumentParser` makes flags of them. A range is a minimum and a
-    maximum, between which values are drawn uniformly.
+    The fields are plain numbers, strings and lists, so that `HfArgumentParser` makes flags of them. A range is a
+    minimum and a maximum, between which values are drawn uniformly.
 
     Raises:
-        ValueError: If a probability, a share, a number of masks or a range is invalid.
+        ValueError: If a probability, a share, a number of masks or a range is invalid, or `noise_dir` contains no
+            audio files.
     """
 
     speed_probability: float = field(
@@ -262,12 +395,45 @@ class Augmentation:
         default_factory=lambda: [0.9, 1.1],
         metadata={"help": "Range of speed factors; tempo and pitch change together."},
     )
+    crop_probability: float = field(
+        default=0.0,
+        metadata={"help": "Probability that a random stretch of a clip is used; never of a clip with word times."},
+    )
+    crop_s: list[float] = field(
+        default_factory=lambda: [1.2, 3.5], metadata={"help": "Range of lengths of the stretch in seconds."}
+    )
+    silence_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that silence is put before and after a clip; never around one with word times. Needs "
+            "a processor that does not cut clips to their speech."
+        },
+    )
+    silence_s: list[float] = field(
+        default_factory=lambda: [0.2, 2.0],
+        metadata={"help": "Range of lengths of the silence in seconds, drawn for either side."},
+    )
+    room_probability: float = field(default=0.0, metadata={"help": "Probability that a clip gets reverberation."})
+    reverberation_s: list[float] = field(
+        default_factory=lambda: [0.15, 0.6], metadata={"help": "Range of reverberation times (RT60) in seconds."}
+    )
+    direct_db: list[float] = field(
+        default_factory=lambda: [0.0, 12.0], metadata={"help": "Range of direct-to-reverberant ratios in dB."}
+    )
     noise_probability: float = field(
-        default=0.0, metadata={"help": "Probability that a clip gets white or pink noise."}
+        default=0.0, metadata={"help": "Probability that a clip gets noise: white, pink or from noise_dir."}
     )
     snr_db: list[float] = field(
         default_factory=lambda: [5.0, 30.0], metadata={"help": "Range of signal-to-noise ratios in dB."}
     )
+    noise_dir: str | None = field(
+        default=None, metadata={"help": "Folder of recordings of noise, with subfolders; none by default."}
+    )
+    recorded_noise_share: float = field(
+        default=0.7,
+        metadata={"help": "With noise_dir, share of the noise that is recorded rather than white or pink."},
+    )
+    recordings: NoiseRecordings | None = field(default=None, init=False, repr=False, compare=False)
     equalizer_probability: float = field(
         default=0.0, metadata={"help": "Probability that a clip gets gains that depend on frequency."}
     )
@@ -291,30 +457,49 @@ class Augmentation:
         for name, value in vars(self).items():
             if name.endswith("_probability"):
                 _check_between(name, value, (0, 1))
+        _check_between("recorded_noise_share", self.recorded_noise_share, (0, 1))
+        _check_range("crop_s", self.crop_s, CROPS, " s")
+        _check_range("silence_s", self.silence_s, SILENCES, " s")
+        _check_range("reverberation_s", self.reverberation_s, REVERBERATION_TIMES, " s")
+        _check_range("direct_db", self.direct_db, LEVELS_DB, " dB")
         _check_range("speed", self.speed, SPEEDS)
         _check_range("snr_db", self.snr_db, LEVELS_DB, " dB")
         _check_range("equalizer_db", self.equalizer_db, LEVELS_DB, " dB")
         _check_range("gain_db", self.gain_db, LEVELS_DB, " dB")
         _check_spans(self.time_masks, self.time_share, self.frequency_masks, self.frequency_share)
+        if self.noise_dir is not None:
+            self.recordings = NoiseRecordings(self.noise_dir)
 
-    def augment_audio(self, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+    def augment_audio(
+        self, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator, is_timed: bool = False
+    ) -> np.ndarray:
         """
-        Augments one clip at random, in the order of a real call: voice, room, microphone, line.
-
-        Only a change of speed changes the length: timestamps scale with `len(result) / len(audio)`.
+        Augments one clip at random, in the order of a real call: voice, stretch, room, noise, microphone, line.
 
         Args:
             audio (`np.ndarray` of shape `(samples,)`): Float32 samples.
             sampling_rate (`int`): Sampling rate in Hz, before and after.
             rng (`np.random.Generator`): Draws the augmentation.
+            is_timed (`bool`, *optional*, defaults to `False`):
+                Whether there are timestamps within the clip. It is then neither cropped nor surrounded by silence, and
+                timestamps scale with `len(result) / len(audio)`.
 
         Returns:
-            `np.ndarray`: The augmented samples; `audio` itself if nothing was drawn.
+            `np.ndarray`: The augmented samples; `audio` itself if nothing was drawn. Only speed, crop and silence
+            change the length; the others neither delay the clip nor change its length.
         """
         if rng.random() < self.speed_probability:
             audio = change_speed(audio, sampling_rate, rng.uniform(*self.speed))
+        if self._draws(self.crop_probability, rng) and not is_timed:
+            audio = crop(audio, sampling_rate, rng.uniform(*self.crop_s), rng)
+        if self._draws(self.silence_probability, rng) and not is_timed:
+            before_s, after_s = rng.uniform(*self.silence_s, 2)
+            audio = surround_with_silence(audio, sampling_rate, before_s, after_s, rng.uniform(*SILENCE_DB), rng)
+        if self._draws(self.room_probability, rng):
+            reverberation_s, direct_db = rng.uniform(*self.reverberation_s), rng.uniform(*self.direct_db)
+            audio = reverberate(audio, sampling_rate, reverberation_s, direct_db, rng)
         if rng.random() < self.noise_probability:
-            audio = add_noise(audio, rng.uniform(*self.snr_db), rng, rng.choice(NOISE_COLORS))
+            audio = self._add_noise(audio, sampling_rate, rng)
         if rng.random() < self.equalizer_probability:
             audio = equalize(audio, sampling_rate, rng.uniform(*self.equalizer_db, EQUALIZER_POINTS))
         if rng.random() < self.gain_probability:
@@ -322,6 +507,28 @@ class Augmentation:
         if rng.random() < self.telephone_probability:
             audio = telephone(audio, sampling_rate)
         return audio
+
+    @staticmethod
+    def _draws(probability: float, rng: np.random.Generator) -> bool:
+        """Draws nothing where the probability is 0, so that runs without the augmentation stay what they were."""
+        return probability > 0 and rng.random() < probability
+
+    def _add_noise(self, audio: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
+        snr_db = rng.uniform(*self.snr_db)
+        if self.recordings is not None and self._draws(self.recorded_noise_share, rng):
+            return mix_noise(audio, self.recordings.draw(len(audio), sampling_rate, rng), snr_db)
+        return add_noise(audio, snr_db, rng, rng.choice(NOISE_COLORS))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any augmentation has a probability above 0."""
+        return any(value > 0 for name, value in vars(self).items() if name.endswith("_probability"))
+
+    def settings(self) -> dict[str, Any]:
+        """Returns all options, and the fingerprints of the recordings of `noise_dir`: equal settings and seeds give
+        equal augmentations."""
+        options = {option.name: getattr(self, option.name) for option in fields(self) if option.init}
+        return options | {"recordings": self.recordings.fingerprints() if self.recordings is not None else []}
 
     def augment_features(
         self, input_features: torch.Tensor, mask: torch.Tensor, rng: np.random.Generator
@@ -347,11 +554,11 @@ class Augmentation:
         )
 
 
-def _check_audio(audio: np.ndarray) -> None:
+def _check_audio(audio: np.ndarray, name: str = "audio") -> None:
     if not isinstance(audio, np.ndarray) or audio.dtype != np.float32 or audio.ndim != 1 or audio.size == 0:
         form = f"{audio.dtype} of shape {audio.shape}" if isinstance(audio, np.ndarray) else type(audio).__name__
         raise ValueError(
-            f"audio is {form}; it must be a float32 array of shape (samples,) with at least one sample, such as "
+            f"{name} is {form}; it must be a float32 array of shape (samples,) with at least one sample, such as "
             "load_audio returns."
         )
 

@@ -30,7 +30,7 @@ class EmotionCollator:
             rows (`list[dict]`):
                 Rows with `labels` and `label_mask`, and optionally `audio` (samples, or states of a frozen encoder
                 of shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`, `context` and
-                `speaker` (for a text in a dialogue), and `seed` (for an augmented clip).
+                `speaker` (for a text in a dialogue), `seed` (for an augmented clip), and `loss_weight`.
 
         Returns:
             `dict`: The inputs of [`MMEmoForEmotionRecognition.forward`].
@@ -42,6 +42,8 @@ class EmotionCollator:
             "labels": torch.tensor([row["labels"] for row in rows]),
             "label_mask": torch.stack([row["label_mask"] for row in rows]),
         }
+        if all("loss_weight" in row for row in rows):
+            batch["loss_weight"] = torch.tensor([row["loss_weight"] for row in rows])
         raw = []
         for modality, mask_name in MASKS.items():
             present = [index for index, row in enumerate(rows) if modality in row]
@@ -57,12 +59,18 @@ class EmotionCollator:
         if raw:
             # Audio and text in one call, because trimming a clip shifts the timestamps of its words.
             present = [index for index, row in enumerate(rows) if any(modality in row for modality in raw)]
-            inputs = self._prepare(raw, [rows[index] for index in present])
+            inputs = self.prepare(raw, [rows[index] for index in present])
             batch |= {name: _scatter(value, present, len(rows)) for name, value in inputs.items()}
         return batch
 
-    def _prepare(self, modalities: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
-        """Returns the model inputs of rows with clips or texts."""
+    def prepare(self, modalities: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
+        """
+        Returns the model inputs of rows with clips or texts, without their labels.
+
+        Args:
+            modalities (`list[str]`): The modalities to convert: `"audio"`, `"text"` or both.
+            rows (`list[dict]`): Rows as in a call, with samples and strings.
+        """
         values: dict = {modality: [row.get(modality) for row in rows] for modality in modalities}
         for name in ("word_times", "context", "speaker"):
             if "text" in modalities and any(row.get(name) for row in rows):

@@ -15,6 +15,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,55 @@ class TowerStates:
         return self._states[self._offsets[index] : self._offsets[index + 1]].transpose(1, 0, 2)
 
 
+class PooledStates:
+    """
+    The cached statistics of the states of an audio encoder over a list of clips and augmented copies of them, in place
+    of [`TowerStates`]; `self[i]` is the clip itself, an array of shape `(layers, positions, hidden)`.
+
+    One position is the mean of a clip's states; two have their mean and standard deviation.
+
+    Args:
+        folder (`Path`):
+            Folder with `states.bin`, single-precision statistics of shape `(clips and copies, layers, positions,
+            hidden)`, and `places.npy`, of shape `(rows, 1 + copies)`: the place of each row's clip and of its copies
+            there, -1 for one that does not exist.
+        layers, positions, hidden (`int`): Number of layers and of positions, and size of a state.
+    """
+
+    def __init__(self, folder: Path, layers: int, positions: int, hidden: int):
+        self._places = np.load(folder / "places.npy")
+        self._shape = (layers, positions, hidden)
+        shape = (int(self._places.max()) + 1, *self._shape)
+        # A file without clips cannot be mapped.
+        is_empty = shape[0] == 0
+        states = np.zeros(shape) if is_empty else np.memmap(folder / "states.bin", np.float32, mode="r", shape=shape)
+        self._states = states
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def length(self, index: int) -> int:
+        """Returns the number of positions of one clip, the same for all; 0 if it was missing."""
+        return self._shape[1] if self._places[index, 0] >= 0 else 0
+
+    def num_copies(self, index: int) -> int:
+        """Returns the number of augmented copies of one clip."""
+        return int((self._places[index, 1:] >= 0).sum())
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.copy(index, 0)
+
+    def copy(self, index: int, number: int) -> np.ndarray:
+        """Returns an augmented copy of a clip, counted from 1; 0 is the clip itself."""
+        if self._places[index, number] < 0:
+            return np.zeros((self._shape[0], 0, self._shape[2]), np.float32)
+        return self._states[self._places[index, number]]
+
+    def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns a clip or one of its copies, each with the same probability."""
+        return self.copy(index, int(rng.integers(self.num_copies(index) + 1)))
+
+
 @torch.inference_mode()
 def tower_states(
     modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset, cache_dir: str | Path
@@ -76,7 +126,7 @@ def tower_states(
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
         cache_dir (`str` or `Path`): Folder of the cache.
     """
-    folder = Path(cache_dir) / f"{modality}-{_cache_key(modality, tower, processor, rows)}"
+    folder = Path(cache_dir) / f"{modality}-{cache_key(modality, tower, processor, rows)}"
     if not (folder / "offsets.npy").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _compute(modality, tower.eval(), processor, rows, folder)
@@ -129,7 +179,23 @@ def run_tower(
     return states, mask.bool() & ~inputs.get("context_mask", torch.zeros_like(mask)).bool()
 
 
-def _cache_key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset) -> str:
+def cache_key(
+    modality: str,
+    tower: PreTrainedModel,
+    processor: MMEmoProcessor,
+    rows: Dataset,
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    """
+    Returns a hash of everything that the states of a frozen encoder depend on.
+
+    Args:
+        modality (`str`): `"audio"` or `"text"`.
+        tower (`PreTrainedModel`): The encoder.
+        processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
+        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
+        options (`Mapping`, *optional*): Other options that what is cached depends on.
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(tower.state_dict().items()):
         digest.update(name.encode())
@@ -141,6 +207,7 @@ def _cache_key(modality: str, tower: PreTrainedModel, processor: MMEmoProcessor,
         settings = {"tokenizer": repr(processor.tokenizer), "vocabulary": processor.tokenizer.get_vocab()}
         settings |= {name: getattr(processor, name) for name in TEXT_SETTINGS}
         values = map(repr, zip(rows["text"], rows["context"], rows["said_by"]))
+    settings |= options or {}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for value in values:
         digest.update(value.encode())

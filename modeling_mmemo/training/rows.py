@@ -5,7 +5,7 @@ Acted corpora have clips with emotion and texts without, other corpora have text
 therefore gets a random text of its own label, a new one in every epoch: a simulated pair.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from modeling_mmemo.data.augmentation import NOISE_COLORS, Augmentation, make_no
 from modeling_mmemo.data.clips import clip_seconds
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
-from modeling_mmemo.training.features import TowerStates
+from modeling_mmemo.training.features import PooledStates, TowerStates
 
 
 # Number of batches that are sorted by length together: fewer would pad more, more would separate the corpora.
@@ -39,15 +39,18 @@ class EmotionRows(torch.utils.data.Dataset):
     """
     Rows for the collator; `self[i]` has `labels`, `label_mask` and, unless missing, `audio` and `text`.
 
-    A text in a dialogue also has `context` and `speaker`.
+    A text in a dialogue also has `context` and `speaker`. With `loss_weights`, a `dict` of weights by corpus and label
+    id that may be set at any time, a row also has its `loss_weight`.
 
     Args:
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`; a modality without emotion is `None`.
         indices (`Sequence[int]`): The rows to draw from.
         labels (`Sequence[str]`): The model's labels.
-        states (`dict[str, TowerStates]`): For modalities with a frozen encoder: its cached states over all `rows`.
+        states (`dict[str, TowerStates | PooledStates]`):
+            For modalities with a frozen encoder: its cached states over all `rows`.
         processor (`MMEmoProcessor`): Loads clips.
-        augmentation (`Augmentation`, *optional*): Augments clips.
+        augmentation (`Augmentation`, *optional*):
+            Augments clips. Of cached clips with augmented copies, a copy or the clip itself is drawn instead.
         pair_probability (`float`): Probability that a clip without text gets a text of its label.
         pair_texts (`Sequence[int]`): The rows with these texts; rows with audio are ignored.
         blank_probability (`float`): Probability that the audio of a row with text is replaced by noise.
@@ -64,7 +67,7 @@ class EmotionRows(torch.utils.data.Dataset):
         rows: Dataset,
         indices: Sequence[int],
         labels: Sequence[str],
-        states: dict[str, TowerStates],
+        states: Mapping[str, TowerStates | PooledStates],
         processor: MMEmoProcessor,
         augmentation: Augmentation | None = None,
         pair_probability: float = 0.0,
@@ -87,6 +90,7 @@ class EmotionRows(torch.utils.data.Dataset):
         self.label_ids = [labels.index(label) for label in rows["label"]]
         self.label_masks = label_masks(zip(rows["corpus"], rows["label"]), labels)
         self.corpora = list(rows["corpus"])
+        self.loss_weights: Mapping[tuple[str, int], float] | None = None
         self.has = {
             "audio": [audio is not None for audio in rows["audio"]],
             "text": [bool(text and text.strip()) for text in rows["text"]],
@@ -160,6 +164,8 @@ class EmotionRows(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, self.epoch, position))
         text_index = self._draw_text(index, rng)
         row = {"labels": self.label_ids[index], "label_mask": self.label_masks[self.corpora[index]]}
+        if self.loss_weights is not None:
+            row["loss_weight"] = self.loss_weights[self.corpora[index], self.label_ids[index]]
         if text_index is not None:
             row |= self._text(text_index, rng)
         if self.has["audio"][index]:
@@ -182,7 +188,9 @@ class EmotionRows(torch.utils.data.Dataset):
 
     def _audio(self, index: int, text_index: int | None, rng: np.random.Generator) -> dict:
         if "audio" in self.states:
-            return {"audio": self.states["audio"][index]}
+            states = self.states["audio"]
+            is_drawn = self.augmentation is not None and isinstance(states, PooledStates)
+            return {"audio": states.draw(index, rng) if is_drawn else states[index]}
         row = self.rows[index]
         word_times = row["word_times"] if text_index == index else None
         audio = load_clip(row["audio"], word_times, self.processor, self.augmentation, rng)
@@ -209,7 +217,7 @@ def load_clip(
     rng: np.random.Generator,
 ) -> dict:
     """
-    Loads and augments a clip.
+    Loads and augments a clip. It is not cut to its speech, which the processor does when it converts the samples.
 
     Args:
         audio (`dict`): A cell of the column `audio`.
@@ -225,7 +233,8 @@ def load_clip(
     samples = processor.load_audio(audio)
     speed, row = 1.0, {}
     if augmentation is not None:
-        augmented = augmentation.augment_audio(samples, processor.feature_extractor.sampling_rate, rng)
+        rate = processor.feature_extractor.sampling_rate
+        augmented = augmentation.augment_audio(samples, rate, rng, is_timed=bool(word_times))
         speed, samples = len(samples) / len(augmented), augmented
         row["seed"] = rng.integers(2**32)
     if word_times:

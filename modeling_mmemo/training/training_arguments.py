@@ -18,7 +18,7 @@ AUDIO_MODES = ("frozen", "lora", "full")
 TEXT_MODES = ("frozen", "lora", "qlora", "full")
 PROMPT = "\nEmotion:"
 TEXT_HEADS = ("linear", "label_words")
-CLASS_WEIGHTS = ("none", "balanced")
+CLASS_WEIGHTS = ("none", "balanced", "corpus")
 STORED_DTYPES = ("float32", "float16")
 SAMPLING_STRATEGIES = ("group_by_length", "random", "sequential")
 LEAK_COLUMNS = ("speaker", "text")
@@ -149,7 +149,11 @@ class ModelArguments:
     )
     modality_loss_weight: float = field(default=0.3, metadata={"help": "Weight of the loss of each modality's head."})
     class_weights: str = field(
-        default="none", metadata={"help": "balanced gives rare labels more weight in the loss; or none."}
+        default="none",
+        metadata={
+            "help": "none, balanced (gives rare labels more weight in the loss) or corpus (gives all labels of a "
+            "corpus the same weight, and a corpus the square root of its number of rows)."
+        },
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all labels."})
     focal_gamma: float = field(default=0.0, metadata={"help": "Exponent of the focal loss; 0 is cross-entropy."})
@@ -291,6 +295,13 @@ class DataArguments(SourceArguments):
         default=True, metadata={"help": "Cache the hidden states of frozen encoders instead of computing them again."}
     )
     cache_dir: str = field(default="runs/features", metadata={"help": "Folder of this cache."})
+    augmented_copies: int = field(
+        default=0,
+        metadata={
+            "help": "With a frozen audio encoder, number of augmented copies of each training clip that are cached; "
+            "each epoch draws one of them or the clip itself."
+        },
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Stream the training rows, in bounded memory; needs max_steps."}
     )
@@ -328,6 +339,8 @@ class DataArguments(SourceArguments):
         for name in ("pair_probability", "blank_probability", "context_dropout", "dev_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1].")
+        if self.augmented_copies < 0:
+            raise ValueError(f"augmented_copies={self.augmented_copies} must be at least 0.")
         if unknown := set(self.leak_columns) - set(LEAK_COLUMNS):
             raise ValueError(f"leak_columns={sorted(unknown)} is unknown; choose some of {LEAK_COLUMNS}.")
 
@@ -425,6 +438,8 @@ def _check_combination(
     model: ModelArguments, data: DataArguments, augmentation: Augmentation, training: EmotionTrainingArguments
 ) -> None:
     """Raises a `ValueError` if options of different groups contradict each other."""
+    if data.augmented_copies > 0:
+        _check_copies(model, data, augmentation)
     if data.streaming:
         _check_streaming(model, training)
     elif data.cache_states:
@@ -446,17 +461,38 @@ def _check_combination(
 
 def _check_cache(model: ModelArguments, data: DataArguments, augmentation: Augmentation) -> None:
     """Raises a `ValueError` for options that would change inputs whose states are cached."""
-    probabilities = {**vars(augmentation), "blank_probability": data.blank_probability}
+    # With augmented copies, the augmentation is cached too.
+    probabilities = {} if data.augmented_copies > 0 else vars(augmentation)
+    probabilities = {**probabilities, "blank_probability": data.blank_probability}
     augmented = [name for name, value in probabilities.items() if name.endswith("_probability") and value > 0]
     if augmented and model.audio_mode == "frozen":
         raise ValueError(
             f"{augmented[0]} contradicts audio_mode=frozen with cache_states=True: cached states cannot be augmented. "
-            "Set cache_states to false."
+            "Set cache_states to false, or cache augmented clips (augmented_copies)."
         )
     if data.context_dropout > 0 and model.text_mode == "frozen":
         raise ValueError(
             f"context_dropout={data.context_dropout} contradicts text_mode=frozen with cache_states=True: cached "
             "states were computed with the context. Set cache_states to false."
+        )
+
+
+def _check_copies(model: ModelArguments, data: DataArguments, augmentation: Augmentation) -> None:
+    """Raises a `ValueError` for options that contradict `augmented_copies`."""
+    if model.audio_mode != "frozen":
+        raise ValueError(
+            f"augmented_copies={data.augmented_copies} contradicts audio_mode={model.audio_mode}: only a frozen "
+            "encoder is cached. Set augmented_copies to 0; clips are then augmented in every epoch."
+        )
+    if data.streaming or not data.cache_states:
+        raise ValueError(
+            f"augmented_copies={data.augmented_copies} contradicts cache_states={data.cache_states} with streaming="
+            f"{data.streaming}: the copies are cached. Set cache_states to true and streaming to false."
+        )
+    if not augmentation.is_active:
+        raise ValueError(
+            f"augmented_copies={data.augmented_copies} contradicts an augmentation whose probabilities are all 0. Set "
+            "one of them, such as noise_probability, or set augmented_copies to 0."
         )
 
 

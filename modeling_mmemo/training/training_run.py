@@ -1,5 +1,6 @@
 """One training run, from the encoders to a folder that `from_pretrained` and `pipeline` load."""
 
+from collections import defaultdict
 from collections.abc import Container
 from dataclasses import replace
 from functools import partial
@@ -21,10 +22,11 @@ from modeling_mmemo.data.splits import leak_check, split_by_speaker
 from modeling_mmemo.data.unknown_labels import listed
 from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.training.adapters import EmotionAdapter, log_trainable, set_trainable, unquantized
+from modeling_mmemo.training.augmented_copies import augmented_copies, pooled_layers
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.calibration import calibrate_scores
 from modeling_mmemo.training.collator import EmotionCollator
-from modeling_mmemo.training.features import standardize, tower_states
+from modeling_mmemo.training.features import PooledStates, TowerStates, standardize, tower_states
 from modeling_mmemo.training.rows import EmotionRows, StreamedRows
 from modeling_mmemo.training.run_summary import run_summary
 from modeling_mmemo.training.trainer import EmotionTrainer, build_trainer
@@ -92,6 +94,8 @@ def train(arguments: Arguments) -> EmotionTrainer:
         model.cpu()
     if model_args.class_weights == "balanced":
         model.config.class_weights = balanced_weights(train_rows, len(data_args.labels))
+    elif model_args.class_weights == "corpus":
+        train_rows.loss_weights = corpus_loss_weights(train_rows)
     trained = set_trainable(model, model_args, new_branches)
     log_trainable(trained)
 
@@ -164,7 +168,8 @@ def build_rows(
         training_args (`EmotionTrainingArguments`): Seed and evaluation.
 
     Raises:
-        ValueError: If the sources have no training rows, or no development rows for an evaluation.
+        ValueError: If the sources have no training rows, or no development rows for an evaluation, or if an option
+            contradicts the processor.
     """
     towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
     towers = {modality: tower for modality, tower in towers.items() if tower is not None}
@@ -173,6 +178,13 @@ def build_rows(
             f"context_dropout={args.context_dropout} contradicts context_turns=0: this model takes no context. Set "
             "context_turns, or set context_dropout to 0."
         )
+    if augmentation.silence_probability > 0 and "audio" in towers and processor.speech_padding_s is not None:
+        raise ValueError(
+            f"silence_probability={augmentation.silence_probability} contradicts cut_to_speech=True: clips are cut to "
+            "their speech after the augmentation, which removes the silence again. Set one of them to 0 or false."
+        )
+    if args.augmented_copies > 0:
+        pooled_layers(model.config)
     if args.streaming:
         stream = read_streams(args, towers, processor.context_turns)
         streamed = StreamedRows(
@@ -186,15 +198,6 @@ def build_rows(
         return RunRows(streamed, {}, [])
 
     rows, weights, tested = read_rows(args, towers, processor.context_turns)
-    states = {}
-    if args.cache_states:
-        # One process fills the cache, the others load it.
-        with training_args.main_process_first(desc="caching the states of frozen encoders"):
-            states = {
-                modality: tower_states(modality, tower, processor, rows, args.cache_dir)
-                for modality, tower in towers.items()
-                if model_args.mode_of(modality) == "frozen"
-            }
     splits = list(rows["split"])
     train_indices = [i for i, split in enumerate(splits) if split == "train"]
     dev_indices = [i for i, split in enumerate(splits) if split == "dev"]
@@ -205,6 +208,26 @@ def build_rows(
             f"eval_strategy={training_args.eval_strategy.value} contradicts corpora={args.corpora} with dev_share="
             f"{args.dev_share}: there are no development rows. Set dev_share, or set eval_strategy to no."
         )
+    states: dict[str, TowerStates | PooledStates] = {}
+    if args.cache_states:
+        # One process fills the cache, the others load it.
+        with training_args.main_process_first(desc="caching the states of frozen encoders"):
+            for modality, tower in towers.items():
+                if modality == "audio" and args.augmented_copies > 0:
+                    states[modality] = augmented_copies(
+                        tower,
+                        model.config,
+                        processor,
+                        rows,
+                        copied=train_indices,
+                        copies=args.augmented_copies,
+                        augmentation=augmentation,
+                        seed=training_args.seed,
+                        cache_dir=args.cache_dir,
+                        num_workers=training_args.dataloader_num_workers,
+                    )
+                elif model_args.mode_of(modality) == "frozen":
+                    states[modality] = tower_states(modality, tower, processor, rows, args.cache_dir)
     select = partial(
         EmotionRows, rows, labels=args.labels, states=states, processor=processor, seed=training_args.seed
     )
@@ -317,6 +340,30 @@ def balanced_weights(rows: EmotionRows, num_labels: int) -> list[float]:
     for weight, group in rows.groups.items():
         counts += weight * np.bincount([rows.label_ids[i] for i in group], minlength=num_labels)
     return (counts.sum() / (num_labels * np.maximum(counts, 1))).tolist()
+
+
+def corpus_loss_weights(rows: EmotionRows) -> dict[tuple[str, int], float]:
+    """
+    Returns the weight of a row in the loss by its corpus and label id.
+
+    In an epoch every label of a corpus has the same total weight within the corpus, a corpus counts by the square root
+    of its number of rows, and the mean weight of all rows is 1.
+    """
+    counts: dict[tuple[str, int], float] = defaultdict(float)
+    for weight, group in rows.groups.items():
+        for index in group:
+            counts[rows.corpora[index], rows.label_ids[index]] += weight
+    counts = {key: count for key, count in counts.items() if count > 0}
+    sizes: dict[str, float] = defaultdict(float)
+    labels: dict[str, int] = defaultdict(int)
+    for (corpus, _), count in counts.items():
+        sizes[corpus] += count
+        labels[corpus] += 1
+    scale = sum(sizes.values()) / sum(size**0.5 for size in sizes.values())
+    return {
+        (corpus, label): scale * sizes[corpus] ** 0.5 / (labels[corpus] * count)
+        for (corpus, label), count in counts.items()
+    }
 
 
 @torch.no_grad()
