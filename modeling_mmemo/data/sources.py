@@ -13,6 +13,7 @@ from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import (
     CORPORA,
     check_corpus_labels,
+    check_languages,
     corpus_label_counts,
     corpus_rows,
     read_corpus,
@@ -20,7 +21,7 @@ from modeling_mmemo.data.corpora import (
 from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
 from modeling_mmemo.data.layouts import read_csv
-from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, split_of
+from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, language_of, split_of
 from modeling_mmemo.data.unknown_labels import check_unknown_labels, listed, remedy
 
 
@@ -46,6 +47,7 @@ def read_source(
     context_turns: int = 0,
     allow_unknown_labels: bool = False,
     encoding: str | None = None,
+    languages: Sequence[str] = (),
 ) -> Rows:
     """
     Reads labelled rows of any source, with the columns of `FEATURES`.
@@ -73,13 +75,16 @@ def read_source(
         allow_unknown_labels (`bool`, *optional*, defaults to `False`):
             Whether more than 5 % of the rows may be left out because of their label; see [`read_corpus`] for corpora.
         encoding (`str`, *optional*): Character encoding of CSV and TSV tables, see [`read_csv`].
+        languages (`Sequence[str]`, *optional*):
+            Codes of the languages to keep, as in the column `language`, see [`read_corpus`] for corpora; all by
+            default. Rows of unknown language are kept.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`.
 
     Raises:
-        ValueError: If there is no such source, column, split or fold, if no row has one of `labels`, or if too many
-        have another label.
+        ValueError: If there is no such source, column, split or fold, if no row has one of `labels` or `languages`,
+        or if too many have another label.
     """
     if source in CORPORA:
         if columns:
@@ -87,17 +92,19 @@ def read_source(
                 f"columns={dict(columns)} contradicts {source!r}, whose columns are known; leave columns out."
             )
         if not streaming:
-            return read_corpus(source, data_dir, labels, fold, label_map, context_turns, allow_unknown_labels)
-        counts = corpus_label_counts(source, data_dir, CHECKED)
+            return read_corpus(
+                source, data_dir, labels, fold, label_map, context_turns, allow_unknown_labels, languages
+            )
+        counts = corpus_label_counts(source, data_dir, CHECKED, languages)
         check_corpus_labels(source, counts, labels, label_map, allow_unknown_labels)
         # As a tuple, because `from_generator` takes a list for shards.
         arguments = {"name": source, "data_dir": str(data_dir), "labels": tuple(labels), "fold": fold}
-        arguments |= {"label_map": label_map, "context_turns": context_turns}
+        arguments |= {"label_map": label_map, "context_turns": context_turns, "languages": tuple(languages)}
         stream = IterableDataset.from_generator(corpus_rows, features=STORED_FEATURES, gen_kwargs=arguments)
         return _keep_labelled(stream, source, labels, counts)
     if fold is not None:
         raise ValueError(f"fold={fold} needs a corpus with folds; {source!r} is not in {sorted(CORPORA)}.")
-    tables = [_describe(*table, source, columns or {}) for table in _open(source, streaming, encoding)]
+    tables = _tables(source, streaming, encoding, columns, languages)
     counts = _table_label_counts(tables)
     known = [name for name in counts if single_label(name, labels, label_map) is not None]
     if streaming or known:
@@ -108,12 +115,16 @@ def read_source(
 
 
 def label_counts(
-    source: str, data_dir: str | Path, columns: Mapping[str, str] | None = None, encoding: str | None = None
+    source: str,
+    data_dir: str | Path,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    languages: Sequence[str] = (),
 ) -> Counter[str]:
     """Returns the number of rows of a source by its own label names; arguments as in [`read_source`]."""
     if source in CORPORA:
-        return corpus_label_counts(source, data_dir)
-    return _table_label_counts([_describe(*table, source, columns or {}) for table in _open(source, False, encoding)])
+        return corpus_label_counts(source, data_dir, languages=languages)
+    return _table_label_counts(_tables(source, False, encoding, columns, languages))
 
 
 def source_name(source: str) -> str:
@@ -122,6 +133,36 @@ def source_name(source: str) -> str:
     if source in CORPORA or not path.exists():
         return source
     return path.resolve().name if path.is_dir() else path.stem
+
+
+def _tables(
+    source: str,
+    streaming: bool,
+    encoding: str | None,
+    columns: Mapping[str, str] | None,
+    languages: Sequence[str],
+) -> list[tuple[Rows, "_TableFormat"]]:
+    """Returns the tables of a source, with the rows in these languages (all if empty) or of unknown language."""
+    tables = [_describe(*table, source, columns or {}) for table in _open(source, streaming, encoding)]
+    if not languages:
+        return tables
+    wanted = [*map(language_of, languages)]
+    kept = [
+        (rows.filter(_is_in, fn_kwargs={"column": form.columns.get("language"), "languages": wanted}), form)
+        for rows, form in tables
+    ]
+    # A stream is read to its end only if it has none of the rows.
+    if not streaming or all(next(iter(rows), None) is None for rows, _ in kept):
+        stating = [(rows, form.columns["language"]) for rows, form in tables if "language" in form.columns]
+        found = {language_of(row[name]) for rows, name in stating for row in rows.select_columns([name])}
+        check_languages(source, wanted, found)
+    return [(rows, form) for rows, form in kept if streaming or len(rows)]
+
+
+def _is_in(row: dict, column: str | None, languages: Sequence[str | None]) -> bool:
+    """Whether a row is in one of these languages, or its language is unknown."""
+    language = None if column is None else language_of(row[column])
+    return language is None or language in languages
 
 
 def _table_label_counts(tables: Sequence[tuple[Rows, "_TableFormat"]]) -> Counter[str]:
@@ -301,6 +342,7 @@ def _row(
         "label": single_label(_raw_label(record, table_format), labels, label_map),
         "speaker": None if row["speaker"] is None else f"{corpus}-{row['speaker']}",
         "corpus": corpus,
+        "language": language_of(row["language"]),
         "split": split_of(row["split"] or table_format.split),
     }
 
