@@ -148,21 +148,33 @@ def _tables(
         return tables
     wanted = [*map(language_of, languages)]
     kept = [
-        (rows.filter(_is_in, fn_kwargs={"column": form.columns.get("language"), "languages": wanted}), form)
-        for rows, form in tables
+        (rows.filter(_is_in, fn_kwargs={"table_format": form, "languages": wanted}), form) for rows, form in tables
     ]
     # A stream is read to its end only if it has none of the rows.
     if not streaming or all(next(iter(rows), None) is None for rows, _ in kept):
-        stating = [(rows, form.columns["language"]) for rows, form in tables if "language" in form.columns]
-        found = {language_of(row[name]) for rows, name in stating for row in rows.select_columns([name])}
+        stating = [
+            (rows.select_columns([form.columns["language"]]), form)
+            for rows, form in tables
+            if "language" in form.columns
+        ]
+        found = {_language(row, form) for rows, form in stating for row in rows}
         check_languages(source, wanted, found)
     return [(rows, form) for rows, form in kept if streaming or len(rows)]
 
 
-def _is_in(row: dict, column: str | None, languages: Sequence[str | None]) -> bool:
+def _is_in(record: dict, table_format: "_TableFormat", languages: Sequence[str | None]) -> bool:
     """Whether a row is in one of these languages, or its language is unknown."""
-    language = None if column is None else language_of(row[column])
+    language = _language(record, table_format)
     return language is None or language in languages
+
+
+def _language(record: dict, table_format: "_TableFormat") -> str | None:
+    """Returns the code of a row's language, or `None` if the table does not state it."""
+    value = record.get(table_format.columns.get("language", ""))
+    if table_format.language_names is not None and value is not None:
+        # On the Hub -1 is a missing value.
+        value = table_format.language_names[value] if value >= 0 else None
+    return None if value is None else language_of(str(value))
 
 
 def _table_label_counts(tables: Sequence[tuple[Rows, "_TableFormat"]]) -> Counter[str]:
@@ -252,13 +264,14 @@ class _TableFormat:
 
     Args:
         columns (`dict[str, str]`): The table's column for each of ours that it has.
-        label_names (`tuple[str, ...]`, *optional*): The names of labels that are numbers.
+        label_names, language_names (`tuple[str, ...]`, *optional*): The names of labels or languages that are numbers.
         folder (`Path`, *optional*): The folder of relative audio paths.
         corpus, split (`str`): Defaults for rows without a corpus or a split.
     """
 
     columns: dict[str, str]
     label_names: tuple[str, ...] | None
+    language_names: tuple[str, ...] | None
     folder: Path | None
     corpus: str
     split: str
@@ -275,8 +288,12 @@ def _describe(
         rows = rows.cast_column(theirs["audio"], Audio(decode=False))
     label = features.get(theirs["label"])
     label = label.feature if isinstance(label, List) else label
-    names = tuple(label.names) if isinstance(label, ClassLabel) else None
-    return rows, _TableFormat(theirs, names, folder, source if folder is None else Path(source).stem, split)
+    names, language_names = (
+        tuple(feature.names) if isinstance(feature, ClassLabel) else None
+        for feature in (label, features.get(theirs.get("language")))
+    )
+    corpus = source if folder is None else Path(source).stem
+    return rows, _TableFormat(theirs, names, language_names, folder, corpus, split)
 
 
 def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -342,7 +359,7 @@ def _row(
         "label": single_label(_raw_label(record, table_format), labels, label_map),
         "speaker": None if row["speaker"] is None else f"{corpus}-{row['speaker']}",
         "corpus": corpus,
-        "language": language_of(row["language"]),
+        "language": _language(record, table_format),
         "split": split_of(row["split"] or table_format.split),
     }
 
