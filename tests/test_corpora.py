@@ -7,7 +7,9 @@ from tiny import write_table
 from modeling_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import CORPORA, find_layout, read_corpus
 from modeling_mmemo.data.labels import label_of, single_label
-from modeling_mmemo.data.schema import FEATURES
+from modeling_mmemo.data.schema import FEATURES, comparable_text
+from modeling_mmemo.data.sources import read_source
+from modeling_mmemo.data.splits import leak_check
 
 
 @pytest.fixture
@@ -130,8 +132,158 @@ def test_missing_corpora_and_folds_raise(data_dir):
         read_corpus("savee", data_dir)
 
 
+@pytest.fixture
+def languages_dir(tmp_path):
+    """Small tables of the corpora in several languages."""
+    tables = {
+        "iesc/metadata.csv": [
+            {"file_name": "a.opus", "label": "calm", "speaker": "iesc_c7b43119", "language": "hi", "split": "train"},
+            {
+                "file_name": "b.opus",
+                "label": "fearful",
+                "speaker": "iesc_0e17afa3",
+                "language": "en",
+                "split": "train",
+            },
+            {"file_name": "c.opus", "label": "happy", "speaker": "iesc_00000000", "language": "", "split": "test"},
+        ],
+        "turev/metadata.csv": [
+            {"file_name": "a.opus", "label": "angry", "speaker": "turev_1358", "language": "tr", "split": "train"},
+            {"file_name": "b.opus", "label": "calm", "speaker": "turev_1984", "language": "tr", "split": "test"},
+        ],
+        "text/brighter.csv": [
+            {"text": "谢谢你", "label": "joy", "language": "chn", "split": "train"},
+            {"text": "Oi.", "label": "none", "language": "ptmz", "split": "dev"},
+            {"text": "Oi, oi.", "label": "anger|disgust", "language": "ptbr", "split": "test"},
+            {"text": "Wahala.", "label": "sadness", "language": "pcm", "split": "test"},
+        ],
+        "text/xed.csv": [
+            {"text": "Come with me .", "label": "joy|trust", "language": "en", "source": "annotated"},
+            {"text": "Soon .", "label": "trust|anticipation", "language": "en", "source": "annotated"},
+            {"text": "Tule !", "label": "anger|anticipation|fear", "language": "fi", "source": "annotated"},
+            {"text": "Ei .", "label": "neutral", "language": "fi", "source": "annotated"},
+            {"text": "Vem .", "label": "anger", "language": "br", "source": "projected"},
+            {"text": "过来", "label": "anticipation|sadness", "language": "tw", "source": "projected"},
+        ],
+        "text/cped_valid_test.csv": [
+            {
+                "dialogue": "32_000",
+                "speaker": "于春晓",
+                "text": "怎么了",
+                "label": "astonished",
+                "language": "zh",
+                "split": "dev",
+            },
+            {
+                "dialogue": "32_000",
+                "speaker": "戴娜",
+                "text": "没事",
+                "label": "relaxed",
+                "language": "zh",
+                "split": "dev",
+            },
+            {
+                "dialogue": "32_000",
+                "speaker": "于春晓",
+                "text": "走开",
+                "label": "anger",
+                "language": "zh",
+                "split": "dev",
+            },
+        ],
+    }
+    for name, rows in tables.items():
+        write_table(tmp_path / name, rows)
+    return tmp_path
+
+
+def columns(rows, *names):
+    return list(zip(*(rows[name] for name in names)))
+
+
+def test_command_words_of_iesc_and_turev(languages_dir):
+    iesc, turev = read_corpus("iesc", languages_dir), read_corpus("turev", languages_dir)
+
+    assert columns(iesc, "label", "split", "language") == [
+        ("neutral", "dev", "hi"),
+        ("fear", "train", "en"),
+        ("happy", "test", None),
+    ]
+    assert columns(turev, "label", "split", "language") == [("angry", "dev", "tr"), ("neutral", "test", "tr")]
+    assert {find_layout(name, languages_dir).modality for name in ("iesc", "turev")} == {"audio"}
+
+
+def test_texts_of_brighter_with_one_emotion_or_none(languages_dir):
+    assert columns(read_corpus("brighter", languages_dir), "text", "label", "language", "split") == [
+        ("谢谢你", "happy", "zh", "train"),
+        ("Oi.", "neutral", "pt", "dev"),
+        ("Wahala.", "sad", "pcm", "test"),
+    ]
+
+
+def test_trust_and_anticipation_are_ignored_beside_other_emotions_of_xed(languages_dir):
+    annotated, projected = (read_corpus(name, languages_dir) for name in ("xed", "xed-projected"))
+
+    assert columns(annotated, "text", "label", "language") == [
+        ("Come with me .", "happy", "en"),
+        ("Ei .", "neutral", "fi"),
+    ]
+    assert columns(projected, "label", "language") == [("angry", "pt"), ("sad", "zh")]
+
+
+def test_trust_is_not_ignored_if_it_is_wanted(languages_dir):
+    rows = read_corpus("xed", languages_dir, labels=("trust", "neutral"), allow_unknown_labels=True)
+    mapped = read_corpus("xed", languages_dir, label_map={"trust": "happy"})
+
+    assert columns(rows, "text", "label") == [("Soon .", "trust"), ("Ei .", "neutral")]
+    assert columns(mapped, "text", "label") == [
+        ("Come with me .", "happy"),
+        ("Soon .", "happy"),
+        ("Ei .", "neutral"),
+    ]
+
+
+def test_the_splits_of_xed_depend_on_the_text_only(tmp_path):
+    lines = [{"text": f"Line {n} .", "label": "joy", "language": "en", "source": "annotated"} for n in range(1000)]
+    again = [{**line, "text": f"  {line['text'].upper()}"} for line in lines]
+    write_table(tmp_path / "one" / "text" / "xed.csv", lines)
+    write_table(tmp_path / "two" / "text" / "xed.csv", again[::-2])
+
+    one, two = (read_corpus("xed", tmp_path / folder) for folder in ("one", "two"))
+
+    splits = dict(zip(map(comparable_text, one["text"]), one["split"]))
+    assert all(splits[comparable_text(text)] == split for text, split in zip(two["text"], two["split"]))
+    # Another hash, or another share, would move texts between the splits of published figures.
+    assert Counter(splits.values()) == {"train": 811, "dev": 94, "test": 95}
+
+
+def test_dialogues_of_cped_keep_the_turns_without_a_shared_label(languages_dir):
+    rows = read_corpus("cped", languages_dir, context_turns=2)
+
+    assert columns(rows, "label", "split", "said_by") == [
+        ("surprise", "dev", "于春晓"),
+        ("angry", "dev", "于春晓"),
+    ]
+    assert rows["context"][1] == [{"speaker": "于春晓", "text": "怎么了"}, {"speaker": "戴娜", "text": "没事"}]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_languages_of_a_corpus(languages_dir, streaming):
+    def texts(name, *languages):
+        rows = read_source(name, languages_dir, languages=languages, streaming=streaming)
+        return [row["text"] for row in rows]
+
+    assert texts("brighter", "zh", "PT") == ["谢谢你", "Oi."]
+    with pytest.raises(
+        ValueError, match=r"brighter has no rows in the languages \['chn'\]; it has \['pcm', 'pt', 'zh'\]"
+    ):
+        texts("brighter", "chn")
+    with pytest.raises(ValueError, match=r"xed has no rows in the languages \['zh'\]; it has \['en', 'fi'\]"):
+        texts("xed", "zh")
+
+
 @pytest.mark.corpora
-@pytest.mark.parametrize("name", ["ravdess", "nemo", "tess", "emodb"])
+@pytest.mark.parametrize("name", ["ravdess", "nemo", "tess", "emodb", "iesc", "turev"])
 def test_no_speaker_of_a_real_corpus_is_in_two_splits(name, corpora_dir):
     rows = read_corpus(name, corpora_dir)
 
@@ -147,6 +299,47 @@ def test_the_folds_of_a_real_corpus_name_all_its_speakers(name, corpora_dir):
     rows = read_corpus(name, corpora_dir)
 
     assert {f"{name}-{speaker}" for fold in CORPORA[name].folds for speaker in fold} == set(rows["speaker"])
+
+
+@pytest.mark.corpora
+@pytest.mark.parametrize(
+    ("name", "counts", "dev_speakers"),
+    [
+        ("iesc", {"train": 1500, "dev": 192, "test": 328}, 8),
+        ("turev", {"train": 806, "dev": 328, "test": 601}, 1),
+    ],
+)
+def test_real_development_speakers_are_training_speakers(name, counts, dev_speakers, corpora_dir):
+    rows = read_corpus(name, corpora_dir)
+
+    assert Counter(rows["split"]) == counts
+    assert len({speaker for speaker, split in columns(rows, "speaker", "split") if split == "dev"}) == dev_speakers
+
+
+@pytest.mark.corpora
+@pytest.mark.parametrize("name", ["iesc", "turev", "brighter", "xed", "cped"])
+def test_real_labels_equal_the_shared_ones_of_the_table(name, corpora_dir):
+    with (corpora_dir / CORPORA[name].layouts[0].path).open(newline="", encoding="utf-8") as file:
+        table = [row for row in csv.DictReader(file) if row.get("source") != "projected"]
+
+    rows = read_corpus(name, corpora_dir)
+
+    assert Counter(rows["label"]) == Counter(row["shared"] for row in table if label_of(row["shared"]))
+
+
+@pytest.mark.corpora
+def test_no_text_of_the_real_xed_is_in_two_splits(corpora_dir):
+    leak_check(read_corpus("xed", corpora_dir), by=["text"])
+
+
+@pytest.mark.corpora
+def test_the_real_brighter_has_32_languages(corpora_dir):
+    # Portuguese of Brazil and of Mozambique are one.
+    languages = Counter(read_corpus("brighter", corpora_dir)["language"])
+
+    assert len(languages) == 31
+    assert languages["zh"] == 4173 and languages["pt"] == 6531
+    assert {language for language in languages if len(language) > 2} == {"arq", "ary", "pcm", "vmw"}
 
 
 @pytest.mark.corpora

@@ -100,6 +100,26 @@ def test_dialogue_models_are_also_evaluated_without_context(saved, data_dir, tmp
     assert "no context" in pairs
 
 
+def test_languages_are_evaluated_together_and_alone(saved, tmp_path):
+    texts = [
+        {"text": text, "label": label, "language": language, "split": "test"}
+        for label, text in WORDS.items()
+        for language in ("eng", "chn", "chn")
+    ]
+    write_table(tmp_path / "data" / "text" / "brighter.csv", texts)
+    options = ["--model", saved, "--data_dir", str(tmp_path / "data"), "--corpora", "brighter"]
+
+    for folder, languages in (("all", []), ("one", ["--languages", "zh"])):
+        evaluation.main([*options, "--output_dir", str(tmp_path / folder), *languages])
+
+    every, chinese = (
+        json.loads((tmp_path / folder / "results.json").read_text())["corpora"][0] for folder in ("all", "one")
+    )
+    assert {language: part["rows"] for language, part in every["languages"].items()} == {"en": 4, "zh": 8}
+    assert chinese["rows"] == 8 and "languages" not in chinese
+    assert chinese["conditions"]["text"]["uar"] == every["languages"]["zh"]["uar"]
+
+
 def test_evaluations_with_the_same_seed_write_the_same_file(saved, data_dir, tmp_path):
     options = ["--model", saved, "--data_dir", str(data_dir), "--pairs", "ravdess+meld", "--limit", "4"]
     options.append("--allow_unknown_labels")

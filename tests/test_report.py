@@ -102,6 +102,31 @@ def test_the_report_of_timelines(results):
     assert "## Timelines" not in markdown_report({**results, "timelines": []})
 
 
+def test_rows_in_several_languages_have_figures_of_each(results):
+    rows = Dataset.from_dict(
+        {
+            "label": ["angry", "sad", "angry", "happy", "sad"],
+            "speaker": [None] * 5,
+            "language": ["zh", "zh", "en", "en", None],
+        }
+    )
+    scores = np.eye(3)[[0, 2, 0, 0, 2]]
+
+    def table(rows, scores):
+        return corpus_table("brighter", "brighter, test part", rows, {"text": scores}, LABELS, "text")
+
+    several, one = table(rows, scores), table(rows.select(range(2)), scores[:2])
+
+    assert list(several["languages"]) == ["en", "zh"] and several["rows"] == 5
+    chinese, english = several["languages"]["zh"], several["languages"]["en"]
+    assert (chinese["rows"], chinese["uar"]["value"], chinese["macro_f1"]["value"]) == (2, 1, 1)
+    assert (english["rows"], english["uar"]["value"]) == (2, 0.5)
+    assert "languages" not in one
+    assert "languages" not in results["corpora"][0]
+    report = markdown_report({**results, "corpora": [several]})
+    assert "| language | rows | macro-F1" in report and "\n| zh       | 2    | 100.0 " in report
+
+
 def test_the_summary_has_one_line_per_condition(results):
     lines = summary(results).splitlines()
 

@@ -56,6 +56,7 @@ def test_table_has_the_columns_of_the_schema(tmp_path, suffix, streaming):
             "dialogue": None,
             "context": None,
             "said_by": None,
+            "language": None,
         }
         for path, text, label, speaker, split in (
             ("clips/a.wav", "Yes!", "happy", "calls-01", "train"),
@@ -258,6 +259,74 @@ def test_semicolons_separate_cells_if_the_header_has_no_comma(tmp_path):
     (tmp_path / "calls.csv").write_text("text;label\nNo, thanks.;anger\n", encoding="cp1252")
 
     assert read_source(str(tmp_path / "calls.csv"), "data")["text"] == ["No, thanks."]
+
+
+LANGUAGES = [
+    {"text": "我等了很久", "label": "anger", "language": " ZH "},
+    {"text": "Thanks.", "label": "joy", "language": "en"},
+    {"text": "Gracias.", "label": "joy", "language": "es"},
+    {"text": "Hm.", "label": "joy", "language": ""},
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_in_the_wanted_languages_and_of_unknown_language_are_kept(tmp_path, streaming):
+    table = str(write_table(tmp_path / "calls.csv", LANGUAGES))
+
+    def texts(*languages):
+        rows = read_source(table, "data", streaming=streaming, languages=languages)
+        return [(row["text"], row["language"]) for row in rows]
+
+    assert texts() == [("我等了很久", "zh"), ("Thanks.", "en"), ("Gracias.", "es"), ("Hm.", None)]
+    assert texts("ZH", "es") == [("我等了很久", "zh"), ("Gracias.", "es"), ("Hm.", None)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_languages_that_no_row_has_raise(tmp_path, streaming):
+    table = str(write_table(tmp_path / "calls.csv", LANGUAGES[:3]))
+
+    with pytest.raises(
+        ValueError,
+        match=r"calls\.csv has no rows in the languages \['xx'\]; it has \['en', 'es', 'zh'\]\. Choose .*--languages",
+    ):
+        read_source(table, "data", streaming=streaming, languages=["xx"])
+
+
+def test_languages_that_a_source_lacks_among_others_are_logged(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("modeling_mmemo.data.corpora.logger.warning", warnings.append)
+    table = str(write_table(tmp_path / "calls.csv", LANGUAGES))
+
+    assert len(read_source(table, "data", languages=["xx", "es"])) == 2
+    assert warnings == [f"{table} has no rows in the languages ['xx']; it has ['en', 'es', 'zh']."]
+
+
+def test_splits_without_rows_in_the_wanted_languages_are_left_out(tmp_path):
+    for split, row in zip(("train", "test"), LANGUAGES):
+        write_table(tmp_path / "calls" / split / "metadata.csv", [row])
+
+    rows = read_source(str(tmp_path / "calls"), "data", languages=["zh"])
+
+    assert rows["text"] == ["我等了很久"]
+
+
+def test_sources_that_state_no_language_are_kept_whole(tmp_path):
+    table = write_table(tmp_path / "calls.csv", [{"text": "Hi", "label": "joy"}])
+
+    assert len(read_source(str(table), "data", languages=["zh"])) == 1
+
+
+def test_languages_that_are_numbers_have_names(tmp_path):
+    features = Features(
+        {"text": Value("string"), "label": Value("string"), "tongue": ClassLabel(names=["zh-CN", "es"])}
+    )
+    rows = [{"text": text, "label": "joy", "tongue": tongue} for text, tongue in (("a", 1), ("b", 0), ("c", -1))]
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "calls.parquet")
+
+    table, columns = str(tmp_path / "calls.parquet"), {"language": "tongue"}
+
+    assert read_source(table, "data", columns=columns)["language"] == ["es", "zh-cn", None]
+    assert read_source(table, "data", columns=columns, languages=["es"])["text"] == ["a", "c"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -144,5 +144,5 @@ def test_impossible_splits_raise():
 
 @pytest.mark.corpora
 def test_the_real_splits_do_not_leak(corpora_dir):
-    for name in ("ravdess", "nemo", "meld"):
+    for name in ("ravdess", "nemo", "meld", "iesc", "turev", "brighter", "xed"):
         leak_check(read_corpus(name, corpora_dir))

@@ -6,20 +6,23 @@ Every corpus is a folder or table in `data_dir`, in the layout in which it is pu
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset
+from transformers.utils import logging
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data import layouts
 from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
-from modeling_mmemo.data.schema import as_dataset, split_of
+from modeling_mmemo.data.schema import as_dataset, language_of, split_of
 from modeling_mmemo.data.unknown_labels import check_unknown_labels
 
+
+logger = logging.get_logger(__name__)
 
 # The GoEmotions paper's grouping of its emotions to those of Ekman.
 # Source: Demszky et al. 2020, https://github.com/google-research/google-research/tree/master/goemotions
@@ -62,6 +65,11 @@ class Corpus:
         test_speakers (`tuple[str, ...]`): Speakers of the test split outside of cross-validation.
         dev_speakers (`tuple[str, ...]`): Training speakers that are set aside for development.
         label_map (`Mapping[str, str]`): The shared labels of label names that only this corpus has.
+        secondary (`tuple[str, ...]`):
+            Label names without a shared label that are ignored beside others: with trust, `joy|trust` is joy. A name
+            that is one of the wanted labels is not ignored.
+        languages (`Mapping[str, str]`):
+            The ISO 639 codes of the languages that the corpus writes otherwise, the two-letter ones where they exist.
     """
 
     licence: str
@@ -70,6 +78,8 @@ class Corpus:
     test_speakers: tuple[str, ...] = ()
     dev_speakers: tuple[str, ...] = ()
     label_map: Mapping[str, str] = field(default_factory=dict)
+    secondary: tuple[str, ...] = ()
+    languages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def modality(self) -> str:
@@ -95,6 +105,42 @@ _RAVDESS_FOLDS = (
     ("02", "15", "16", "18"),
     ("06", "13", "17", "22"),
 )
+
+# BRIGHTER has ISO 639-3 codes and some of its own; pcm, arq, ary and vmw have no ISO 639-1 code.
+_BRIGHTER_LANGUAGES = {
+    "afr": "af",
+    "amh": "am",
+    "chn": "zh",
+    "deu": "de",
+    "eng": "en",
+    "esp": "es",
+    "hau": "ha",
+    "hin": "hi",
+    "ibo": "ig",
+    "ind": "id",
+    "jav": "jv",
+    "kin": "rw",
+    "mar": "mr",
+    "orm": "om",
+    "ptbr": "pt",
+    "ptmz": "pt",
+    "ron": "ro",
+    "rus": "ru",
+    "som": "so",
+    "sun": "su",
+    "swa": "sw",
+    "swe": "sv",
+    "tat": "tt",
+    "tir": "ti",
+    "ukr": "uk",
+    "xho": "xh",
+    "yor": "yo",
+    "zul": "zu",
+}
+# XED has the codes of OPUS, in which br is Brazilian Portuguese, and tw Chinese of Taiwan.
+_XED_LANGUAGES = {"br": "pt", "cn": "zh", "tw": "zh"}
+# The emotions of Plutchik that are not among the shared labels.
+_XED_SECONDARY = ("anticipation", "trust")
 
 CORPORA = {
     "ravdess": Corpus(
@@ -137,6 +183,50 @@ CORPORA = {
         ),
         label_map={name: label for label, names in _EKMAN.items() for name in names.split()},
     ),
+    # The test splits of IESC and TurEV are of other speakers than the training rows.
+    "iesc": Corpus(
+        "CC BY-NC-SA 4.0",
+        (Layout("iesc/metadata.csv", layouts.read_metadata, "audio"),),
+        dev_speakers=(
+            "iesc_26febca2",
+            "iesc_38ec51a1",
+            "iesc_42923923",
+            "iesc_9dea2065",
+            "iesc_a871aa64",
+            "iesc_c7b43119",
+            "iesc_d897ac28",
+            "iesc_d8fc5788",
+        ),
+    ),
+    "turev": Corpus(
+        "CC BY-NC-ND 4.0",
+        (Layout("turev/metadata.csv", layouts.read_metadata, "audio"),),
+        dev_speakers=("turev_1358",),
+    ),
+    "brighter": Corpus(
+        "CC BY 4.0",
+        (Layout("text/brighter.csv", layouts.read_metadata, "text"),),
+        label_map={"none": "neutral"},
+        languages=_BRIGHTER_LANGUAGES,
+    ),
+    "xed": Corpus(
+        "CC BY 4.0",
+        (Layout("text/xed.csv", layouts.read_xed, "text"),),
+        secondary=_XED_SECONDARY,
+        languages=_XED_LANGUAGES,
+    ),
+    "xed-projected": Corpus(
+        "CC BY 4.0",
+        (Layout("text/xed.csv", layouts.read_xed_projected, "text"),),
+        secondary=_XED_SECONDARY,
+        languages=_XED_LANGUAGES,
+    ),
+    # The development and test splits; depress, worried, relaxed, grateful and the "-other" have no shared label.
+    "cped": Corpus(
+        "Apache-2.0; lines of TV series: measure only, publish no weights trained on it",
+        (Layout("text/cped_valid_test.csv", layouts.read_metadata, "text"),),
+        label_map={"astonished": "surprise"},
+    ),
 }
 
 
@@ -163,14 +253,15 @@ def corpus_rows(
     fold: int | None = None,
     label_map: Mapping[str, str] | None = None,
     context_turns: int = 0,
+    languages: Sequence[str] = (),
 ) -> Iterator[dict]:
     """
     Yields the rows of a corpus, including those without a known label; arguments as in [`read_corpus`].
 
     Raises:
-        ValueError: If the corpus or the fold is unknown, or the corpus is not in `data_dir`.
+        ValueError: If the corpus or the fold is unknown, the corpus is not in `data_dir`, or has none of `languages`.
     """
-    yield from (row for row, _ in _named_rows(name, data_dir, labels, fold, label_map, context_turns))
+    yield from (row for row, _ in _named_rows(name, data_dir, labels, fold, label_map, context_turns, languages))
 
 
 def _named_rows(
@@ -180,26 +271,52 @@ def _named_rows(
     fold: int | None,
     label_map: Mapping[str, str] | None,
     context_turns: int,
+    languages: Sequence[str],
 ) -> Iterator[tuple[dict, str]]:
     """Yields the rows of [`corpus_rows`], each with its label name in the corpus."""
-    layout, corpus = find_layout(name, data_dir), CORPORA[name]
+    records, corpus = _records(name, data_dir, languages), CORPORA[name]
     if fold is not None and not 1 <= fold <= len(corpus.folds):
         with_folds = {known: len(other.folds) for known, other in CORPORA.items() if other.folds}
         raise ValueError(f"{name} has no fold {fold}; folds are counted from 1, and their numbers are {with_folds}.")
     names = _label_map(corpus, labels, label_map)
     history = DialogueHistory(context_turns)
-    for record in layout.read(Path(data_dir) / layout.path):
+    for record in records:
         speaker = record["speaker"]
         row = {
             **record,
             "audio": None if record["audio"] is None else {"path": record["audio"], "bytes": None},
-            "label": single_label(record["label"], labels, names),
+            "label": single_label(_primary(record["label"], corpus, labels, names), labels, names),
             "speaker": None if speaker is None else f"{name}-{speaker}",
             "corpus": name,
             "split": _split(corpus, record, fold),
             **history.add(record, speaker),
         }
         yield row, record["label"]
+
+
+def _records(name: str, data_dir: str | Path, languages: Sequence[str]) -> Iterator[dict]:
+    """Yields the records of a corpus in these languages (all if empty) or of unknown language, with ISO 639 codes."""
+    layout = find_layout(name, data_dir)
+    return _with_languages(name, layout.read(Path(data_dir) / layout.path), languages)
+
+
+def _with_languages(name: str, records: Iterator[dict], languages: Sequence[str]) -> Iterator[dict]:
+    codes, wanted, found = CORPORA[name].languages, [*map(language_of, languages)], set()
+    for record in records:
+        language = language_of(record["language"])
+        language = codes.get(language, language) if language else None
+        found.add(language)
+        if not wanted or language is None or language in wanted:
+            yield {**record, "language": language}
+    check_languages(name, wanted, found)
+
+
+def _primary(raw: str, corpus: Corpus, labels: Sequence[str], label_map: Mapping[str, str]) -> str:
+    """Returns a cell of label names without the secondary ones of the corpus, unless it has no other."""
+    wanted = {name.strip().lower() for name in (*labels, *label_map)}
+    ignored = set(corpus.secondary) - wanted
+    names = raw.split("|")
+    return "|".join(name for name in names if name.strip().lower() not in ignored) or raw
 
 
 def _label_map(corpus: Corpus, labels: Sequence[str], label_map: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -221,15 +338,44 @@ def check_corpus_labels(
 
     Label names that have none of the shared labels, or several, are excluded by the protocol of the corpus.
     """
-    shared = _label_map(CORPORA[name], EMOTIONS)
-    excluded = [raw for raw in counts if single_label(raw, EMOTIONS, shared) is None]
-    check_unknown_labels(name, counts, labels, _label_map(CORPORA[name], labels, label_map), excluded, allow)
+    corpus = CORPORA[name]
+    names, shared = _label_map(corpus, labels, label_map), _label_map(corpus, EMOTIONS)
+    primary: Counter[str] = Counter()
+    for raw, count in counts.items():
+        primary[_primary(raw, corpus, labels, names)] += count
+    excluded = [
+        raw for raw in primary if single_label(_primary(raw, corpus, EMOTIONS, shared), EMOTIONS, shared) is None
+    ]
+    check_unknown_labels(name, primary, labels, names, excluded, allow)
 
 
-def corpus_label_counts(name: str, data_dir: str | Path, limit: int | None = None) -> Counter[str]:
-    """Returns the number of rows of a corpus by its own label names, of its first `limit` rows."""
-    layout = find_layout(name, data_dir)
-    return Counter(record["label"] for record in islice(layout.read(Path(data_dir) / layout.path), limit))
+def corpus_label_counts(
+    name: str, data_dir: str | Path, limit: int | None = None, languages: Sequence[str] = ()
+) -> Counter[str]:
+    """Returns the number of rows of a corpus by its own label names, of its first `limit` rows in `languages`."""
+    return Counter(record["label"] for record in islice(_records(name, data_dir, languages), limit))
+
+
+def check_languages(source: str, wanted: Sequence[str | None], found: Collection[str | None]) -> None:
+    """
+    Checks that a source has the wanted languages, unless it states none; those that it lacks are logged.
+
+    Args:
+        source (`str`): Name of the source, for messages.
+        wanted (`Sequence[str]`): The codes of the languages to keep.
+        found (`Collection[str | None]`): The languages of the rows, `None` for rows of unknown language.
+
+    Raises:
+        ValueError: If the source states languages, but none of the wanted ones.
+    """
+    stated = sorted(language for language in found if language is not None)
+    missing = [language for language in wanted if language not in stated]
+    if not stated or not missing:
+        return
+    message = f"{source} has no rows in the languages {missing}; it has {stated}."
+    if len(missing) == len(wanted):
+        raise ValueError(f"{message} Choose some of these (--languages), or leave the source out.")
+    logger.warning(message)
 
 
 def read_corpus(
@@ -240,6 +386,7 @@ def read_corpus(
     label_map: Mapping[str, str] | None = None,
     context_turns: int = 0,
     allow_unknown_labels: bool = False,
+    languages: Sequence[str] = (),
 ) -> Dataset:
     """
     Reads a corpus of `CORPORA`; rows with none or several of `labels` are left out, and counted by label in the log.
@@ -257,15 +404,18 @@ def read_corpus(
         allow_unknown_labels (`bool`, *optional*, defaults to `False`):
             Whether more than 5 % of the rows may have a shared label that is not one of `labels`. Rows without a
             shared label, such as boredom, are excluded by the protocol of the corpus, and do not count.
+        languages (`Sequence[str]`, *optional*):
+            ISO 639 codes of the languages to keep, two-letter ones where they exist; all by default. Rows of unknown
+            language are kept.
 
     Returns:
         `datasets.Dataset` with the columns of `FEATURES`.
 
     Raises:
         ValueError: If the corpus or the fold is unknown, the corpus is not in `data_dir`, or has no row of these
-        labels, or too many rows of other labels.
+        labels or languages, or too many rows of other labels.
     """
-    named = list(_named_rows(name, data_dir, labels, fold, label_map, context_turns))
+    named = list(_named_rows(name, data_dir, labels, fold, label_map, context_turns, languages))
     rows, counts = [row for row, _ in named], Counter(raw for _, raw in named)
     kept = [row for row in rows if row["label"] is not None]
     if not kept:

@@ -2,13 +2,14 @@
 Readers of the folder layouts of corpora.
 
 A reader takes the path in `CORPORA` and yields raw records: `audio` (path of the clip, or `None`), `text`,
-`word_times`, `label` (the name in the corpus, several joined by `|`), `speaker`, `split` (official splits) and
-`dialogue` (the same for all rows of a dialogue); `None` if the corpus has none. Clips may be in deeper folders than
-shown, and be WAV, FLAC or Ogg.
+`word_times`, `label` (the name in the corpus, several joined by `|`), `speaker`, `split` (official splits), `dialogue`
+(the same for all rows of a dialogue) and `language` (as the corpus writes it); `None` if the corpus has none. Clips
+may be in deeper folders than shown, and be WAV, FLAC or Ogg.
 """
 
 import codecs
 import csv
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from modeling_mmemo.data.labels import label_of
+from modeling_mmemo.data.schema import comparable_text
 
 
 RAVDESS_LABELS = dict(
@@ -162,7 +164,7 @@ def read_metadata(table: Path) -> Iterator[dict]:
     """
     Reads a table of texts or clips (`file_name,label,text,speaker,split`), such as `metadata.csv` of an audiofolder.
 
-    Rows with the same `dialogue` are the turns of a dialogue, in order.
+    Rows with the same `dialogue` are the turns of a dialogue, in order. `language` is the language of the row.
     """
     for row in read_csv(table):
         clip = row.get("file_name")
@@ -173,6 +175,7 @@ def read_metadata(table: Path) -> Iterator[dict]:
             speaker=row.get("speaker"),
             split=row.get("split"),
             dialogue=row.get("dialogue"),
+            language=row.get("language"),
         )
 
 
@@ -351,6 +354,39 @@ def read_goemotions(folder: Path) -> Iterator[dict]:
         yield _record("|".join(name for name, count in counts.items() if count > 1), text=texts[comment])
 
 
+def read_xed(table: Path) -> Iterator[dict]:
+    """
+    Reads the lines of XED that people annotated, in English and Finnish, from a table `text,label,language,source`.
+
+    XED has no splits. These are the project's own: 80 % of the texts are for training, 10 % for development and 10 %
+    for the test, drawn by a hash of the text without case and runs of whitespace. They depend neither on the order nor
+    on the number of the rows, and a text that occurs several times is in one split only.
+    """
+    yield from _xed_lines(table, "annotated")
+
+
+def read_xed_projected(table: Path) -> Iterator[dict]:
+    """
+    Reads the lines of XED in 39 languages whose labels were projected from an annotated line in another language.
+
+    The table and the splits are those of [`read_xed`]. A line and the one that it was projected from are different
+    texts, hence may be in different splits.
+    """
+    yield from _xed_lines(table, "projected")
+
+
+def _xed_lines(table: Path, source: str) -> Iterator[dict]:
+    for row in read_csv(table):
+        if row["source"] == source:
+            yield _record(row["label"], text=row["text"], split=_hashed_split(row["text"]), language=row["language"])
+
+
+def _hashed_split(text: str) -> str:
+    """Returns the split of a text: `"train"` for 80 % of all texts, `"dev"` and `"test"` for 10 % each."""
+    digest = hashlib.sha256(comparable_text(text).encode()).digest()
+    return {0: "dev", 1: "test"}.get(int.from_bytes(digest[:8]) % 10, "train")
+
+
 def _record(
     label: str,
     *,
@@ -360,6 +396,7 @@ def _record(
     split: str | None = None,
     word_times: list[dict] | None = None,
     dialogue: str | None = None,
+    language: str | None = None,
 ) -> dict:
     return {
         "audio": None if audio is None else str(audio),
@@ -369,6 +406,7 @@ def _record(
         "speaker": speaker or None,
         "split": split or None,
         "dialogue": dialogue or None,
+        "language": language or None,
     }
 
 

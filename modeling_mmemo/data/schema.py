@@ -15,13 +15,15 @@ FEATURES = Features(
         "dialogue": Value("string"),
         "context": List({"speaker": Value("string"), "text": Value("string")}),
         "said_by": Value("string"),
+        "language": Value("string"),
     }
 )
 """
 Columns of every row: `audio` (`{"bytes", "path"}`, undecoded) or `None`, `text` or `None`, `word_times` (the words of
 `text` with their start and end in seconds) or `None`, `label`, `speaker` or `None`, `corpus`, and `split` (`"train"`,
 `"dev"` or `"test"`). With dialogue context: `dialogue`, its name within the split; `context`, the turns before the
-text, oldest first; `said_by`, the speaker of the text, by the name used in the turns; `None` otherwise.
+text, oldest first; `said_by`, the speaker of the text, by the name used in the turns; `None` otherwise. `language` is
+the code that the source states, ISO 639-1 (`"zh"`) where the language has one, or `None`.
 """
 
 # Encoding an Audio column needs torchcodec even with decode=False; casting a plain struct to it does not.
@@ -49,6 +51,16 @@ def split_of(name: str) -> str:
     if name.strip().lower() not in _SPLITS:
         raise ValueError(f"Unknown split {name!r}; a split must be one of {sorted(_SPLITS)}.")
     return _SPLITS[name.strip().lower()]
+
+
+def language_of(code: str | None) -> str | None:
+    """Returns a language code without case and surrounding whitespace; `None` if it is missing or empty."""
+    return (code or "").strip().lower() or None
+
+
+def comparable_text(text: str) -> str:
+    """Returns a text without case and runs of whitespace; texts that differ in these only are the same."""
+    return " ".join(text.lower().split())
 
 
 def text_of(row: dict) -> dict:

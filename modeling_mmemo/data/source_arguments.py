@@ -44,6 +44,13 @@ class SourceArguments:
         metadata={"help": "Leave rows with other labels out, even if they are many; an error by default."},
     )
 
+    languages: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Keep only rows in these languages, as in zh en, and those of unknown language; all by default."
+        },
+    )
+
     def __post_init__(self) -> None:
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"labels={self.labels} must not name a label twice.")
@@ -74,12 +81,13 @@ class SourceArguments:
             context_turns=context_turns,
             allow_unknown_labels=self.allow_unknown_labels,
             encoding=None if known else self.encoding,
+            languages=self.languages,
         )
 
     def label_counts(self, source: str) -> dict[str, int]:
         """Returns the number of rows by label name of one source; see [`label_counts`]."""
         columns = {} if source in CORPORA else as_mapping(self.columns)
-        return label_counts(source, self.data_dir, columns, self.encoding)
+        return label_counts(source, self.data_dir, columns, self.encoding, self.languages)
 
 
 def as_mapping(pairs: Iterable[str]) -> dict[str, str]:

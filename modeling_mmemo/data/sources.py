@@ -13,6 +13,7 @@ from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import (
     CORPORA,
     check_corpus_labels,
+    check_languages,
     corpus_label_counts,
     corpus_rows,
     read_corpus,
@@ -20,7 +21,7 @@ from modeling_mmemo.data.corpora import (
 from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
 from modeling_mmemo.data.layouts import read_csv
-from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, split_of
+from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, language_of, split_of
 from modeling_mmemo.data.unknown_labels import check_unknown_labels, listed, remedy
 
 
@@ -46,6 +47,7 @@ def read_source(
     context_turns: int = 0,
     allow_unknown_labels: bool = False,
     encoding: str | None = None,
+    languages: Sequence[str] = (),
 ) -> Rows:
     """
     Reads labelled rows of any source, with the columns of `FEATURES`.
@@ -73,13 +75,16 @@ def read_source(
         allow_unknown_labels (`bool`, *optional*, defaults to `False`):
             Whether more than 5 % of the rows may be left out because of their label; see [`read_corpus`] for corpora.
         encoding (`str`, *optional*): Character encoding of CSV and TSV tables, see [`read_csv`].
+        languages (`Sequence[str]`, *optional*):
+            Codes of the languages to keep, as in the column `language`, see [`read_corpus`] for corpora; all by
+            default. Rows of unknown language are kept.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`.
 
     Raises:
-        ValueError: If there is no such source, column, split or fold, if no row has one of `labels`, or if too many
-        have another label.
+        ValueError: If there is no such source, column, split or fold, if no row has one of `labels` or `languages`,
+        or if too many have another label.
     """
     if source in CORPORA:
         if columns:
@@ -87,17 +92,19 @@ def read_source(
                 f"columns={dict(columns)} contradicts {source!r}, whose columns are known; leave columns out."
             )
         if not streaming:
-            return read_corpus(source, data_dir, labels, fold, label_map, context_turns, allow_unknown_labels)
-        counts = corpus_label_counts(source, data_dir, CHECKED)
+            return read_corpus(
+                source, data_dir, labels, fold, label_map, context_turns, allow_unknown_labels, languages
+            )
+        counts = corpus_label_counts(source, data_dir, CHECKED, languages)
         check_corpus_labels(source, counts, labels, label_map, allow_unknown_labels)
         # As a tuple, because `from_generator` takes a list for shards.
         arguments = {"name": source, "data_dir": str(data_dir), "labels": tuple(labels), "fold": fold}
-        arguments |= {"label_map": label_map, "context_turns": context_turns}
+        arguments |= {"label_map": label_map, "context_turns": context_turns, "languages": tuple(languages)}
         stream = IterableDataset.from_generator(corpus_rows, features=STORED_FEATURES, gen_kwargs=arguments)
         return _keep_labelled(stream, source, labels, counts)
     if fold is not None:
         raise ValueError(f"fold={fold} needs a corpus with folds; {source!r} is not in {sorted(CORPORA)}.")
-    tables = [_describe(*table, source, columns or {}) for table in _open(source, streaming, encoding)]
+    tables = _tables(source, streaming, encoding, columns, languages)
     counts = _table_label_counts(tables)
     known = [name for name in counts if single_label(name, labels, label_map) is not None]
     if streaming or known:
@@ -108,12 +115,16 @@ def read_source(
 
 
 def label_counts(
-    source: str, data_dir: str | Path, columns: Mapping[str, str] | None = None, encoding: str | None = None
+    source: str,
+    data_dir: str | Path,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    languages: Sequence[str] = (),
 ) -> Counter[str]:
     """Returns the number of rows of a source by its own label names; arguments as in [`read_source`]."""
     if source in CORPORA:
-        return corpus_label_counts(source, data_dir)
-    return _table_label_counts([_describe(*table, source, columns or {}) for table in _open(source, False, encoding)])
+        return corpus_label_counts(source, data_dir, languages=languages)
+    return _table_label_counts(_tables(source, False, encoding, columns, languages))
 
 
 def source_name(source: str) -> str:
@@ -122,6 +133,48 @@ def source_name(source: str) -> str:
     if source in CORPORA or not path.exists():
         return source
     return path.resolve().name if path.is_dir() else path.stem
+
+
+def _tables(
+    source: str,
+    streaming: bool,
+    encoding: str | None,
+    columns: Mapping[str, str] | None,
+    languages: Sequence[str],
+) -> list[tuple[Rows, "_TableFormat"]]:
+    """Returns the tables of a source, with the rows in these languages (all if empty) or of unknown language."""
+    tables = [_describe(*table, source, columns or {}) for table in _open(source, streaming, encoding)]
+    if not languages:
+        return tables
+    wanted = [*map(language_of, languages)]
+    kept = [
+        (rows.filter(_is_in, fn_kwargs={"table_format": form, "languages": wanted}), form) for rows, form in tables
+    ]
+    # A stream is read to its end only if it has none of the rows.
+    if not streaming or all(next(iter(rows), None) is None for rows, _ in kept):
+        stating = [
+            (rows.select_columns([form.columns["language"]]), form)
+            for rows, form in tables
+            if "language" in form.columns
+        ]
+        found = {_language(row, form) for rows, form in stating for row in rows}
+        check_languages(source, wanted, found)
+    return [(rows, form) for rows, form in kept if streaming or len(rows)]
+
+
+def _is_in(record: dict, table_format: "_TableFormat", languages: Sequence[str | None]) -> bool:
+    """Whether a row is in one of these languages, or its language is unknown."""
+    language = _language(record, table_format)
+    return language is None or language in languages
+
+
+def _language(record: dict, table_format: "_TableFormat") -> str | None:
+    """Returns the code of a row's language, or `None` if the table does not state it."""
+    value = record.get(table_format.columns.get("language", ""))
+    if table_format.language_names is not None and value is not None:
+        # On the Hub -1 is a missing value.
+        value = table_format.language_names[value] if value >= 0 else None
+    return None if value is None else language_of(str(value))
 
 
 def _table_label_counts(tables: Sequence[tuple[Rows, "_TableFormat"]]) -> Counter[str]:
@@ -211,13 +264,14 @@ class _TableFormat:
 
     Args:
         columns (`dict[str, str]`): The table's column for each of ours that it has.
-        label_names (`tuple[str, ...]`, *optional*): The names of labels that are numbers.
+        label_names, language_names (`tuple[str, ...]`, *optional*): The names of labels or languages that are numbers.
         folder (`Path`, *optional*): The folder of relative audio paths.
         corpus, split (`str`): Defaults for rows without a corpus or a split.
     """
 
     columns: dict[str, str]
     label_names: tuple[str, ...] | None
+    language_names: tuple[str, ...] | None
     folder: Path | None
     corpus: str
     split: str
@@ -234,8 +288,12 @@ def _describe(
         rows = rows.cast_column(theirs["audio"], Audio(decode=False))
     label = features.get(theirs["label"])
     label = label.feature if isinstance(label, List) else label
-    names = tuple(label.names) if isinstance(label, ClassLabel) else None
-    return rows, _TableFormat(theirs, names, folder, source if folder is None else Path(source).stem, split)
+    names, language_names = (
+        tuple(feature.names) if isinstance(feature, ClassLabel) else None
+        for feature in (label, features.get(theirs.get("language")))
+    )
+    corpus = source if folder is None else Path(source).stem
+    return rows, _TableFormat(theirs, names, language_names, folder, corpus, split)
 
 
 def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -301,6 +359,7 @@ def _row(
         "label": single_label(_raw_label(record, table_format), labels, label_map),
         "speaker": None if row["speaker"] is None else f"{corpus}-{row['speaker']}",
         "corpus": corpus,
+        "language": _language(record, table_format),
         "split": split_of(row["split"] or table_format.split),
     }
 

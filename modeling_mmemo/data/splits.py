@@ -8,7 +8,7 @@ import pyarrow.compute as compute
 from datasets import Dataset, Value
 from transformers.utils import logging
 
-from modeling_mmemo.data.schema import FEATURES
+from modeling_mmemo.data.schema import FEATURES, comparable_text
 
 
 logger = logging.get_logger(__name__)
@@ -42,7 +42,7 @@ def leak_check(
         found: dict[str, set[str]] = {}
         for value, split, voiced in zip(rows[column], rows["split"], has_audio):
             if value is not None and (voiced or column != "speaker"):
-                found.setdefault(split, set()).add(" ".join(value.lower().split()))
+                found.setdefault(split, set()).add(comparable_text(value))
         for one, other in between:
             shared = sorted(found.get(one, set()) & found.get(other, set()))
             if shared:

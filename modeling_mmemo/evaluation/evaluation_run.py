@@ -129,7 +129,8 @@ def corpus_table(
 
     Returns:
         `dict` with `name`, `protocol`, `headline`, `rows`, `groups` and `resampled` (`"speakers"` or `"rows"`); the
-        overall figures of all `conditions`; and `per_class`, `confusion` and `reliability` of the headline condition.
+        overall figures of all `conditions`; and `per_class`, `confusion` and `reliability` of the headline condition;
+        of rows in several languages also `languages`, see [`language_figures`].
     """
     figures = Figures(list(rows["label"]), list(rows["speaker"]), labels, seed)
     return {
@@ -141,7 +142,34 @@ def corpus_table(
         "per_class": figures.per_class(scores[headline]),
         "confusion": figures.confusion(scores[headline]),
         "reliability": figures.reliability(scores[headline]),
+        **language_figures(rows, scores[headline], labels, seed),
     }
+
+
+def language_figures(rows: Dataset, scores: np.ndarray, labels: list[str], seed: int = 0) -> dict[str, Any]:
+    """
+    Computes the figures of each language of a set of rows.
+
+    Args:
+        rows (`datasets.Dataset`): Rows with `label`, `speaker` and `language`.
+        scores (`np.ndarray` of shape `(rows, labels)`): Their scores.
+        labels, seed: See [`corpus_table`].
+
+    Returns:
+        `dict` with `languages`, by code `rows`, `uar` and `macro_f1`, the latter two over the labels that occur in the
+        language; rows of unknown language are left out. Empty if the rows have fewer than two languages.
+    """
+    of_row = np.array(rows["language"] if "language" in rows.column_names else [], dtype=object)
+    found = sorted({language for language in of_row if language is not None})
+    if len(found) < 2:
+        return {}
+    truth, speakers = np.array(rows["label"], dtype=object), np.array(rows["speaker"], dtype=object)
+    parts = {}
+    for language in found:
+        chosen = np.flatnonzero(of_row == language)
+        overall = Figures(list(truth[chosen]), list(speakers[chosen]), labels, seed).overall(scores[chosen])
+        parts[language] = {"rows": len(chosen), "uar": overall["uar"], "macro_f1": overall["macro_f1"]}
+    return {"languages": parts}
 
 
 def evaluate_pairs(

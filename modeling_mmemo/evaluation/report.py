@@ -127,6 +127,10 @@ def _section(table: dict[str, Any]) -> str:
         [name, *(f"{100 * measures[measure]:.1f}" for measure in _FOLD_MEASURES)]
         for name, measures in _folds(table).items()
     ]
+    languages = [
+        [language, str(part["rows"]), percent(part["macro_f1"]), percent(part["uar"])]
+        for language, part in table.get("languages", {}).items()
+    ]
     return "\n\n".join(
         [
             f"## {table['name']}",
@@ -135,6 +139,7 @@ def _section(table: dict[str, Any]) -> str:
             *caveats(table),
             *([markdown_table(["fold", *(HEADINGS[measure] for measure in _FOLD_MEASURES)], folds)] if folds else []),
             markdown_table(["label", "rows", "precision", "recall", "F1"], per_class),
+            *([markdown_table(["language", "rows", "macro-F1", "UAR"], languages)] if languages else []),
             *([f"Labels that the plots cannot draw are numbered: {numbered}."] if numbered else []),
             f"![confusion matrix](confusion-{slug}.png)\n![reliability diagram](reliability-{slug}.png)",
         ]
