@@ -309,6 +309,7 @@ def profile_graph(exported, item, threads, repetitions):
     inputs = graph.complete(emotion.processor(**item, return_tensors="np"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling = threads, True
+    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])

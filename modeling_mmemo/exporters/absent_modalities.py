@@ -12,6 +12,7 @@ Deliberate choices:
 
 import re
 from collections.abc import Iterable
+from graphlib import TopologicalSorter
 
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
@@ -24,7 +25,7 @@ BRANCHES = {
     "text": re.compile(r"(^|\.)(text_branch|last_pooling)[./]"),
 }
 HAS_BOTH = "has_both"
-ATTENTION = re.compile(r"(^|\.)(layers\.\d+)\.(text_to_audio|audio_to_text)/")
+ATTENTION = re.compile(r"(^|\.)(layers\.\d+)\.(text_to_audio|audio_to_text)[./]")
 # Element type and axes of values by name: an `int` if fixed, a `str` if dynamic.
 Shapes = dict[str, tuple[int, list[int | str]]]
 # Suffixes of the names of a value in the two cases.
@@ -56,7 +57,7 @@ def skip_absent(model: onnx.ModelProto) -> None:
     cuts = [
         (condition, outputs)
         for condition, nodes in groups
-        if (outputs := [name for name in _outputs_of(graph, nodes) if _is_float_sequence(shapes, name)])
+        if (outputs := [name for name in _outputs_of(graph, nodes) if _are_vectors(shapes, name)])
     ]
     conditional = set[int]().union(*(_exclusive_ancestors(graph, outputs) for _, outputs in cuts))
     axes = _axes(graph, conditional, shapes)
@@ -137,9 +138,10 @@ def _shapes(graph: GraphProto) -> Shapes:
     }
 
 
-def _is_float_sequence(shapes: Shapes, name: str) -> bool:
+def _are_vectors(shapes: Shapes, name: str) -> bool:
+    """Whether a value is a float sequence `(batch, positions or spans, width)`, not weights over positions."""
     kind, axes = shapes.get(name, (TensorProto.UNDEFINED, []))
-    return kind == TensorProto.FLOAT and len(axes) == 3
+    return kind == TensorProto.FLOAT and len(axes) == 3 and isinstance(axes[-1], int)
 
 
 def _outputs_of(graph: GraphProto, nodes: list[NodeProto]) -> list[str]:
@@ -220,23 +222,12 @@ def _used(node: NodeProto) -> set[str]:
 
 
 def _sorted(nodes: list[NodeProto]) -> list[NodeProto]:
-    """Returns the nodes in topological order, otherwise in the given one."""
+    """Returns the nodes in topological order."""
     makers = {name: index for index, node in enumerate(nodes) for name in node.output}
-    order: list[NodeProto] = []
-    done: set[int] = set()
-    for start in range(len(nodes)):
-        stack = [start]
-        while stack:
-            index = stack[-1]
-            needed = {makers[name] for name in _used(nodes[index]) if name in makers} - done
-            if index in done or not needed:
-                stack.pop()
-                if index not in done:
-                    done.add(index)
-                    order.append(nodes[index])
-            else:
-                stack.extend(sorted(needed, reverse=True))
-    return order
+    needed = {
+        index: sorted({makers[name] for name in _used(node) if name in makers}) for index, node in enumerate(nodes)
+    }
+    return [nodes[index] for index in TopologicalSorter(needed).static_order()]
 
 
 def _set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
