@@ -204,12 +204,15 @@ def text_calls(exported, threads):
     """Returns functions that run the int8 graph and the PyTorch text encoder on the same `TOKENS` tokens."""
     import torch
 
-    graph = load_emotion(INT8_FILE, exported, threads).model.model
+    def inputs_of(emotion):
+        ids = emotion.processor(text=SENTENCE, return_tensors="pt")["input_ids"][:, :TOKENS]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    quantized = load_emotion(INT8_FILE, exported, threads)
     emotion = load_emotion("model.safetensors", exported, threads)
-    text_tower = emotion.model.mmemo.text_tower
-    ids = emotion.processor(text=SENTENCE, return_tensors="pt")["input_ids"][:, :TOKENS]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    arrays = {name: values.numpy() for name, values in inputs.items()}
+    graph, text_tower = quantized.model.model, emotion.model.mmemo.text_tower
+    arrays = {name: values.numpy() for name, values in inputs_of(quantized).items()}
+    inputs = inputs_of(emotion)
 
     @torch.inference_mode()
     def encode(_):
