@@ -7,8 +7,9 @@ Compares the latency of mmemo in PyTorch and ONNX with other models, for a clip 
 
 Every row computes scores from samples and a sentence, feature extraction included, on the same clips of 3 s. The rows
 of a repetition run one after the other, so that other load on the machine affects all of them. Baselines use random
-weights; latency does not depend on them. Without `--exported` the embedded model is exported first. `--profile` shows
-the parts of the int8 row instead.
+weights; latency does not depend on them. Without `--exported` the embedded model is exported first. For a text without
+audio, the whole int8 graph is compared with the PyTorch text encoder alone. `--profile` shows parts of the int8 row
+instead.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from feature_extraction import SAMPLING_RATE, SECONDS, load_clips
 
 BATCH_SIZE = 32
 SENTENCE = "I have been waiting for an hour and nobody answers the phone."
+# Tokens of the text without audio, without feature extraction.
+TOKENS = 13
 NUM_LABELS = 7
 INT8_FILE = "model_int8.onnx"
 EMBEDDED = Path(__file__).parents[1] / "modeling_mmemo" / "default"
@@ -197,6 +200,27 @@ def peaks_of(exported, threads):
     }
 
 
+def text_calls(exported, threads):
+    """Returns functions that run the int8 graph and the PyTorch text encoder on the same `TOKENS` tokens."""
+    import torch
+
+    def inputs_of(emotion):
+        ids = emotion.processor(text=SENTENCE, return_tensors="pt")["input_ids"][:, :TOKENS]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    quantized = load_emotion(INT8_FILE, exported, threads)
+    emotion = load_emotion("model.safetensors", exported, threads)
+    graph, text_tower = quantized.model.model, emotion.model.mmemo.text_tower
+    arrays = {name: values.numpy() for name, values in inputs_of(quantized).items()}
+    inputs = inputs_of(emotion)
+
+    @torch.inference_mode()
+    def encode(_):
+        return text_tower(**inputs, output_hidden_states=True)
+
+    return {"text alone, int8": lambda _: graph.predict(arrays), "text tower alone, PyTorch": encode}
+
+
 def print_setting(args):
     import torch
 
@@ -218,6 +242,8 @@ def compare(args, exported):
     calls |= {(name, "features"): row.features for name, row in rows.items() if row.features is not None}
     for key in ("text", "audio"):
         calls[key, "only"] = lambda batch, key=key: rows[INT8].predict([{key: batch[0][key]}])
+    of_text = text_calls(exported, args.threads)
+    calls |= {(name, "tokens"): call for name, call in of_text.items()}
     single = time_calls(calls, [[items[n % len(items)]] for n in range(args.repetitions + 1)])
     batches = [items[:2], *[items] * args.batch_repetitions]
     batched = time_calls({name: row.predict for name, row in rows.items()}, batches)
@@ -226,6 +252,10 @@ def compare(args, exported):
     p50 = {name: statistics.median(values) for name, values in single.items()}
     fastest = min(single[TORCH, "predict"]) / min(single[INT8, "predict"])
     print(f"{INT8}: {p50['text', 'only']:.1f} ms for text only, {p50['audio', 'only']:.1f} ms for audio only")
+    tokens = {name: min(single[name, "tokens"]) for name in of_text}
+    lines = (f"{name}: {p50[name, 'tokens']:.2f} ms, fastest {fastest_ms:.2f}" for name, fastest_ms in tokens.items())
+    int8_ms, torch_ms = tokens.values()
+    print(f"{TOKENS} tokens, {'; '.join(lines)}; ratio of the fastest {torch_ms / int8_ms:.2f}")
     ratio = p50[TORCH, "predict"] / p50[INT8, "predict"]
     print(f"PyTorch fp32 / ONNX int8: {ratio:.2f}, of the fastest calls {fastest:.2f}")
     print(f"memory is at batch size 1; {IMPORTS} alone takes {peaks[IMPORTS]} MiB")
@@ -282,6 +312,7 @@ def profile_graph(exported, item, threads, repetitions):
     inputs = graph.complete(emotion.processor(**item, return_tensors="np"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling = threads, True
+    options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
@@ -290,7 +321,8 @@ def profile_graph(exported, item, threads, repetitions):
         events = json.loads(Path(session.end_profiling()).read_text())
     nodes, operators = {}, {}
     for event in events:
-        if event["name"].endswith("_kernel_time"):
+        # The time of a conditional node is that of its nodes.
+        if event["name"].endswith("_kernel_time") and event["args"]["op_name"] != "If":
             nodes.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1000)
     for (operator, _), values in nodes.items():
         operators.setdefault(operator, []).append(statistics.median(values))

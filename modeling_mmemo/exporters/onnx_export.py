@@ -3,8 +3,8 @@ Export of a trained model, heads included, to one ONNX graph for audio, text and
 
 Deliberate choices:
 - `transformers.exporters` traces the model; this module declares the inputs and their dynamic axes.
-- One graph also handles a missing modality: a single frame or token with a mask of zeros costs almost nothing. Three
-  graphs would cost the same time and three times the size.
+- One graph also handles a missing modality: a single frame or token with a mask of zeros, whose encoder does not run;
+  see [`skip_absent`]. Three graphs would cost the same time and three times the size.
 - Attention is traced as basic operators: ONNX Runtime's fused ones are not faster, and other runtimes lack them.
 - The graph's metadata describes the model it contains, so that it survives moving and renaming the file.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir
 import onnxruntime
 import torch
@@ -27,6 +28,7 @@ from transformers.exporters import OnnxConfig, OnnxExporter
 
 from mmemo.runtime.graph import FORMAT, METADATA_KEY, EmotionGraph
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, __version__
+from modeling_mmemo.exporters.absent_modalities import skip_absent
 
 
 FLOAT_FILE = "model.onnx"
@@ -93,6 +95,9 @@ def export_onnx(
     path = save_directory / FLOAT_FILE
     is_large = sum(value.const_value.nbytes for value in graph.graph.initializers.values()) > MAX_FILE_BYTES
     onnx_ir.save(graph, path, external_data=f"{FLOAT_FILE}.data" if is_large else None)
+    nested = onnx.load(path, load_external_data=False)
+    skip_absent(nested)
+    onnx.save(nested, path)
     model.config.save_pretrained(save_directory)
     processor.save_pretrained(save_directory)
     _verify(path, model, inputs)

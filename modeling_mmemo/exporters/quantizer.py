@@ -10,6 +10,7 @@ Deliberate choices:
 - Convolutions and layer norms stay in float. Embeddings are stored in int8 with one scale per row. Other float weights
   are stored in half precision if this is lossless. Both reduce size, not time.
 - The heads stay in float: they take no time and determine the scores.
+- Nodes that only run if a modality is present are quantized in a flat graph, and made conditional again afterwards.
 """
 
 import json
@@ -30,6 +31,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from optimum.quantization_base import OptimumQuantizer
 
 from mmemo.runtime.graph import METADATA_KEY, EmotionGraph, checksum, find_graph
+from modeling_mmemo.exporters.absent_modalities import inline, nest
 from modeling_mmemo.exporters.onnx_export import FLOAT_FILE, MAX_FILE_BYTES, describe, keep_quiet
 
 
@@ -134,7 +136,9 @@ class MMEmoQuantizer(OptimumQuantizer):
             )
         path = Path(save_dir) / (INT8_FILE if file_prefix is None else f"{file_prefix}_int8.onnx")
         path.parent.mkdir(parents=True, exist_ok=True)
-        model = self._quantize_multiplications(calibration)
+        model = onnx.load(self.path)
+        conditionals = inline(model.graph)
+        model = self._quantize_multiplications(model, calibration)
         facts: dict[str, Any] = {"precision": "int8", "approach": approach}
         if shares_weights:
             store_in_half(model.graph)
@@ -144,13 +148,15 @@ class MMEmoQuantizer(OptimumQuantizer):
         else:
             quantize_embeddings(model.graph)
             store_in_half(model.graph)
+        nest(model.graph, conditionals)
         _describe(model, **facts)
         _save(model, path)
         return path
 
-    def _quantize_multiplications(self, calibration: Iterable[dict[str, np.ndarray]] | None) -> onnx.ModelProto:
-        """Returns the graph with int8 multiplications by weights; static ranges if there are calibration inputs."""
-        model = onnx.load(self.path)
+    def _quantize_multiplications(
+        self, model: onnx.ModelProto, calibration: Iterable[dict[str, np.ndarray]] | None
+    ) -> onnx.ModelProto:
+        """Returns a flat graph with int8 multiplications by weights; static ranges if there are calibration inputs."""
         # Quantization transposes weights, which would contradict the recorded shapes.
         del model.graph.value_info[:]
         add_pre_process_metadata(model)

@@ -1,0 +1,236 @@
+"""
+Conditional execution of an exported graph: nodes that serve a modality run only if a batch has this modality.
+
+Deliberate choices:
+- The pass works on the traced graph, so it needs nothing from an encoder. It moves the nodes that only contribute to
+  the outputs of a modality's branch into an `If` on the modality's mask; the other case returns zeros. Cross-modal
+  attention runs only if a batch has both modalities.
+- These zeros change no output: the embedding of a missing modality is multiplied by 0, its positions are masked.
+- Weights stay in the outer graph, where quantization and sharing find them.
+- `inline` restores the flat graph that quantization needs, and `nest` repeats the pass on the result.
+"""
+
+import re
+from collections.abc import Iterable
+from graphlib import TopologicalSorter
+
+import onnx
+from onnx import GraphProto, NodeProto, TensorProto, helper
+
+
+MASKS = {"audio": "audio_attention_mask", "text": "attention_mask"}
+# The modules, by scope, whose outputs are not used for a batch without the modality.
+BRANCHES = {
+    "audio": re.compile(r"(^|\.)audio_branch[./]"),
+    "text": re.compile(r"(^|\.)(text_branch|last_pooling)[./]"),
+}
+HAS_BOTH = "has_both"
+ATTENTION = re.compile(r"(^|\.)(layers\.\d+)\.(text_to_audio|audio_to_text)[./]")
+# Element type and axes of values by name: an `int` if fixed, a `str` if dynamic.
+Shapes = dict[str, tuple[int, list[int | str]]]
+# Suffixes of the names of a value in the two cases.
+PRESENT, ABSENT = "_present", "_absent"
+
+
+def skip_absent(model: onnx.ModelProto) -> None:
+    """
+    Makes the nodes of each modality conditional on its mask, in place.
+
+    Graphs of one modality stay as they are, and so do encoders whose number of positions is only known after a run.
+
+    Args:
+        model (`onnx.ModelProto`): A flat graph whose nodes are named `{module}/{node}`, with the shapes of values.
+    """
+    graph = model.graph
+    if not {value.name for value in graph.input}.issuperset(MASKS.values()):
+        return
+    shapes = _shapes(graph)
+    layers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        if found := ATTENTION.search(node.name):
+            layers.setdefault(found[2], []).append(node)
+    groups = [
+        (f"has_{modality}", [node for node in graph.node if scope.search(node.name)])
+        for modality, scope in BRANCHES.items()
+    ]
+    groups += [(HAS_BOTH, nodes) for nodes in layers.values()]
+    cuts = [
+        (condition, outputs)
+        for condition, nodes in groups
+        if (outputs := [name for name in _outputs_of(graph, nodes) if _are_vectors(shapes, name)])
+    ]
+    conditional = set[int]().union(*(_exclusive_ancestors(graph, outputs) for _, outputs in cuts))
+    axes = _axes(graph, conditional, shapes)
+    conditionals = [
+        helper.make_node("If", [name], outputs, name=f"{name}/{outputs[0]}", else_branch=_zeros(outputs, shapes, axes))
+        for name, outputs in cuts
+        if all(axis in axes or isinstance(axis, int) for output in outputs for axis in shapes[output][1])
+    ]
+    conditions = []
+    for modality, mask in MASKS.items():
+        name = f"has_{modality}"
+        conditions += [
+            helper.make_node("ReduceMax", [mask], [f"{name}_mask"], name=f"{name}/ReduceMax", keepdims=0),
+            helper.make_node("Cast", [f"{name}_mask"], [name], name=f"{name}/Cast", to=TensorProto.BOOL),
+        ]
+    conditions.append(
+        helper.make_node("And", [f"has_{modality}" for modality in MASKS], [HAS_BOTH], name=f"{HAS_BOTH}/And")
+    )
+    _set_nodes(graph, [*conditions, *graph.node])
+    nest(graph, conditionals)
+
+
+def nest(graph: GraphProto, conditionals: Iterable[NodeProto]) -> None:
+    """Moves the nodes that only serve the outputs of an `If` without `then_branch` into it, for each of the nodes."""
+    for conditional in conditionals:
+        outputs = list(conditional.output)
+        region = _exclusive_ancestors(graph, outputs)
+        inside = [node for index, node in enumerate(graph.node) if index in region]
+        outside = [node for index, node in enumerate(graph.node) if index not in region]
+        _rename(inside, {name: name + PRESENT for name in outputs})
+        branch = helper.make_graph(
+            inside, f"{conditional.name}{PRESENT}", [], [_copied(value) for value in _results(conditional)]
+        )
+        for value, name in zip(branch.output, outputs):
+            value.name = name + PRESENT
+        complete = NodeProto()
+        complete.CopyFrom(conditional)
+        complete.attribute.append(helper.make_attribute("then_branch", branch))
+        _set_nodes(graph, _sorted([*outside, complete]))
+
+
+def inline(graph: GraphProto) -> list[NodeProto]:
+    """Replaces each `If` of [`skip_absent`] by its nodes, in place, and returns them without `then_branch`."""
+    nodes, conditionals = [], []
+    for node in graph.node:
+        branches = {attribute.name: attribute.g for attribute in node.attribute}
+        if node.op_type != "If" or not node.input[0].startswith("has_"):
+            nodes.append(node)
+            continue
+        inside = list(branches["then_branch"].node)
+        _rename(inside, {name + PRESENT: name for name in node.output})
+        nodes += inside
+        conditionals.append(
+            helper.make_node("If", node.input, node.output, name=node.name, else_branch=branches["else_branch"])
+        )
+    _set_nodes(graph, nodes)
+    return conditionals
+
+
+def _results(conditional: NodeProto) -> Iterable[onnx.ValueInfoProto]:
+    return next(attribute.g.output for attribute in conditional.attribute if attribute.name == "else_branch")
+
+
+def _copied(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    copied = onnx.ValueInfoProto()
+    copied.CopyFrom(value)
+    return copied
+
+
+def _shapes(graph: GraphProto) -> Shapes:
+    """Returns the element types and axes of the inputs and of the values within the graph."""
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim],
+        )
+        for value in (*graph.input, *graph.value_info)
+    }
+
+
+def _are_vectors(shapes: Shapes, name: str) -> bool:
+    """Whether a value is a float sequence `(batch, positions or spans, width)`, not weights over positions."""
+    kind, axes = shapes.get(name, (TensorProto.UNDEFINED, []))
+    return kind == TensorProto.FLOAT and len(axes) == 3 and isinstance(axes[-1], int)
+
+
+def _outputs_of(graph: GraphProto, nodes: list[NodeProto]) -> list[str]:
+    """Returns the values of `nodes` that other nodes of the graph use."""
+    names = {node.name for node in nodes}
+    used = {name for node in graph.node if node.name not in names for name in node.input}
+    return [name for node in nodes for name in node.output if name in used]
+
+
+def _exclusive_ancestors(graph: GraphProto, outputs: Iterable[str]) -> set[int]:
+    """Returns the indices of the nodes that contribute to nothing but `outputs`; nodes of weights alone stay out."""
+    results, outputs = {value.name for value in graph.output}, set(outputs)
+    users: dict[str, list[int]] = {}
+    varies = {value.name for value in graph.input}
+    for index, node in enumerate(graph.node):
+        used = _used(node)
+        for name in used:
+            users.setdefault(name, []).append(index)
+        if varies & used:
+            varies.update(node.output)
+    region: set[int] = set()
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        is_exclusive = all(
+            name in outputs or (name not in results and name in users and region.issuperset(users[name]))
+            for name in node.output
+        )
+        if is_exclusive and varies.intersection(node.output):
+            region.add(index)
+    return region
+
+
+def _axes(graph: GraphProto, region: set[int], shapes: Shapes) -> dict[int | str, tuple[str, int]]:
+    """Returns, for each axis, a value that has it and does not depend on the nodes of `region`, and its position."""
+    dependent: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if index in region or dependent.intersection(node.input):
+            dependent.update(node.output)
+    found: dict[int | str, tuple[str, int]] = {}
+    for name, (_, axes) in shapes.items():
+        if name not in dependent:
+            for position, axis in enumerate(axes):
+                found.setdefault(axis, (name, position))
+    return found
+
+
+def _zeros(outputs: list[str], shapes: Shapes, sources: dict[int | str, tuple[str, int]]) -> GraphProto:
+    """Returns a graph of zeros in the shapes of `outputs`; see [`_axes`]."""
+    nodes, values, weights = [], [], []
+    for name in outputs:
+        kind, axes = shapes[name]
+        parts = [f"{name}_axis_{position}" for position in range(len(axes))]
+        for part, axis in zip(parts, axes):
+            if isinstance(axis, int):
+                weights.append(helper.make_tensor(part, TensorProto.INT64, [1], [axis]))
+            else:
+                source, start = sources[axis]
+                nodes.append(helper.make_node("Shape", [source], [part], start=start, end=start + 1))
+        nodes.append(helper.make_node("Concat", parts, [f"{name}_shape"], axis=0))
+        nodes.append(helper.make_node("ConstantOfShape", [f"{name}_shape"], [name + ABSENT]))
+        values.append(helper.make_tensor_value_info(name + ABSENT, kind, axes))
+    return helper.make_graph(nodes, f"zeros/{outputs[0]}", [], values, weights)
+
+
+def _rename(nodes: Iterable[NodeProto], names: dict[str, str]) -> None:
+    for node in nodes:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+
+
+def _used(node: NodeProto) -> set[str]:
+    """Returns the inputs of a node, including those that its subgraphs take from the outer graph."""
+    used = set(node.input)
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            used |= _used(inner)
+    return used
+
+
+def _sorted(nodes: list[NodeProto]) -> list[NodeProto]:
+    """Returns the nodes in topological order."""
+    makers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    needed = {
+        index: sorted({makers[name] for name in _used(node) if name in makers}) for index, node in enumerate(nodes)
+    }
+    return [nodes[index] for index in TopologicalSorter(needed).static_order()]
+
+
+def _set_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
+    nodes = list(nodes)
+    del graph.node[:]
+    graph.node.extend(nodes)
