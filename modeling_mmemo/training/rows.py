@@ -141,7 +141,8 @@ class EmotionRows(torch.utils.data.Dataset):
     def _row_lengths(self, indices: Sequence[int]) -> dict[int, int]:
         """Returns positions of states, samples at 16 kHz or characters: comparable within a modality only."""
         lengths = {}
-        audio, texts, contexts = (self.rows[name] for name in ("audio", "text", "context"))
+        # A column reads single rows slowly, so texts are read at once; clips may be large.
+        audio, texts, contexts = self.rows["audio"], self.rows["text"][:], self.rows["context"][:]
         for index in set(indices):
             modality = "audio" if self.has["audio"][index] else "text"
             if modality in self.states:
