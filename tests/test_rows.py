@@ -100,6 +100,25 @@ def test_clip_is_paired_with_texts_of_its_label(make_row, select):
     assert "text" not in select(rows, pair_texts=range(len(rows)))[0]
 
 
+def test_texts_of_simulated_pairs_are_neutral_with_their_probability(make_row, processor):
+    rows = [make_row("sad", 0.25)] + [make_row(label, text=label) for label in ("sad", "neutral", "happy")]
+
+    def texts(**options):
+        pairs = EmotionRows(
+            as_dataset(rows), [0], ("sad", "neutral", "happy"), {}, processor, pair_texts=range(4), **options
+        )
+        drawn = []
+        for epoch in range(40):
+            pairs.set_epoch(epoch)
+            assert pairs[0]["labels"] == 0
+            drawn.append(pairs[0].get("text"))
+        return drawn
+
+    assert set(texts(pair_probability=1.0, neutral_text_probability=1.0)) == {"neutral"}
+    assert 5 < texts(pair_probability=1.0, neutral_text_probability=0.5).count("sad") < 35
+    assert set(texts(pair_probability=0.5, neutral_text_probability=1.0)) == {"neutral", None}
+
+
 def test_cached_states_are_paired_by_the_index_of_the_row(make_row, processor):
     class States:
         def __getitem__(self, index):

@@ -152,6 +152,10 @@ def test_contradictory_model_arguments_raise(options, message):
             r"corpus_weights=\[2.0, 2.0\] must have one number for each of",
         ),
         ("--corpora meld --corpus_weights 0", r"corpus_weights=\[0.0\] .* not all 0"),
+        (
+            "--corpora meld --neutral_text_probability 0.5",
+            "neutral_text_probability=0.5 contradicts pair_probability=0",
+        ),
         ("--corpora meld --pair_probability 2", r"pair_probability=2.0 must be in \[0, 1\]"),
         ("--corpora meld --context_dropout 2", r"context_dropout=2.0 must be in \[0, 1\]"),
         ("--corpora meld --dev_share -0.1", r"dev_share=-0.1 must be in \[0, 1\]"),

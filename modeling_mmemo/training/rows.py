@@ -2,7 +2,8 @@
 Training rows: clips, texts or both, with simulated pairs, drawn in batches of rows of the same kind.
 
 Acted corpora have clips with emotion and texts without, other corpora have texts only. With `pair_probability` a clip
-therefore gets a random text of its own label, a new one in every epoch: a simulated pair.
+therefore gets a random text of its own label, a new one in every epoch: a simulated pair. Words are often neutral
+where the voice is not, so with `neutral_text_probability` it gets a neutral text instead.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from modeling_mmemo.training.features import PooledStates, TowerStates
 
 # Number of batches that are sorted by length together: fewer would pad more, more would separate the corpora.
 BATCHES_SORTED = 8
+# The label of texts that contradict no voice.
+NEUTRAL = "neutral"
 
 
 class SharedEpoch:
@@ -53,6 +56,8 @@ class EmotionRows(torch.utils.data.Dataset):
             Augments clips. Of cached clips with augmented copies, a copy or the clip itself is drawn instead.
         pair_probability (`float`): Probability that a clip without text gets a text of its label.
         pair_texts (`Sequence[int]`): The rows with these texts; rows with audio are ignored.
+        neutral_text_probability (`float`):
+            Probability that the text of such a pair is neutral, whatever the label of the clip; needs this label.
         blank_probability (`float`): Probability that the audio of a row with text is replaced by noise.
         context_dropout (`float`): Probability that a text loses its context and speaker.
         weights (`Sequence[float]`, *optional*):
@@ -72,6 +77,7 @@ class EmotionRows(torch.utils.data.Dataset):
         augmentation: Augmentation | None = None,
         pair_probability: float = 0.0,
         pair_texts: Sequence[int] = (),
+        neutral_text_probability: float = 0.0,
         blank_probability: float = 0.0,
         context_dropout: float = 0.0,
         weights: Sequence[float] | None = None,
@@ -83,8 +89,10 @@ class EmotionRows(torch.utils.data.Dataset):
         self.processor = processor
         self.augmentation = augmentation
         self.pair_probability = pair_probability
+        self.neutral_text_probability = neutral_text_probability
         self.blank_probability = blank_probability
         self.context_dropout = context_dropout
+        self.labels = labels
         self.seed = seed
         self.by_length = by_length
         self.label_ids = [labels.index(label) for label in rows["label"]]
@@ -177,7 +185,8 @@ class EmotionRows(torch.utils.data.Dataset):
         """Returns the row that has the text for a row: itself, one drawn for a simulated pair, or none."""
         if self.has["text"][index]:
             return index
-        texts = self.texts_of[self.label_ids[index]]
+        is_neutral = rng.random() < self.neutral_text_probability
+        texts = self.texts_of[self.labels.index(NEUTRAL) if is_neutral else self.label_ids[index]]
         if texts and rng.random() < self.pair_probability:
             return int(rng.choice(texts))
         return None

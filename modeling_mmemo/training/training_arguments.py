@@ -253,6 +253,16 @@ class ModelArguments:
         return {"audio": self.audio_freeze_layers, "text": self.text_freeze_layers}[modality]
 
 
+# Options of `DataArguments` in [0, 1].
+_PROBABILITIES = (
+    "pair_probability",
+    "neutral_text_probability",
+    "blank_probability",
+    "context_dropout",
+    "dev_share",
+)
+
+
 @dataclass
 class DataArguments(SourceArguments):
     """
@@ -282,6 +292,13 @@ class DataArguments(SourceArguments):
     pair_probability: float = field(
         default=0.0,
         metadata={"help": "Probability that a clip without text gets a random text of its label (simulated pairs)."},
+    )
+    neutral_text_probability: float = field(
+        default=0.0,
+        metadata={
+            "help": "Probability that the text of a simulated pair is neutral, whatever the label of the clip: words "
+            "often are."
+        },
     )
     blank_probability: float = field(
         default=0.0,
@@ -336,9 +353,14 @@ class DataArguments(SourceArguments):
 
     def _check_values(self) -> None:
         """Raises a `ValueError` if an option has an invalid value."""
-        for name in ("pair_probability", "blank_probability", "context_dropout", "dev_share"):
+        for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1].")
+        if self.neutral_text_probability > 0 and self.pair_probability == 0:
+            raise ValueError(
+                f"neutral_text_probability={self.neutral_text_probability} contradicts pair_probability=0: it is "
+                "about the texts of simulated pairs. Set pair_probability, or set it to 0."
+            )
         if self.augmented_copies < 0:
             raise ValueError(f"augmented_copies={self.augmented_copies} must be at least 0.")
         if unknown := set(self.leak_columns) - set(LEAK_COLUMNS):

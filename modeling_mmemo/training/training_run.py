@@ -27,7 +27,7 @@ from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.calibration import calibrate_scores
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import PooledStates, TowerStates, standardize, tower_states
-from modeling_mmemo.training.rows import EmotionRows, StreamedRows
+from modeling_mmemo.training.rows import NEUTRAL, EmotionRows, StreamedRows
 from modeling_mmemo.training.run_summary import run_summary
 from modeling_mmemo.training.trainer import EmotionTrainer, build_trainer
 from modeling_mmemo.training.training_arguments import (
@@ -178,6 +178,11 @@ def build_rows(
             f"context_dropout={args.context_dropout} contradicts context_turns=0: this model takes no context. Set "
             "context_turns, or set context_dropout to 0."
         )
+    if args.neutral_text_probability > 0 and NEUTRAL not in args.labels:
+        raise ValueError(
+            f"neutral_text_probability={args.neutral_text_probability} contradicts labels={args.labels}, which lack "
+            f"{NEUTRAL!r}. Set it to 0."
+        )
     if augmentation.silence_probability > 0 and "audio" in towers and processor.speech_padding_s is not None:
         raise ValueError(
             f"silence_probability={augmentation.silence_probability} contradicts cut_to_speech=True: clips are cut to "
@@ -235,6 +240,7 @@ def build_rows(
         train_indices,
         augmentation=augmentation,
         pair_probability=args.pair_probability,
+        neutral_text_probability=args.neutral_text_probability,
         blank_probability=args.blank_probability,
         context_dropout=args.context_dropout,
         pair_texts=train_indices,
