@@ -60,7 +60,7 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             `model_max_length`; the text takes precedence.
         prompt (`str`, *optional*, defaults to `""`):
             Appended to every text, for a language model to continue: `"\nThe emotion is"`.
-        speech_padding_s (`float`, *optional*, defaults to 0.4):
+        speech_padding_s (`float`, *optional*, defaults to 0.1):
             Clips are cut to their speech, with this many seconds before and after it, at most 0.1 s of them sound of
             the clip and the rest zeros; pauses of more than 1 s are shortened. Clips without speech are kept whole;
             for the pipeline they count as missing in an item with a text. `None` does not detect speech.

@@ -20,7 +20,7 @@ from modeling_mmemo.training.features import PooledStates, TowerStates
 
 
 # Number of batches that are sorted by length together: fewer would pad more, more would separate the corpora.
-BATCHES_SORTED = 8
+BATCHES_SORTED = 16
 # The label of texts that contradict no voice.
 NEUTRAL = "neutral"
 
@@ -147,19 +147,24 @@ class EmotionRows(torch.utils.data.Dataset):
         return sorted(drawn, key=lambda index: -self.lengths[index]) if self.by_length else drawn
 
     def _row_lengths(self, indices: Sequence[int]) -> dict[int, int]:
-        """Returns positions of states, samples at 16 kHz or characters: comparable within a modality only."""
-        lengths = {}
-        # A column reads single rows slowly, so texts are read at once; clips may be large.
-        audio, texts, contexts = self.rows["audio"], self.rows["text"][:], self.rows["context"][:]
-        for index in set(indices):
-            modality = "audio" if self.has["audio"][index] else "text"
-            if modality in self.states:
-                lengths[index] = self.states[modality].length(index)
-            elif modality == "text":
-                lengths[index] = len(texts[index]) + sum(len(turn["text"]) for turn in contexts[index] or ())
-            else:
+        """Returns positions of states, tokens or samples at 16 kHz: comparable within a modality only."""
+        modality_of = {index: "audio" if self.has["audio"][index] else "text" for index in set(indices)}
+        read = [index for index, name in modality_of.items() if name == "text" and name not in self.states]
+        lengths = dict(zip(read, self._num_tokens(read)))
+        audio = self.rows["audio"]
+        for index, name in modality_of.items():
+            if name in self.states:
+                lengths[index] = self.states[name].length(index)
+            elif name == "audio":
                 lengths[index] = round(16_000 * clip_seconds(audio[index]))
         return lengths
+
+    def _num_tokens(self, indices: Sequence[int]) -> list[int]:
+        """Returns the number of tokens of texts with their context: characters do not compare between scripts."""
+        # A column reads single rows slowly, so it is read as a whole.
+        texts, contexts = self.rows["text"][:], self.rows["context"][:]
+        said = [" ".join([*(turn["text"] for turn in contexts[i] or ()), texts[i]]) for i in indices]
+        return [len(ids) for ids in self.processor.tokenizer(said, truncation=True)["input_ids"]] if said else []
 
     def __len__(self) -> int:
         return len(self.indices)
