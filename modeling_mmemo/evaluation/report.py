@@ -12,7 +12,7 @@ from modeling_mmemo.evaluation.report_plots import drawable_labels, plot_confusi
 
 
 HEADINGS = {"wa": "WA", "uar": "UAR", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "ece": "ECE"}
-_FOLD_MEASURES = ("wa", "uar", "macro_f1", "weighted_f1")
+FOLD_MEASURES = ("wa", "uar", "macro_f1", "weighted_f1")
 TIMELINE_HEADINGS = {
     "frame_accuracy": "frame accuracy",
     "eder": "EDER",
@@ -48,14 +48,24 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def label_notes(results: dict[str, Any]) -> list[str]:
-    """Returns a sentence for each corpus or pairs that lack labels of the model: their UAR with and without these."""
-    return [
+    """
+    Returns a sentence for each corpus or pairs that lack labels of the model: their UAR with and without these; and
+    one with the mean UAR of corpora that were left out of training in turn.
+    """
+    notes = [
         f"{table['name']}, {table['headline']}: UAR {percent(table['conditions'][table['headline']]['uar'])} over all "
         f"labels of the model, {percent(present['uar'])} over the {len(present['labels'])} that its rows have "
         f"({', '.join(present['labels'])})."
         for table in (*results["corpora"], *results["pairs"])
         if (present := table.get("present_labels"))
     ]
+    if (left_out := results.get("left_out")) is not None:
+        notes.append(
+            f"Mean of the {len(left_out['corpora'])} corpora left out of training in turn "
+            f"({', '.join(left_out['corpora'])}): UAR {100 * left_out['mean']['uar']:.1f} over all labels of the "
+            f"model, {100 * left_out['mean_over_present_labels']['uar']:.1f} over those that each corpus has."
+        )
+    return notes
 
 
 def markdown_report(results: dict[str, Any]) -> str:
@@ -136,7 +146,7 @@ def _section(table: dict[str, Any]) -> str:
     slug, names = _slug(table), list(table["per_class"])
     numbered = ", ".join(f"{drawn} {name}" for drawn, name in zip(drawable_labels(names)[0], names) if drawn != name)
     folds = [
-        [name, *(f"{100 * measures[measure]:.1f}" for measure in _FOLD_MEASURES)]
+        [name, *(f"{100 * measures[measure]:.1f}" for measure in FOLD_MEASURES)]
         for name, measures in _folds(table).items()
     ]
     languages = [
@@ -149,7 +159,7 @@ def _section(table: dict[str, Any]) -> str:
             f"{table['protocol']}: {table['rows']} rows; intervals over {table['groups']} {table['resampled']}. "
             f"Condition: {table['headline']}.",
             *caveats(table),
-            *([markdown_table(["fold", *(HEADINGS[measure] for measure in _FOLD_MEASURES)], folds)] if folds else []),
+            *([markdown_table(["fold", *(HEADINGS[measure] for measure in FOLD_MEASURES)], folds)] if folds else []),
             *_present_labels_section(table),
             markdown_table(["label", "rows", "precision", "recall", "F1"], per_class),
             *([markdown_table(["language", "rows", "macro-F1", "UAR"], languages)] if languages else []),
