@@ -3,6 +3,7 @@
 python eval.py --data_dir data --corpora ravdess meld emodb goemotions --pairs ravdess+meld --timelines ravdess
 python eval.py --model runs/calls --corpora calls.csv --dev_share 0.1 --split dev
 python eval.py --folds configs/ravdess_folds.yaml --data_dir data
+python eval.py --folds configs/leave_one_corpus_out.yaml --data_dir data
 """
 
 import sys

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import write_table
 
 import eval as evaluation
+import train
 from modeling_mmemo.data.corpora import CORPORA
 
 
@@ -55,11 +57,11 @@ def test_every_speaker_is_tested_by_a_model_trained_without_them(config, capsys)
 
 @pytest.fixture
 def trained_folds(monkeypatch):
-    """The names of the folds that were trained; scores of a fold are drawn at random instead of training it."""
+    """The options of the folds that were trained; scores of a fold are drawn at random instead of training it."""
     trained = []
 
     def train(arguments):
-        trained.append(Path(arguments[-1].output_dir).name)
+        trained.append(arguments)
         Path(arguments[-1].output_dir).mkdir(parents=True, exist_ok=True)
 
     def score(emotion, condition, rows, lengths, available):
@@ -69,16 +71,22 @@ def trained_folds(monkeypatch):
     monkeypatch.setattr("modeling_mmemo.training.folds.load_pipeline", lambda folder: None)
     monkeypatch.setattr("modeling_mmemo.training.folds.row_lengths", lambda emotion, rows, modality: None)
     monkeypatch.setattr("modeling_mmemo.training.folds.score_condition", score)
+    for plot in ("plot_confusion", "plot_reliability"):  # take most of the time of a run
+        monkeypatch.setattr(f"modeling_mmemo.evaluation.report.{plot}", lambda *arguments: None)
     return trained
+
+
+def names(trained):
+    return [Path(arguments[-1].output_dir).name for arguments in trained]
 
 
 def test_scored_folds_are_not_trained_again(config, trained_folds):
     first = run(config)
-    assert trained_folds == ["fold-1", "fold-2"]
+    assert names(trained_folds) == ["fold-1", "fold-2"]
 
     second = run(config, "--report_to", "none", "--logging_steps", "7")
 
-    assert trained_folds == ["fold-1", "fold-2"]
+    assert names(trained_folds) == ["fold-1", "fold-2"]
     assert second["corpora"] == first["corpora"]
 
 
@@ -109,7 +117,7 @@ def test_folds_are_trained_again_after_a_change(config, trained_folds, caplog, c
     change(config)
     run(config)
 
-    assert trained_folds == ["fold-1", "fold-2"] * 2
+    assert names(trained_folds) == ["fold-1", "fold-2"] * 2
     assert "fold-1: the options or the data changed" in caplog.text
     run(config)
     assert len(trained_folds) == 4
@@ -121,10 +129,126 @@ def test_interrupted_fold_is_trained_again(config, trained_folds):
 
     run(config)
 
-    assert trained_folds == ["fold-1", "fold-2", "fold-2"]
+    assert names(trained_folds) == ["fold-1", "fold-2", "fold-2"]
 
 
 def test_corpus_without_folds_raises(config):
     config.write_text(config.read_text().replace("[emodb]", "[goemotions]"))
     with pytest.raises(ValueError, match=r"corpora=\['goemotions'\] must name one corpus that has folds"):
         run(config)
+
+
+@pytest.fixture
+def corpora(config):
+    """A configuration with the example clips as three corpora, of which EmoDB is never trained on."""
+    data = config.parent / "data"
+    with (CLIPS / "metadata.csv").open(newline="", encoding="utf-8") as file:
+        clips = [
+            row | {"split": split}
+            for row, split in zip(csv.DictReader(file), ("train", "dev", "test", "test", "train", "dev"))
+        ]
+    for corpus in ("tess", "nemo"):
+        shutil.copytree(CLIPS, data / corpus)
+        write_table(data / corpus / "metadata.csv", clips)
+    config.write_text(
+        config.read_text().replace("[emodb]", "[tess, nemo]")
+        + "corpus_weights: [2, 0.5]\nleave_out: [tess, nemo]\ntest_corpora: [emodb]\n"
+    )
+    return config
+
+
+def test_every_corpus_is_tested_by_a_model_trained_without_it(corpora, trained_folds, capsys):
+    results = run(corpora)
+
+    tables = {table["name"]: table for table in results["corpora"]}
+    assert {name: table["rows"] for name, table in tables.items()} == {"tess": 6, "nemo": 6, "emodb": 6}
+    assert tables["nemo"]["protocol"] == "nemo, whole corpus, by a model trained on tess"
+    assert tables["emodb"]["protocol"] == "emodb, whole corpus, by a model trained on tess, nemo"
+    overall = [tables[name]["conditions"]["audio"] for name in ("tess", "nemo")]
+    present = [tables[name]["present_labels"] for name in ("tess", "nemo")]
+    assert results["left_out"]["corpora"] == ["tess", "nemo"]
+    for key, figures in (("mean", overall), ("mean_over_present_labels", present)):
+        mean = np.mean([figure["uar"]["value"] for figure in figures])
+        assert results["left_out"][key]["uar"] == pytest.approx(mean, abs=1e-4)
+    assert all("surprise" not in part["labels"] for part in present)
+    note = "Mean of the 2 corpora left out of training in turn (tess, nemo): UAR "
+    assert note in capsys.readouterr().out and note in (corpora.parent / "folds" / "report.md").read_text()
+
+
+def test_only_runs_with_changed_corpora_are_trained_again(corpora, trained_folds):
+    first = run(corpora)
+    second = run(corpora)
+
+    assert names(trained_folds) == ["without-tess", "without-nemo", "all"]
+    assert [data.corpora for _, data, _, _ in trained_folds] == [["nemo"], ["tess"], ["tess", "nemo"]]
+    assert [data.corpus_weights for _, data, _, _ in trained_folds] == [[0.5], [2.0], [2.0, 0.5]]
+    assert second["corpora"] == first["corpora"]
+
+    change_label(corpora)  # of EmoDB, which only the last run uses
+    run(corpora)
+
+    assert names(trained_folds)[3:] == ["all"]
+
+
+@pytest.mark.slow
+def test_models_are_trained_and_scored_without_a_corpus(corpora):
+    results = run(corpora)
+
+    assert [table["rows"] for table in results["corpora"]] == [6, 6, 6]
+    assert all((corpora.parent / "folds" / folder / "config.json").is_file() for folder in ("without-tess", "all"))
+
+
+def test_corpora_without_others_to_test_on(corpora, trained_folds):
+    corpora.write_text(corpora.read_text().replace("test_corpora: [emodb]", ""))
+
+    results = run(corpora)
+
+    assert names(trained_folds) == ["without-tess", "without-nemo"]
+    assert [table["name"] for table in results["corpora"]] == ["tess", "nemo"]
+
+
+def test_clips_to_test_on_are_checked_before_training(corpora, trained_folds):
+    (corpora.parent / "data" / "emodb" / "03b01Wa.flac").unlink()
+
+    with pytest.raises(ValueError, match=r"03b01Wa\.flac does not exist"):
+        run(corpora)
+
+    assert not trained_folds
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--leave_out tess emodb",
+            r"leave_out=\['tess', 'emodb'\]: \['emodb'\] are not among corpora=\['tess', 'nemo'",
+        ),
+        (
+            "--corpora tess --corpus_weights 1 --leave_out tess",
+            r"leave_out=\['tess'\] contradicts corpora=\['tess'\]: no",
+        ),
+        (
+            "--test_corpora emodb nemo",
+            r"test_corpora=\['emodb', 'nemo'\] contradicts .*: \['nemo'\] would be trained on",
+        ),
+        (
+            "--leave_out calls.csv",
+            r"leave_out=\['calls.csv'\]: \['calls.csv'\] are unknown; choose some of \['brighter'",
+        ),
+        ("--leave_out tess tess", r"leave_out=\['tess', 'tess'\] must not name a corpus twice"),
+        ("--fold 1", r"fold=1 contradicts leave_out=\['tess', 'nemo'\], which leaves out whole corpora"),
+    ],
+)
+def test_contradictory_options_raise(corpora, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(corpora, *flags.split())
+
+
+def test_corpora_to_test_on_need_corpora_to_leave_out(config):
+    with pytest.raises(ValueError, match=r"test_corpora=\['tess'\] needs leave_out"):
+        run(config, "--test_corpora", "tess")
+
+
+def test_a_training_run_leaves_no_corpus_out(corpora):
+    with pytest.raises(ValueError, match=r"leave_out=\['tess', 'nemo'\] is an option of cross-validation"):
+        train.main([str(corpora)])

@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
+from modeling_mmemo.evaluation.card import results_section
 from modeling_mmemo.evaluation.conditions import ABLATION, BLANK
 from modeling_mmemo.evaluation.evaluation_run import corpus_table, pairs_table
 from modeling_mmemo.evaluation.report import (
@@ -18,6 +20,7 @@ from modeling_mmemo.evaluation.report import (
 from modeling_mmemo.evaluation.report_plots import drawable_labels
 
 
+RESULTS = Path(__file__).parents[1] / "results"
 LABELS = ["angry", "happy", "sad"]
 PARTS = ("missed", "confused", "false_alarm")
 
@@ -127,10 +130,63 @@ def test_rows_in_several_languages_have_figures_of_each(results):
     assert "| language | rows | macro-F1" in report and "\n| zh       | 2    | 100.0 " in report
 
 
+def test_rows_that_lack_a_label_are_also_scored_without_it(results):
+    rows = Dataset.from_dict({"label": ["angry", "angry", "sad", "sad"], "speaker": ["a", "b", "a", "b"]})
+    scores = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.6, 0.3], [0.0, 0.2, 0.8]])
+
+    table = corpus_table("emodb", "emodb, whole corpus", rows, {"audio": scores}, LABELS, "audio")
+
+    # Without happy the second and third predictions change, of which the first becomes wrong.
+    present = table["present_labels"]
+    assert present["labels"] == ["angry", "sad"]
+    assert (table["conditions"]["audio"]["uar"]["value"], present["uar"]["value"]) == (0.5, 0.75)
+    assert present["uar"]["interval"] == [0.5, 1.0]
+    # Confidences 3/5, 6/7, 3/4 and 1, of which the first prediction is wrong.
+    assert present["ece"]["value"] == pytest.approx((3 / 5 + 1 / 7 + 1 / 4 + 0) / 4, abs=1e-4)
+    note = (
+        "emodb, audio: UAR 50.0 [0.0, 100.0] over all labels of the model, 75.0 [50.0, 100.0] over the 2 that its "
+        "rows have (angry, sad)."
+    )
+    own = {**results, "corpora": [table], "pairs": []}
+    assert summary(own).endswith(note) and note in results_section(own)
+    report = markdown_report(own)
+    assert note in report and "No row has the labels happy." in report
+    assert "| the 2 of the rows  | 75.0 [50.0, 100.0] |" in report
+
+
+def test_rows_with_all_labels_or_only_one_are_scored_once():
+    scores = np.eye(3)
+
+    every = corpus_table(
+        "a", "a", Dataset.from_dict({"label": LABELS, "speaker": [None] * 3}), {"text": scores}, LABELS, "text"
+    )
+    one = corpus_table(
+        "a", "a", Dataset.from_dict({"label": ["sad"] * 3, "speaker": [None] * 3}), {"text": scores}, LABELS, "text"
+    )
+
+    assert "present_labels" not in every and "present_labels" not in one
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/results.json")), ids=lambda path: path.parent.name)
+def test_recorded_results_are_rendered(path):
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    earlier = {
+        **recorded,
+        "corpora": [
+            {name: value for name, value in table.items() if name != "present_labels"} for table in recorded["corpora"]
+        ],
+    }
+
+    for results in (recorded, earlier):
+        assert summary(results) in markdown_report(results)
+        assert all(table["name"] in results_section(results) for table in results["corpora"])
+
+
 def test_the_summary_has_one_line_per_condition(results):
-    lines = summary(results).splitlines()
+    lines, *notes = (part.splitlines() for part in summary(results).split("\n\n"))
 
     assert len(lines) == 2 + 1 + len({**ABLATION, **BLANK})
+    assert [note[0].partition(":")[0] for note in notes] == ["ravdess, audio", "ravdess + meld, both"]
     assert lines[2].startswith("| ravdess        | audio       | 40   | ")
 
 

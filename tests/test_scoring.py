@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from modeling_mmemo.evaluation.scoring import held_out, row_lengths, score_items
+from modeling_mmemo.evaluation.scoring import held_out, restrict_scores, row_lengths, score_items
 
 
 TEXTS = ["wait", "i am so happy", "you are sad !", "i am not so happy . you wait ."]
@@ -37,3 +37,11 @@ def test_held_out_rows_are_the_test_part_or_the_whole_corpus():
 
     rows, part = held_out(Dataset.from_dict({"split": ["train", "train"]}))
     assert (len(rows), part) == (2, "whole corpus (it has no test part)")
+
+
+def test_restricted_scores_sum_to_one():
+    scores = np.array([[0.5, 0.4, 0.1], [0.0, 1.0, 0.0], [0.0, 0.25, 0.75]])
+
+    restricted = restrict_scores(scores, [0, 2])
+
+    assert restricted == pytest.approx(np.array([[5 / 6, 1 / 6], [0.5, 0.5], [0.0, 1.0]]))

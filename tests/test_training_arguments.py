@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_mmemo.training.training_arguments import parse_arguments
+from modeling_mmemo.training.training_arguments import parse_arguments, parse_cross_validation
 
 
 ENCODERS = ["--audio_encoder", "a", "--text_encoder", "b"]
@@ -45,7 +45,7 @@ def test_flags_override_the_file(tmp_path):
 @pytest.mark.parametrize("config", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid(config):
     # bf16 needs a GPU or --use_cpu.
-    _, _, _, training = parse_arguments([str(config), "--use_cpu", "true"])
+    (_, _, _, training), _ = parse_cross_validation([str(config), "--use_cpu", "true"])
 
     assert training.output_dir == f"runs/{config.stem}"
 

@@ -18,6 +18,7 @@ from modeling_mmemo.evaluation.report import (
     HEADINGS,
     caveats,
     is_defined,
+    label_notes,
     markdown_table,
     percent,
     timelines_table,
@@ -299,6 +300,7 @@ def results_section(results: dict[str, Any]) -> str:
         f"In percent, with {results['bootstrap']['level']:.0%} intervals of a bootstrap over speakers, or over rows "
         "if fewer than two speakers are known.",
     ]
+    parts += label_notes(results)
     parts += [caveat for table in tables for caveat in caveats(table)]
     for table in results["pairs"]:
         gain = table["gain"]

@@ -23,7 +23,7 @@ from modeling_mmemo.evaluation.conditions import (
 from modeling_mmemo.evaluation.evaluation_arguments import EvaluationArguments, split_pair
 from modeling_mmemo.evaluation.figures import Figures, label_ids
 from modeling_mmemo.evaluation.held_out_rows import read_held_out
-from modeling_mmemo.evaluation.scoring import row_lengths
+from modeling_mmemo.evaluation.scoring import restrict_scores, row_lengths
 from modeling_mmemo.evaluation.simulated_pairs import follows, simulated_pairs
 from modeling_mmemo.evaluation.timelines import timeline_table
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
@@ -130,7 +130,8 @@ def corpus_table(
     Returns:
         `dict` with `name`, `protocol`, `headline`, `rows`, `groups` and `resampled` (`"speakers"` or `"rows"`); the
         overall figures of all `conditions`; and `per_class`, `confusion` and `reliability` of the headline condition;
-        of rows in several languages also `languages`, see [`language_figures`].
+        of rows that lack labels of the model also `present_labels`, see [`present_label_figures`]; of rows in several
+        languages also `languages`, see [`language_figures`].
     """
     figures = Figures(list(rows["label"]), list(rows["speaker"]), labels, seed)
     return {
@@ -142,8 +143,32 @@ def corpus_table(
         "per_class": figures.per_class(scores[headline]),
         "confusion": figures.confusion(scores[headline]),
         "reliability": figures.reliability(scores[headline]),
+        **present_label_figures(rows, scores[headline], labels, seed),
         **language_figures(rows, scores[headline], labels, seed),
     }
+
+
+def present_label_figures(rows: Dataset, scores: np.ndarray, labels: list[str], seed: int = 0) -> dict[str, Any]:
+    """
+    Computes the figures of rows that lack labels of the model, as if it had only the labels that occur in them.
+
+    Args:
+        rows (`datasets.Dataset`): Rows with `label` and `speaker`.
+        scores (`np.ndarray` of shape `(rows, labels)`): Their scores.
+        labels, seed: See [`corpus_table`].
+
+    Returns:
+        `dict` with `present_labels`: the `labels` that occur, and the overall figures of the scores restricted to
+        them, see [`restrict_scores`]. Empty if all labels occur, or only one.
+    """
+    truth = list(rows["label"])
+    occurring = set(truth)
+    present = [label for label in labels if label in occurring]
+    if len(present) in (1, len(labels)):
+        return {}
+    restricted = restrict_scores(scores, [labels.index(label) for label in present])
+    figures = Figures(truth, list(rows["speaker"]), present, seed)
+    return {"present_labels": {"labels": present, **figures.overall(restricted)}}
 
 
 def language_figures(rows: Dataset, scores: np.ndarray, labels: list[str], seed: int = 0) -> dict[str, Any]:

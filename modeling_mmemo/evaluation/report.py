@@ -12,7 +12,7 @@ from modeling_mmemo.evaluation.report_plots import drawable_labels, plot_confusi
 
 
 HEADINGS = {"wa": "WA", "uar": "UAR", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "ece": "ECE"}
-_FOLD_MEASURES = ("wa", "uar", "macro_f1", "weighted_f1")
+FOLD_MEASURES = ("wa", "uar", "macro_f1", "weighted_f1")
 TIMELINE_HEADINGS = {
     "frame_accuracy": "frame accuracy",
     "eder": "EDER",
@@ -37,13 +37,35 @@ def write_results(results: dict[str, Any], folder: str | Path) -> None:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Returns one Markdown table of all corpora and pairs under all conditions."""
+    """Returns one Markdown table of all corpora and pairs under all conditions, and [`label_notes`] below it."""
     rows = [
         [table["name"], condition, str(table["rows"]), *(percent(figures[measure]) for measure in MEASURES)]
         for table in (*results["corpora"], *results["pairs"])
         for condition, figures in table["conditions"].items()
     ]
-    return markdown_table(["test set", "condition", "rows", *(HEADINGS[measure] for measure in MEASURES)], rows)
+    table = markdown_table(["test set", "condition", "rows", *(HEADINGS[measure] for measure in MEASURES)], rows)
+    return "\n\n".join([table, *label_notes(results)])
+
+
+def label_notes(results: dict[str, Any]) -> list[str]:
+    """
+    Returns a sentence for each corpus or pairs that lack labels of the model: their UAR with and without these; and
+    one with the mean UAR of corpora that were left out of training in turn.
+    """
+    notes = [
+        f"{table['name']}, {table['headline']}: UAR {percent(table['conditions'][table['headline']]['uar'])} over all "
+        f"labels of the model, {percent(present['uar'])} over the {len(present['labels'])} that its rows have "
+        f"({', '.join(present['labels'])})."
+        for table in (*results["corpora"], *results["pairs"])
+        if (present := table.get("present_labels"))
+    ]
+    if (left_out := results.get("left_out")) is not None:
+        notes.append(
+            f"Mean of the {len(left_out['corpora'])} corpora left out of training in turn "
+            f"({', '.join(left_out['corpora'])}): UAR {100 * left_out['mean']['uar']:.1f} over all labels of the "
+            f"model, {100 * left_out['mean_over_present_labels']['uar']:.1f} over those that each corpus has."
+        )
+    return notes
 
 
 def markdown_report(results: dict[str, Any]) -> str:
@@ -124,7 +146,7 @@ def _section(table: dict[str, Any]) -> str:
     slug, names = _slug(table), list(table["per_class"])
     numbered = ", ".join(f"{drawn} {name}" for drawn, name in zip(drawable_labels(names)[0], names) if drawn != name)
     folds = [
-        [name, *(f"{100 * measures[measure]:.1f}" for measure in _FOLD_MEASURES)]
+        [name, *(f"{100 * measures[measure]:.1f}" for measure in FOLD_MEASURES)]
         for name, measures in _folds(table).items()
     ]
     languages = [
@@ -137,13 +159,34 @@ def _section(table: dict[str, Any]) -> str:
             f"{table['protocol']}: {table['rows']} rows; intervals over {table['groups']} {table['resampled']}. "
             f"Condition: {table['headline']}.",
             *caveats(table),
-            *([markdown_table(["fold", *(HEADINGS[measure] for measure in _FOLD_MEASURES)], folds)] if folds else []),
+            *([markdown_table(["fold", *(HEADINGS[measure] for measure in FOLD_MEASURES)], folds)] if folds else []),
+            *_present_labels_section(table),
             markdown_table(["label", "rows", "precision", "recall", "F1"], per_class),
             *([markdown_table(["language", "rows", "macro-F1", "UAR"], languages)] if languages else []),
             *([f"Labels that the plots cannot draw are numbered: {numbered}."] if numbered else []),
             f"![confusion matrix](confusion-{slug}.png)\n![reliability diagram](reliability-{slug}.png)",
         ]
     )
+
+
+def _present_labels_section(table: dict[str, Any]) -> list[str]:
+    """Returns a table that compares the figures over all labels with those over the labels of the rows."""
+    present = table.get("present_labels")
+    if present is None:
+        return []
+    missing = [label for label in table["per_class"] if label not in present["labels"]]
+    rows = [
+        [name, *(percent(figures[measure]) for measure in MEASURES)]
+        for name, figures in (
+            (f"all {len(table['per_class'])} of the model", table["conditions"][table["headline"]]),
+            (f"the {len(present['labels'])} of the rows", present),
+        )
+    ]
+    return [
+        f"No row has the labels {', '.join(missing)}. Over the labels of the rows, the prediction is the one of them "
+        "with the highest score, and their scores are divided by their sum:",
+        markdown_table(["labels", *(HEADINGS[measure] for measure in MEASURES)], rows),
+    ]
 
 
 def _folds(table: dict[str, Any]) -> dict[str, dict[str, float]]:

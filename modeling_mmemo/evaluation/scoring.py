@@ -1,6 +1,6 @@
 """Scores of a pipeline for the rows of a dataset."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,23 @@ def held_out(rows: Dataset, split: str | None = None) -> tuple[Dataset, str]:
             "--dev_share as in the training run."
         )
     return rows.filter(lambda split: split == wanted, input_columns="split"), f"{wanted} part"
+
+
+def restrict_scores(scores: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    """
+    Restricts scores to some of the labels.
+
+    Args:
+        scores (`np.ndarray` of shape `(rows, labels)`): Probabilities.
+        columns (`Sequence[int]`): Indices of the labels to keep.
+
+    Returns:
+        `np.ndarray` of shape `(rows, len(columns))`: the scores of these labels, divided by their sum; equal scores in
+        a row whose sum is 0.
+    """
+    kept = scores[:, columns]
+    total = kept.sum(axis=1, keepdims=True)
+    return np.divide(kept, total, out=np.full(kept.shape, 1 / len(columns)), where=total > 0)
 
 
 def row_lengths(emotion: MultimodalEmotionPipeline, rows: Dataset, modality: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.config_file import read_config
 from modeling_mmemo.data.corpora import CORPORA
 from modeling_mmemo.data.source_arguments import SourceArguments, check_pairs
+from modeling_mmemo.training.fold_arguments import FoldArguments
 
 
 AUDIO_MODES = ("frozen", "lora", "full")
@@ -429,24 +430,47 @@ Arguments = tuple[ModelArguments, DataArguments, Augmentation, EmotionTrainingAr
 
 def parse_arguments(argv: list[str]) -> Arguments:
     """
+    Parses the options of one training run, `CONFIG.yaml --option value ...`.
+
+    Args:
+        argv (`list[str]`): See [`parse_cross_validation`].
+
+    Raises:
+        ValueError: See [`parse_cross_validation`]; also if an option of [`FoldArguments`] is set.
+    """
+    arguments, folds = parse_cross_validation(argv)
+    for name, value in vars(folds).items():
+        if value:
+            raise ValueError(
+                f"{name}={value} is an option of cross-validation: run python eval.py --folds, or leave it out."
+            )
+    return arguments
+
+
+def parse_cross_validation(argv: list[str]) -> tuple[Arguments, FoldArguments]:
+    """
     Parses `CONFIG.yaml --option value ...`; flags override the file, and the file overrides its base.
 
     Args:
         argv (`list[str]`): An optional configuration file, see [`read_config`], and flags.
 
+    Returns:
+        `tuple[Arguments, FoldArguments]`: The options of a training run, and those that only a cross-validation reads.
+
     Raises:
         ValueError: If the file or a flag names an option that does not exist, or two options contradict each other.
     """
     parser = HfArgumentParser(
-        (ModelArguments, DataArguments, Augmentation, EmotionTrainingArguments), allow_abbrev=False
+        (ModelArguments, DataArguments, Augmentation, EmotionTrainingArguments, FoldArguments), allow_abbrev=False
     )
     parser.usage = "train.py CONFIG.yaml [--option value ...]"
     if argv and not argv[0].startswith("-"):
         options = read_config(argv[0])
         argv = [flag for name, value in options.items() for flag in _as_flags(name, value)] + argv[1:]
-    arguments = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    _check_combination(*arguments)
-    return arguments
+    model, data, augmentation, training, folds = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    _check_combination(model, data, augmentation, training)
+    folds.check(data.corpora, data.fold)
+    return (model, data, augmentation, training), folds
 
 
 def _as_flags(name: str, value: Any) -> list[str]:
