@@ -41,7 +41,7 @@ ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate", "context", "speaker
 # Settings of the encoders' inputs; saved with the processor.
 TEXT_SETTINGS = ("context_turns", "context_tokens", "prompt")
 AUDIO_SETTINGS = ("speech_padding_s", "max_speech_s")
-SPEECH_PADDING_SECONDS, MAX_SPEECH_SECONDS = 0.4, 10.0
+SPEECH_PADDING_SECONDS, MAX_SPEECH_SECONDS = 0.1, 10.0
 
 
 @dataclass(frozen=True, eq=False)

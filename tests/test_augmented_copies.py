@@ -134,6 +134,18 @@ def test_the_same_seed_gives_the_same_copies_in_another_run(cache, tmp_path):
         assert not np.allclose(one.copy(index, 1), seeded.copy(index, 1), atol=1e-4)
 
 
+def test_runs_on_some_of_the_same_corpora_share_a_cache(cache, table, tmp_path, monkeypatch):
+    corpora = [{**row, "corpus": name} for row, name in zip(table, ("one", "one", "two", "one", "two"))]
+    both = cache(rows=as_dataset(corpora), copied=(0, 2, 3))
+    monkeypatch.setattr(module, "run_tower", None)
+    second = cache(rows=as_dataset([corpora[2], corpora[4]]), copied=(0,))
+
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert [second.num_copies(index) for index in range(2)] == [3, 0]
+    assert np.array_equal(second.copy(0, 1), both.copy(2, 1))
+    assert np.array_equal(second[1], both[4])
+
+
 def test_copies_are_computed_once_and_again_for_other_options(cache, tmp_path, monkeypatch):
     cache()
     with monkeypatch.context() as patched:

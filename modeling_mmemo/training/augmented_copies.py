@@ -6,12 +6,15 @@ Deliberate choices:
   deviation needs no more than these: the two positions mean + std and mean - std have exactly that mean and standard
   deviation, so the model takes them as the states of a clip.
 - Statistics are stored in single precision: the layers' means can be hundreds of times their standard deviations.
-- A copy depends on the seed, its row and its number only, and every batch is written to its own place in the file. An
-  interrupted run therefore continues where it stopped, and processes that compute the same cache write the same bytes.
+- A copy depends on the seed, its row in the corpus and its number only, and every batch is written to its own place in
+  the file. An interrupted run therefore continues, and processes that compute the same cache write the same bytes.
+- Each corpus has its own folder, so that runs on some of the same corpora share it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,52 +89,76 @@ def augmented_copies(
         ValueError: If the audio branch needs more than the mean and standard deviation of each layer.
     """
     layers, has_std = pooled_layers(config)
-    present = [index for index, audio in enumerate(rows["audio"]) if audio is not None]
-    copied = sorted(set(copied) & set(present))
-    # Timestamps within a clip exclude some augmentations.
-    timed = [index for index, (words, text) in enumerate(zip(rows["word_times"], rows["text"])) if words and text]
-    settings = {"layers": layers, "has_std": has_std, "copied": copied, "copies": copies, "timed": timed, "seed": seed}
-    settings["augmentation"] = augmentation.settings()
-    folder = Path(cache_dir) / f"audio-copies-{cache_key('audio', tower, processor, rows, settings)}"
     shape = (layers, 2 if has_std else 1, tower.config.hidden_size)
-    if not (folder / "places.npy").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        seconds = {index: clip_seconds(rows[index]["audio"]) for index in present}
-        batches = [
-            batch
-            for copy in range(copies + 1)
-            for batch in _batches(sorted(copied if copy else present, key=lambda index: -seconds[index]), copy)
-        ]
-        inputs = _ClipInputs(rows, batches, augmentation, EmotionCollator(processor, augmentation), set(timed), seed)
-        _write(folder / "states.bin", tower.eval(), inputs, shape, num_workers)
-        places = np.full((len(rows), copies + 1), -1)
-        for place, (index, copy) in enumerate(entry for batch in batches for entry in batch):
-            places[index, copy] = place
-        # Written last: a cache without it is incomplete, and continued.
-        np.save(folder / "places.npy", places)
-    return PooledStates(folder, *shape)
+    members: dict[str, list[int]] = {}
+    for index, corpus in enumerate(rows["corpus"]):
+        members.setdefault(corpus, []).append(index)
+    wanted, parts = set(copied), []
+    for indices in members.values():
+        own = [number for number, index in enumerate(indices) if index in wanted]
+        clips = _Clips(rows.select(indices), own, copies, augmentation, processor, seed)
+        settings = {"layers": layers, "has_std": has_std, **clips.settings()}
+        folder = Path(cache_dir) / f"audio-copies-{cache_key('audio', tower, processor, clips.rows, settings)}"
+        if not (folder / "places.npy").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "states.bin", tower.eval(), clips, shape, num_workers)
+            # Written last: a cache without it is incomplete, and continued.
+            np.save(folder / "places.npy", clips.places())
+        parts.append((indices, folder))
+    return PooledStates(parts, *shape)
 
 
-def _batches(indices: list[int], copy: int, batch_size: int = 32) -> list[list[tuple[int, int]]]:
-    """Returns batches of `(row, number of the copy)`; 0 is the clip itself, which is never in a batch with copies."""
-    entries = [(index, copy) for index in indices]
-    return [entries[start : start + batch_size] for start in range(0, len(entries), batch_size)]
+class _Clips(torch.utils.data.Dataset):
+    """
+    The clips of a corpus and their copies in batches; `self[i]` has the inputs of the encoder for a batch.
 
+    Args:
+        rows (`datasets.Dataset`): The rows of the corpus.
+        copied (`Sequence[int]`): The rows that get copies; those without audio are ignored.
+        copies, augmentation, processor, seed: See [`augmented_copies`].
+    """
 
-class _ClipInputs(torch.utils.data.Dataset):
-    """The inputs of the encoder for each of `batches`, see [`_batches`]."""
+    BATCH_SIZE = 32
 
     def __init__(
         self,
         rows: Dataset,
-        batches: list[list[tuple[int, int]]],
+        copied: Sequence[int],
+        copies: int,
         augmentation: Augmentation,
-        collator: EmotionCollator,
-        timed: set[int],
+        processor: MMEmoProcessor,
         seed: int,
     ):
-        self.rows, self.batches, self.augmentation, self.collator = rows, batches, augmentation, collator
-        self.timed, self.seed = timed, seed
+        self.rows, self.copies, self.augmentation, self.seed = rows, copies, augmentation, seed
+        self.collator = EmotionCollator(processor, augmentation)
+        self.present = [index for index, audio in enumerate(rows["audio"]) if audio is not None]
+        self.copied = sorted(set(copied) & set(self.present))
+        # Timestamps within a clip exclude some augmentations.
+        texts = zip(rows["word_times"], rows["text"])
+        self.timed = [index for index, (words, text) in enumerate(texts) if words and text]
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what the copies depend on, apart from the clips, the encoder and the processor."""
+        names = ("copied", "copies", "timed", "seed")
+        return {name: getattr(self, name) for name in names} | {"augmentation": self.augmentation.settings()}
+
+    @cached_property
+    def batches(self) -> list[list[tuple[int, int]]]:
+        """Batches of `(row, number of the copy)`, long clips first; 0 is the clip itself, never among copies."""
+        seconds = {index: clip_seconds(self.rows[index]["audio"]) for index in self.present}
+        batches = []
+        for copy in range(self.copies + 1):
+            indices = sorted(self.copied if copy else self.present, key=lambda index: -seconds[index])
+            entries = [(index, copy) for index in indices]
+            batches += [entries[i : i + self.BATCH_SIZE] for i in range(0, len(entries), self.BATCH_SIZE)]
+        return batches
+
+    def places(self) -> np.ndarray:
+        """Returns the place of each row's clip and of its copies in the order of the batches; see [`PooledStates`]."""
+        places = np.full((len(self.rows), self.copies + 1), -1)
+        for place, (index, copy) in enumerate(entry for batch in self.batches for entry in batch):
+            places[index, copy] = place
+        return places
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -147,7 +174,7 @@ class _ClipInputs(torch.utils.data.Dataset):
         )
 
 
-def _write(path: Path, tower: PreTrainedModel, inputs: _ClipInputs, shape: tuple[int, ...], num_workers: int) -> None:
+def _write(path: Path, tower: PreTrainedModel, inputs: _Clips, shape: tuple[int, ...], num_workers: int) -> None:
     """Encodes the batches that the file does not hold yet, and writes their statistics, `shape` for each clip."""
     path.touch()
     starts = np.cumsum([0, *map(len, inputs.batches)]) * int(np.prod(shape)) * np.dtype(np.float32).itemsize

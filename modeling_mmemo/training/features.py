@@ -12,7 +12,7 @@ Deliberate choices:
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -69,41 +69,47 @@ class PooledStates:
     One position is the mean of a clip's states; two have their mean and standard deviation.
 
     Args:
-        folder (`Path`):
-            Folder with `states.bin`, single-precision statistics of shape `(clips and copies, layers, positions,
-            hidden)`, and `places.npy`, of shape `(rows, 1 + copies)`: the place of each row's clip and of its copies
-            there, -1 for one that does not exist.
+        parts (`Sequence[tuple[Sequence[int], Path]]`):
+            Rows and the folder of their statistics; every row is in one part. A folder has `states.bin`,
+            single-precision statistics of shape `(clips and copies, layers, positions, hidden)`, and `places.npy`, of
+            shape `(rows, 1 + copies)`: the place of each row's clip and of its copies there, -1 for one that does not
+            exist.
         layers, positions, hidden (`int`): Number of layers and of positions, and size of a state.
     """
 
-    def __init__(self, folder: Path, layers: int, positions: int, hidden: int):
-        self._places = np.load(folder / "places.npy")
+    def __init__(self, parts: Sequence[tuple[Sequence[int], Path]], layers: int, positions: int, hidden: int):
         self._shape = (layers, positions, hidden)
-        shape = (int(self._places.max()) + 1, *self._shape)
-        # A file without clips cannot be mapped.
-        is_empty = shape[0] == 0
-        states = np.zeros(shape) if is_empty else np.memmap(folder / "states.bin", np.float32, mode="r", shape=shape)
-        self._states = states
+        self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for indices, folder in parts:
+            places = np.load(folder / "places.npy")
+            shape = (int(places.max()) + 1, *self._shape)
+            # A file without clips cannot be mapped.
+            is_empty, file = shape[0] == 0, folder / "states.bin"
+            states = np.zeros(shape) if is_empty else np.memmap(file, np.float32, mode="r", shape=shape)
+            self._rows.update((index, (states, own)) for index, own in zip(indices, places))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def length(self, index: int) -> int:
         """Returns the number of positions of one clip, the same for all; 0 if it was missing."""
-        return self._shape[1] if self._places[index, 0] >= 0 else 0
+        _, places = self._rows[index]
+        return self._shape[1] if places[0] >= 0 else 0
 
     def num_copies(self, index: int) -> int:
         """Returns the number of augmented copies of one clip."""
-        return int((self._places[index, 1:] >= 0).sum())
+        _, places = self._rows[index]
+        return int((places[1:] >= 0).sum())
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.copy(index, 0)
 
     def copy(self, index: int, number: int) -> np.ndarray:
         """Returns an augmented copy of a clip, counted from 1; 0 is the clip itself."""
-        if self._places[index, number] < 0:
+        states, places = self._rows[index]
+        if places[number] < 0:
             return np.zeros((self._shape[0], 0, self._shape[2]), np.float32)
-        return self._states[self._places[index, number]]
+        return states[places[number]]
 
     def draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
         """Returns a clip or one of its copies, each with the same probability."""
