@@ -44,6 +44,9 @@ logger = logging.get_logger(__name__)
 # For each presence of modalities, the development sets that can calibrate its scores; the first available is used.
 CALIBRATED_ON = {"audio": ("audio",), "text": ("text",), "both": ("both", "pairs")}
 
+# The columns that decide whether a row is used.
+_FILTERED = ["split", "audio", "text"]
+
 
 class RunRows(NamedTuple):
     """
@@ -279,7 +282,8 @@ def read_rows(
             leak_check(rows, by=args.leak_columns)
         tested += [source] if "test" in set(rows["split"]) else []
         rows = _keep_modalities(rows, source, args, modalities).filter(
-            lambda row: row["split"] != "test" and (row["audio"] is not None or row["text"] is not None)
+            lambda split, audio, text: split != "test" and not (audio is None and text is None),
+            input_columns=_FILTERED,
         )
         if not len(rows):
             raise ValueError(
@@ -318,7 +322,8 @@ def read_streams(args: DataArguments, modalities: Container[str], context_turns:
     """Returns a stream of the training rows of all `args.corpora`, sampled by their weights; see [`read_rows`]."""
     streams = [
         _keep_modalities(args.read(source, context_turns, True, args.fold), source, args, modalities).filter(
-            lambda row: row["split"] == "train" and (row["audio"] is not None or row["text"] is not None)
+            lambda split, audio, text: split == "train" and not (audio is None and text is None),
+            input_columns=_FILTERED,
         )
         for source in args.corpora
     ]
@@ -332,10 +337,11 @@ def _keep_modalities(rows, source: str, args: DataArguments, modalities: Contain
     kept = [name for name in ("audio", "text") if name in modalities and carries in (name, "both")]
     # As a plain struct, because encoding an Audio column again would need torchcodec.
     return rows.cast(STORED_FEATURES).map(
-        lambda row: {
-            "audio": row["audio"] if "audio" in kept else None,
-            "text": row["text"] if "text" in kept and row["text"] and row["text"].strip() else None,
+        lambda batch: {
+            "audio": batch["audio"] if "audio" in kept else [None] * len(batch["audio"]),
+            "text": [text if "text" in kept and text and text.strip() else None for text in batch["text"]],
         },
+        batched=True,
         features=STORED_FEATURES,
     )
 
