@@ -11,7 +11,7 @@ Deliberate choices:
   than float.
 - Convolutions and layer norms stay in float. Embeddings are stored in int8 with one scale per row. Other float weights
   are stored in half precision if this is lossless. Both reduce size, not time.
-- The heads stay in float: they take no time and determine the scores.
+- The heads and the layers that pooled vectors pass stay in float: they take no time and determine the scores.
 - Nodes that only run if a modality is present are quantized in a flat graph, and made conditional again afterwards.
 """
 
@@ -42,7 +42,7 @@ INT8_FILE = "model_int8.onnx"
 WEIGHTS_FILE = "model.safetensors"
 APPROACHES = ("dynamic", "static")
 OPERATORS = ["MatMul", "Gemm"]
-HEADS = re.compile(r"(^|\.)(\w*classifier|vote|gate)/")
+HEADS = re.compile(r"(^|\.)(\w+_branch\.embedding\.\d+|\w*classifier|vote|gate)/")
 BLOCKWISE = re.compile(r"(^|\.)text_tower\.")
 BLOCK_SIZE = 64
 # Smaller tensors are not worth an extra operator.
