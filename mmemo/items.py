@@ -232,7 +232,9 @@ class ItemProcessing:
 
     def has_known_tokens(self, text: str) -> bool:
         """
-        Whether the tokenizer knows any token of a text; logs a warning if it does not know most of them.
+        Whether the tokenizer knows any character of a text; logs a warning if it does not know most of them.
+
+        A slow tokenizer, which does not tell which characters a token stands for, is taken to know all of them.
 
         Args:
             text (`str`): A text, not blank.
@@ -243,21 +245,22 @@ class ItemProcessing:
         with prefixed("text"):
             check_characters(text)
         tokenizer = self.tokenizer
-        encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
-        own = [
-            token
-            for token, is_special in zip(encoding["input_ids"], encoding["special_tokens_mask"])
-            if not is_special or token == tokenizer.unk_token_id
-        ]
-        unknown = own.count(tokenizer.unk_token_id) if tokenizer.unk_token_id is not None else 0
-        if own and unknown == len(own):
+        if not tokenizer.is_fast:
+            return True
+        encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
+        tokens = zip(encoding["input_ids"], encoding["offset_mapping"])
+        # Not tokens: those of sentencepiece for the beginning of a word are known in every script.
+        unknown = {place for token, span in tokens if token == tokenizer.unk_token_id for place in range(*span)}
+        visible = {place for place, character in enumerate(text) if not character.isspace()}
+        unknown &= visible
+        if unknown == visible:
             logger.warning(f"text: the tokenizer knows no token of {text[:40]!r}, so it counts as missing.")
-        elif 2 * unknown > len(own):
+        elif 2 * len(unknown) > len(visible):
             logger.warning(
-                f"text: the tokenizer does not know {unknown} of {len(own)} tokens of {text[:40]!r}; the model may "
-                "not have been trained on this language or script."
+                f"text: the tokenizer does not know {len(unknown)} of {len(visible)} characters of {text[:40]!r}; the "
+                "model may not have been trained on this language or script."
             )
-        return not own or unknown < len(own)
+        return unknown != visible
 
     def _read_dialogue(
         self, text: str | None, context: list[DialogueTurn] | None, speaker: str | None, place: str

@@ -485,7 +485,7 @@ def test_a_text_of_unknown_tokens_counts_as_missing(pipe, predictor, audio, capl
 
 def test_a_text_of_mostly_unknown_tokens_is_encoded_with_a_warning(predictor, caplog):
     assert predictor(text="ah ja so", return_modality_weights=True)["modality_weights"]["text"] == 1
-    assert "the tokenizer does not know 2 of 3 tokens of 'ah ja so'" in caplog.text
+    assert "the tokenizer does not know 4 of 6 characters of 'ah ja so'" in caplog.text
 
 
 def test_errors_of_workers_are_the_errors_of_their_items(pipe, audio):
