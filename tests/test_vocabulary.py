@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import train
-from modeling_mmemo import MMEmoForEmotionRecognition
+from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor
 from modeling_mmemo.pipelines import load_pipeline
 from modeling_mmemo.training.vocabulary import cut_vocabulary
 
@@ -65,6 +65,20 @@ def test_dropped_tokens_are_written_with_shorter_ones(tower, tokenizer):
     cut = cut_vocabulary(tower, tokenizer, ["ab cd", "a b c d"], 12)
     assert "▁abab" not in cut.get_vocab()
     assert cut.unk_token not in cut.tokenize("abab")
+
+
+def test_a_text_in_a_script_of_no_text_counts_as_missing(tower, tokenizer, caplog):
+    """The tokens for the beginning of a word are known, and stand for no character."""
+    processor = MMEmoProcessor(tokenizer=cut_vocabulary(tower, tokenizer, ["ab cd"], 13))
+    assert processor.tokenizer.tokenize("жд жд") == ["▁", "жд", "▁", "жд"]
+
+    assert not processor.has_known_tokens("жд жд")
+    assert "the tokenizer knows no token of 'жд жд', so it counts as missing" in caplog.text
+    assert processor.has_known_tokens("ab жд жд")
+    assert "the tokenizer does not know 4 of 6 characters of 'ab жд жд'" in caplog.text
+    caplog.clear()
+    assert processor.has_known_tokens("ab cd ж")
+    assert not caplog.text
 
 
 def test_a_script_of_no_text_becomes_unknown(tower, tokenizer):
