@@ -8,9 +8,9 @@ Deliberate choices:
   a bit more than with `reduce_range`, which limits them to 7 bits.
 - The layers of `BLOCKWISE`, the text encoder, get one scale per block of weights and per row of activations: single
   tokens have outliers that would cost all others their precision. For the many frames of audio this would be no faster
-  than float.
-- Convolutions and layer norms stay in float. Embeddings are stored in int8 with one scale per row. Other float weights
-  are stored in half precision if this is lossless. Both reduce size, not time.
+  than float, so there the layers of `OUTLIERS`, the outputs of feed-forward blocks, stay in float.
+- Convolutions and layer norms stay in float, too. Embeddings are stored in int8 with one scale per row. Other float
+  weights are stored in half precision if this is lossless. Both reduce size, not time.
 - The heads and the layers that pooled vectors pass stay in float: they take no time and determine the scores.
 - Nodes that only run if a modality is present are quantized in a flat graph, and made conditional again afterwards.
 """
@@ -43,6 +43,8 @@ WEIGHTS_FILE = "model.safetensors"
 APPROACHES = ("dynamic", "static")
 OPERATORS = ["MatMul", "Gemm"]
 HEADS = re.compile(r"(^|\.)(\w+_branch\.embedding\.\d+|\w*classifier|vote|gate)/")
+# The inputs of these layers have outliers that one scale per tensor would not fit.
+OUTLIERS = re.compile(r"(^|\.)audio_tower\..*(fc2|output_dense|output\.dense)/")
 BLOCKWISE = re.compile(r"(^|\.)text_tower\.")
 BLOCK_SIZE = 64
 # Smaller tensors are not worth an extra operator.
@@ -164,9 +166,10 @@ class MMEmoQuantizer(OptimumQuantizer):
         # `quantize_dynamic` would do so itself, and transpose weights that `round_in_pairs` looks up.
         ONNXModel(model).replace_gemm_with_matmul()
         multiplications = [node.name for node in model.graph.node if node.op_type in OPERATORS]
-        heads, blockwise = (list(filter(part.search, multiplications)) for part in (HEADS, BLOCKWISE))
+        in_float = [name for name in multiplications if HEADS.search(name) or OUTLIERS.search(name)]
+        blockwise = list(filter(BLOCKWISE.search, multiplications))
         options = OPTIONS | {
-            "nodes_to_exclude": heads + blockwise,
+            "nodes_to_exclude": in_float + blockwise,
             "use_external_data_format": model.ByteSize() > MAX_FILE_BYTES,
             # Leaves multiplications of two activations, in attention, in float.
             "extra_options": {"MatMulConstBOnly": True},
