@@ -518,6 +518,11 @@ def test_other_audio_encoders(run, tmp_path, name, mode):
         ),
         ("dev", {}, r"have no training rows; their splits are \['dev'\]"),
         ("train", {"context_dropout": 0.5}, "context_dropout=0.5 contradicts context_turns=0"),
+        (
+            "train",
+            {"labels": ["angry", "sad"], "pair_probability": 1.0, "neutral_text_probability": 0.5},
+            r"neutral_text_probability=0\.5 contradicts labels=\['angry', 'sad'\], which lack 'neutral'",
+        ),
         ("test", {}, "has no row for a model of audio and text; leave it out"),
     ],
 )
