@@ -173,9 +173,9 @@ def losses(folder):
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
-def test_a_process_may_have_a_batch_without_a_modality(sources):
+def test_a_process_may_have_a_batch_without_a_modality(sources, processor):
     table = read_source(str(sources["corpora"]), ".")
-    rows = EmotionRows(table, range(BATCH_SIZE * 2 * len(STEPS)), EMOTIONS, states={}, processor=None)
+    rows = EmotionRows(table, range(BATCH_SIZE * 2 * len(STEPS)), EMOTIONS, states={}, processor=processor)
 
     kinds = [rows.kind_of(index) for index in LikeBatches(rows, BATCH_SIZE, seed=42, by_length=True)]
 
