@@ -73,8 +73,7 @@ def test_inference(run, exported):
 def test_inference_profile(run, exported):
     printed = run("inference", "--exported", exported, "--profile", "--repetitions", 1, "--threads", 1)
 
-    int8_products = ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulInteger")
-    assert "whole call" in printed and any(name in printed for name in int8_products)
+    assert "whole call" in printed and "MatMul" in printed
 
 
 @pytest.mark.slow
