@@ -299,7 +299,7 @@ def profile(args, exported):
     for name, values in timings.items():
         print(f"  {name:<36}{statistics.median(values):8.2f}")
     print(f"\nthe graph, {sum(map(sum, operators.values())):.2f} ms")
-    for name, values in sorted(operators.items(), key=lambda pair: -sum(pair[1]))[:10]:
+    for name, values in sorted(operators.items(), key=lambda pair: -sum(pair[1])):
         print(f"  {name:<36}{sum(values):8.2f}  in {len(values)} nodes")
 
 

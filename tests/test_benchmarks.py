@@ -73,7 +73,7 @@ def test_inference(run, exported):
 def test_inference_profile(run, exported):
     printed = run("inference", "--exported", exported, "--profile", "--repetitions", 1, "--threads", 1)
 
-    assert "whole call" in printed and "MatMul" in printed
+    assert "whole call" in printed and "MatMulNBits" in printed
 
 
 @pytest.mark.slow
