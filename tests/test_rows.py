@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, as_dataset
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches, StreamedRows
-from modeling_mmemo.training.training_run import corpus_loss_weights
+from modeling_mmemo.training.training_run import balanced_weights, corpus_loss_weights
 
 
 LABELS = ("angry", "happy", "sad")
@@ -82,6 +82,22 @@ def test_corpus_weights_give_labels_equal_and_corpora_root_weights(make_row, sel
     assert sad == pytest.approx(happy)
     assert (sad + happy) / angry == pytest.approx(2)
     assert "loss_weight" not in select(table)[0]
+
+
+@pytest.mark.parametrize(("power", "ratio"), [(0.0, 3.0), (0.5, 3**0.5), (1.0, 1.0)])
+def test_power_of_class_weights_by_hand(make_row, select, power, ratio):
+    """12 and 4 rows of a label: the ratio of their total weights shrinks from 3 to 1."""
+    table = [make_row("sad", text="a") for _ in range(12)] + [make_row("happy", text="b") for _ in range(4)]
+    rows = select(table)
+
+    balanced = balanced_weights(rows, 3, power)
+    corpus = corpus_loss_weights(rows, power)
+
+    sad, happy = LABELS.index("sad"), LABELS.index("happy")
+    assert 12 * balanced[sad] / (4 * balanced[happy]) == pytest.approx(ratio)
+    assert 12 * corpus["one", sad] / (4 * corpus["one", happy]) == pytest.approx(ratio)
+    assert 12 * balanced[sad] + 4 * balanced[happy] == pytest.approx(16)
+    assert 12 * corpus["one", sad] + 4 * corpus["one", happy] == pytest.approx(16)
 
 
 def test_clip_is_paired_with_texts_of_its_label(make_row, select):

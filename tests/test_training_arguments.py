@@ -127,6 +127,8 @@ def test_unknown_option_raises(tmp_path):
             "--blank_probability 0.5",
             "blank_probability contradicts audio_mode=frozen with cache_states=True",
         ),
+        ("--text_encoder b --class_weight_power 0.5", "class_weight_power=0.5 contradicts class_weights=none"),
+        ("--text_encoder b --class_weights corpus --class_weight_power 2", r"class_weight_power=2.0 must be in \[0, 1"),
         ("--text_encoder b --class_weights equal", r"class_weights='equal' is unknown; choose one of .*'corpus'"),
         (
             "--text_encoder b --text_mode frozen --context_dropout 0.5",

@@ -156,6 +156,13 @@ class ModelArguments:
             "corpus the same weight, and a corpus the square root of its number of rows)."
         },
     )
+    class_weight_power: float = field(
+        default=1.0,
+        metadata={
+            "help": "class_weights divides the weight of a label by its number of rows to this power: 1 gives all "
+            "labels the same weight, 0.5 is halfway to none."
+        },
+    )
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all labels."})
     focal_gamma: float = field(default=0.0, metadata={"help": "Exponent of the focal loss; 0 is cross-entropy."})
     loudness_dbfs: float = field(default=-23.0, metadata={"help": "RMS level that every clip is normalised to, dBFS."})
@@ -176,6 +183,13 @@ class ModelArguments:
         for name, valid in _CHOICES.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {valid}.")
+        if not 0 <= self.class_weight_power <= 1:
+            raise ValueError(f"class_weight_power={self.class_weight_power} must be in [0, 1].")
+        if self.class_weight_power != 1 and self.class_weights == "none":
+            raise ValueError(
+                f"class_weight_power={self.class_weight_power} contradicts class_weights=none; set class_weights to "
+                "balanced or corpus."
+            )
         self._check_encoders()
         self._check_modes()
         self._check_text_head()

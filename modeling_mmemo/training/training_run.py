@@ -96,9 +96,11 @@ def train(arguments: Arguments) -> EmotionTrainer:
         # The Trainer places the model itself, in parts under FSDP.
         model.cpu()
     if model_args.class_weights == "balanced":
-        model.config.class_weights = balanced_weights(train_rows, len(data_args.labels))
+        model.config.class_weights = balanced_weights(
+            train_rows, len(data_args.labels), model_args.class_weight_power
+        )
     elif model_args.class_weights == "corpus":
-        train_rows.loss_weights = corpus_loss_weights(train_rows)
+        train_rows.loss_weights = corpus_loss_weights(train_rows, model_args.class_weight_power)
     trained = set_trainable(model, model_args, new_branches)
     log_trainable(trained)
 
@@ -346,20 +348,26 @@ def _keep_modalities(rows, source: str, args: DataArguments, modalities: Contain
     )
 
 
-def balanced_weights(rows: EmotionRows, num_labels: int) -> list[float]:
-    """Returns for each label the mean number of rows per label in an epoch divided by its own number of rows."""
+def balanced_weights(rows: EmotionRows, num_labels: int, power: float = 1.0) -> list[float]:
+    """
+    Returns the weight of each label in the loss: its number of rows in an epoch to the power of -`power`.
+
+    The mean weight of all rows is 1. With `power=1` all labels have the same total weight.
+    """
     counts = np.zeros(num_labels)
     for weight, group in rows.groups.items():
         counts += weight * np.bincount([rows.label_ids[i] for i in group], minlength=num_labels)
-    return (counts.sum() / (num_labels * np.maximum(counts, 1))).tolist()
+    weights = np.maximum(counts, 1) ** -power
+    return (counts.sum() / (counts * weights).sum() * weights).tolist()
 
 
-def corpus_loss_weights(rows: EmotionRows) -> dict[tuple[str, int], float]:
+def corpus_loss_weights(rows: EmotionRows, power: float = 1.0) -> dict[tuple[str, int], float]:
     """
     Returns the weight of a row in the loss by its corpus and label id.
 
-    In an epoch every label of a corpus has the same total weight within the corpus, a corpus counts by the square root
-    of its number of rows, and the mean weight of all rows is 1.
+    Within a corpus the weight is the label's number of rows in an epoch to the power of -`power`; with `power=1` all
+    labels of a corpus have the same total weight. A corpus counts by the square root of its number of rows, and the
+    mean weight of all rows is 1.
     """
     counts: dict[tuple[str, int], float] = defaultdict(float)
     for weight, group in rows.groups.items():
@@ -367,13 +375,13 @@ def corpus_loss_weights(rows: EmotionRows) -> dict[tuple[str, int], float]:
             counts[rows.corpora[index], rows.label_ids[index]] += weight
     counts = {key: count for key, count in counts.items() if count > 0}
     sizes: dict[str, float] = defaultdict(float)
-    labels: dict[str, int] = defaultdict(int)
+    totals: dict[str, float] = defaultdict(float)
     for (corpus, _), count in counts.items():
         sizes[corpus] += count
-        labels[corpus] += 1
+        totals[corpus] += count ** (1 - power)
     scale = sum(sizes.values()) / sum(size**0.5 for size in sizes.values())
     return {
-        (corpus, label): scale * sizes[corpus] ** 0.5 / (labels[corpus] * count)
+        (corpus, label): scale * sizes[corpus] ** 0.5 * count**-power / totals[corpus]
         for (corpus, label), count in counts.items()
     }
 
