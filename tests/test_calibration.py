@@ -7,6 +7,7 @@ from modeling_mmemo.training.calibration import (
     MIN_ROWS,
     RANGE,
     calibrate_scores,
+    fit_biases,
     fit_quantiles,
     fit_temperature,
 )
@@ -20,6 +21,23 @@ def test_temperature_by_hand():
 
     # The prediction is right three times in four: 1 / (1 + exp(-2 / T)) = 3 / 4.
     assert temperature == pytest.approx(2 / np.log(3), rel=1e-3)
+
+
+def test_biases_undo_a_shift_of_the_logits():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 3))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    shift = np.array([0.6, -0.4, -0.2])
+
+    assert fit_biases(2 * (logits - shift), labels) == pytest.approx(2 * shift, abs=0.15)
+
+
+def test_a_label_without_rows_keeps_its_bias():
+    biases = fit_biases(np.array([[2.0, 0.0, 5.0]] * 4), np.array([0, 0, 0, 1]))
+
+    assert biases[2] == 0 and biases[:2].sum() == pytest.approx(0)
+    with pytest.raises(ValueError, match=r"no rows to fit biases on; give development data"):
+        fit_biases(np.zeros((0, 2)), np.zeros(0, int))
 
 
 def test_perfect_predictions_get_the_lowest_temperature():

@@ -235,6 +235,42 @@ def test_balanced_class_weights(frozen):
     assert weights == {label: pytest.approx(22 / 7 / (4 if label == "surprise" else 3)) for label in WORDS}
 
 
+def test_bias_correction_moves_predictions_to_the_frequencies_of_the_development_rows(run, tmp_path, encoders):
+    """The text does not tell the label, `happy` is twice as frequent in training, and three times in development."""
+    labels = {"train": ["happy", "happy", "sad"] * 20, "dev": ["happy", "happy", "happy", "sad"] * 20}
+    rows = [{"text": "i wait .", "label": label, "split": split} for split, of in labels.items() for label in of]
+    table = write_table(tmp_path / "rows.csv", rows)
+    options = {"corpora": (table,), "labels": ("happy", "sad"), "text_encoder": encoders[1]}
+    options |= {"text_mode": "frozen", "class_weights": "balanced", "max_steps": 40, "per_device_train_batch_size": 60}
+
+    shares = []
+    for correction in (None, ("text",)):
+        folder = run(tmp_path / "model", **options, bias_correction=correction)
+        (first, *_) = pipeline("multimodal-emotion", model=str(folder))({"text": "i wait ."})
+        shares.append((first["label"], first["score"]))
+
+    assert shares[0][1] < 0.6
+    assert shares[1] == ("happy", pytest.approx(0.75, abs=0.02))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "16 development rows have text alone, at least 50 are needed"),
+        ({"fusion": "early"}, "do not come from a head with biases"),
+        ({"bias_correction": ("audio",), "corpora": ("texts",), "audio_encoder": None}, "do not come from a head"),
+    ],
+)
+def test_bias_correction_that_cannot_be_fitted_raises(run, tmp_path, encoders, options, message):
+    names = {"audio_encoder": encoders[0], "text_encoder": encoders[1]}
+    options = {**names, "bias_correction": ("text",), "audio_mode": "frozen", "text_mode": "frozen", **options}
+    if options["audio_encoder"] is None:
+        options.update(audio_mode=None, audio_layers=None)
+
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **options)
+
+
 def test_silence_that_would_be_cut_off_raises(run, tmp_path):
     with pytest.raises(ValueError, match=r"silence_probability=0\.5 contradicts cut_to_speech=True"):
         run(tmp_path, silence_probability=0.5)

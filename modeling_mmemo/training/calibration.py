@@ -1,10 +1,10 @@
-"""Calibration on development data: temperatures for the scores, and quantiles for prediction sets."""
+"""Calibration on development data: temperatures and biases for the scores, and quantiles for prediction sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 
@@ -87,6 +87,43 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return -log_probs[np.arange(len(labels)), labels].mean()
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
+
+
+def fit_biases(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """
+    Returns the biases that, added to the logits, maximise the likelihood of the labels together with a temperature.
+
+    Args:
+        logits (`np.ndarray` of shape `(rows, num_labels)`): The logits before division by a temperature.
+        labels (`np.ndarray` of shape `(rows,)`): Indices of the true labels.
+
+    Returns:
+        `np.ndarray` of shape `(num_labels,)`: Biases with mean 0 over the labels that occur; 0 for the others.
+
+    Raises:
+        ValueError: If there are no rows.
+
+    Source: Alexandari et al., "Maximum Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label Shift
+    Adaptation", 2020 (bias-corrected temperature scaling).
+    """
+    if not len(labels):
+        raise ValueError("There are no rows to fit biases on; give development data.")
+    num_labels = logits.shape[1]
+    occurs = np.isin(np.arange(num_labels), labels)
+    targets = np.eye(num_labels)[labels]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        biased, scale = (logits + parameters[1:]) * occurs, np.exp(-parameters[0])
+        log_probs = log_softmax(np.where(occurs, biased * scale, -np.inf), axis=1)
+        errors = np.exp(log_probs) - targets
+        gradient = np.append(-(errors * biased).sum(axis=1).mean() * scale, errors.mean(axis=0) * scale)
+        return -log_probs[np.arange(len(labels)), labels].mean(), gradient
+
+    log_range = tuple(np.log(RANGE))
+    found = minimize(
+        loss, np.zeros(num_labels + 1), jac=True, method="L-BFGS-B", bounds=[log_range] + num_labels * [(-10, 10)]
+    ).x[1:]
+    return np.where(occurs, found - found[occurs].mean(), 0.0)
 
 
 def fit_quantiles(logits: np.ndarray, labels: np.ndarray) -> list[float]:

@@ -163,6 +163,13 @@ class ModelArguments:
             "labels the same weight, 0.5 is halfway to none."
         },
     )
+    bias_correction: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "audio, text or both: adds a bias for each label to the head of a modality, fitted on the "
+            "development rows; corrects the shift by class_weights."
+        },
+    )
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all labels."})
     focal_gamma: float = field(default=0.0, metadata={"help": "Exponent of the focal loss; 0 is cross-entropy."})
     loudness_dbfs: float = field(default=-23.0, metadata={"help": "RMS level that every clip is normalised to, dBFS."})
@@ -183,6 +190,8 @@ class ModelArguments:
         for name, valid in _CHOICES.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {valid}.")
+        if unknown := [modality for modality in self.bias_correction if modality not in ("audio", "text")]:
+            raise ValueError(f"bias_correction={unknown} is unknown; choose from audio and text.")
         if not 0 <= self.class_weight_power <= 1:
             raise ValueError(f"class_weight_power={self.class_weight_power} must be in [0, 1].")
         if self.class_weight_power != 1 and self.class_weights == "none":

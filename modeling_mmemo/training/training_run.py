@@ -24,7 +24,7 @@ from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.training.adapters import EmotionAdapter, log_trainable, set_trainable, unquantized
 from modeling_mmemo.training.augmented_copies import augmented_copies, pooled_layers
 from modeling_mmemo.training.build import build_model
-from modeling_mmemo.training.calibration import calibrate_scores
+from modeling_mmemo.training.calibration import MIN_ROWS, calibrate_scores, fit_biases
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import PooledStates, TowerStates, standardize, tower_states
 from modeling_mmemo.training.rows import NEUTRAL, EmotionRows, StreamedRows
@@ -90,15 +90,21 @@ def train(arguments: Arguments) -> EmotionTrainer:
     is_movable = model_args.text_mode != "qlora"
     if is_movable:
         model.to(training_args.device)
+    check_bias_correction(model_args, model)
     train_rows, dev, tested = build_rows(data_args, model_args, augmentation, model, processor, training_args)
+    for modality in model_args.bias_correction:
+        if len(dev.get(modality, ())) < MIN_ROWS:
+            raise ValueError(
+                f"bias_correction={model_args.bias_correction} contradicts corpora={data_args.corpora} with dev_share="
+                f"{data_args.dev_share}: {len(dev.get(modality, ()))} development rows have {modality} alone, at least "
+                f"{MIN_ROWS} are needed. Set dev_share, or leave bias_correction out."
+            )
     standardize(model, new_branches, train_rows, collator)
     if is_movable:
         # The Trainer places the model itself, in parts under FSDP.
         model.cpu()
     if model_args.class_weights == "balanced":
-        model.config.class_weights = balanced_weights(
-            train_rows, len(data_args.labels), model_args.class_weight_power
-        )
+        model.config.class_weights = balanced_weights(train_rows, len(data_args.labels), model_args.class_weight_power)
     elif model_args.class_weights == "corpus":
         train_rows.loss_weights = corpus_loss_weights(train_rows, model_args.class_weight_power)
     trained = set_trainable(model, model_args, new_branches)
@@ -121,6 +127,8 @@ def train(arguments: Arguments) -> EmotionTrainer:
     finished = build_trainer(model, None, dev, collator, training_args)
     calibration, metrics = {}, {}
     if dev:
+        for modality in model_args.bias_correction:
+            correct_bias(finished, modality)
         calibration = calibrate(finished)
         metrics = finished.evaluate()
         finished.save_metrics("eval", metrics)
@@ -392,6 +400,27 @@ def round_towers(model: MMEmoForEmotionRecognition) -> None:
     for tower in (model.mmemo.audio_tower, model.mmemo.text_tower):
         for parameter in [] if tower is None else tower.parameters():
             parameter.copy_(parameter.half())
+
+
+def check_bias_correction(args: ModelArguments, model: MMEmoForEmotionRecognition) -> None:
+    """Raises a `ValueError` if a modality of `bias_correction` has no head whose biases determine its predictions."""
+    for modality in args.bias_correction:
+        head = getattr(model, f"{modality}_classifier")
+        if head is None or head.bias is None or (model.config.is_bimodal and model.vote is None):
+            raise ValueError(
+                f"bias_correction={args.bias_correction} contradicts the model, whose predictions for {modality} alone "
+                "do not come from a head with biases. It needs this modality, and fusion=late or hybrid if the model "
+                "has both; leave bias_correction out."
+            )
+
+
+@torch.no_grad()
+def correct_bias(trainer: EmotionTrainer, modality: str) -> None:
+    """Adds the biases of [`fit_biases`], fitted on the development rows of `modality` alone, to its head."""
+    predicted = trainer.predict(trainer.eval_dataset[modality])
+    biases = fit_biases(predicted.predictions, predicted.label_ids)
+    bias = getattr(trainer.model, f"{modality}_classifier").bias
+    bias.add_(torch.from_numpy(biases).to(bias))
 
 
 def calibrate(trainer: EmotionTrainer) -> dict[str, str]:
