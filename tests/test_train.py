@@ -19,6 +19,8 @@ from transformers import ASTFeatureExtractor, AutoModel, Wav2Vec2FeatureExtracto
 import eval as evaluation
 import train
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, pipeline
+from modeling_mmemo.training import training_run
+from modeling_mmemo.training.rows import EmotionRows
 
 
 CLIPS = Path(__file__).parents[1] / "examples" / "audio"
@@ -559,6 +561,11 @@ def test_other_audio_encoders(run, tmp_path, name, mode):
             {"labels": ["angry", "sad"], "pair_probability": 1.0, "neutral_text_probability": 0.5},
             r"neutral_text_probability=0\.5 contradicts labels=\['angry', 'sad'\], which lack 'neutral'",
         ),
+        (
+            "train",
+            {"pair_probability": 1.0, "pair_split": "dev"},
+            "no development rows with text alone. Set dev_share",
+        ),
         ("test", {}, "has no row for a model of audio and text; leave it out"),
     ],
 )
@@ -568,6 +575,23 @@ def test_rows_that_do_not_fit_raise(run, tmp_path, split, options, message):
 
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "model", corpora=(table,), **options)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_pairs_have_texts_of_the_split_chosen(run, tmp_path, monkeypatch, split):
+    splits = []
+
+    class Recorded(EmotionRows):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            splits.append({self.rows["split"][index] for texts in self.texts_of for index in texts})
+
+    monkeypatch.setattr(training_run, "EmotionRows", Recorded)
+    modes = {"audio_mode": "frozen", "text_mode": "frozen", "max_steps": 1}
+    run(tmp_path, pair_probability=1.0, pair_split=split, **modes)
+
+    # The second are the development rows with audio.
+    assert splits[0] == {split}
 
 
 def test_audio_rows_for_a_text_model_raise(run, encoders, tmp_path):

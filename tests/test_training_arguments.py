@@ -128,7 +128,10 @@ def test_unknown_option_raises(tmp_path):
             "blank_probability contradicts audio_mode=frozen with cache_states=True",
         ),
         ("--text_encoder b --class_weight_power 0.5", "class_weight_power=0.5 contradicts class_weights=none"),
-        ("--text_encoder b --class_weights corpus --class_weight_power 2", r"class_weight_power=2.0 must be in \[0, 1"),
+        (
+            "--text_encoder b --class_weights corpus --class_weight_power 2",
+            r"class_weight_power=2.0 must be in \[0, 1",
+        ),
         ("--text_encoder b --class_weights equal", r"class_weights='equal' is unknown; choose one of .*'corpus'"),
         (
             "--text_encoder b --text_mode frozen --context_dropout 0.5",
@@ -154,6 +157,7 @@ def test_contradictory_model_arguments_raise(options, message):
             r"corpus_weights=\[2.0, 2.0\] must have one number for each of",
         ),
         ("--corpora meld --corpus_weights 0", r"corpus_weights=\[0.0\] .* not all 0"),
+        ("--corpora meld --pair_split test", r"pair_split='test' is unknown; choose one of \('train', 'dev'\)"),
         (
             "--corpora meld --neutral_text_probability 0.5",
             "neutral_text_probability=0.5 contradicts pair_probability=0",

@@ -19,6 +19,7 @@ AUDIO_MODES = ("frozen", "lora", "full")
 TEXT_MODES = ("frozen", "lora", "qlora", "full")
 PROMPT = "\nEmotion:"
 TEXT_HEADS = ("linear", "label_words")
+PAIR_SPLITS = ("train", "dev")
 CLASS_WEIGHTS = ("none", "balanced", "corpus")
 STORED_DTYPES = ("float32", "float16")
 SAMPLING_STRATEGIES = ("group_by_length", "random", "sequential")
@@ -317,6 +318,13 @@ class DataArguments(SourceArguments):
         default=0.0,
         metadata={"help": "Probability that a clip without text gets a random text of its label (simulated pairs)."},
     )
+    pair_split: str = field(
+        default="train",
+        metadata={
+            "help": "Split of the texts in simulated pairs: train, or dev for a text encoder that was trained on the "
+            "texts of train, and predicts them better than other texts."
+        },
+    )
     neutral_text_probability: float = field(
         default=0.0,
         metadata={
@@ -380,6 +388,8 @@ class DataArguments(SourceArguments):
         for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1].")
+        if self.pair_split not in PAIR_SPLITS:
+            raise ValueError(f"pair_split={self.pair_split!r} is unknown; choose one of {PAIR_SPLITS}.")
         if self.neutral_text_probability > 0 and self.pair_probability == 0:
             raise ValueError(
                 f"neutral_text_probability={self.neutral_text_probability} contradicts pair_probability=0: it is "

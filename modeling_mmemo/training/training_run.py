@@ -93,11 +93,11 @@ def train(arguments: Arguments) -> EmotionTrainer:
     check_bias_correction(model_args, model)
     train_rows, dev, tested = build_rows(data_args, model_args, augmentation, model, processor, training_args)
     for modality in model_args.bias_correction:
-        if len(dev.get(modality, ())) < MIN_ROWS:
+        if (count := len(dev.get(modality, ()))) < MIN_ROWS:
             raise ValueError(
                 f"bias_correction={model_args.bias_correction} contradicts corpora={data_args.corpora} with dev_share="
-                f"{data_args.dev_share}: {len(dev.get(modality, ()))} development rows have {modality} alone, at least "
-                f"{MIN_ROWS} are needed. Set dev_share, or leave bias_correction out."
+                f"{data_args.dev_share}: {count} development rows have {modality} alone, at least {MIN_ROWS} are "
+                "needed. Set dev_share, or leave bias_correction out."
             )
     standardize(model, new_branches, train_rows, collator)
     if is_movable:
@@ -256,9 +256,14 @@ def build_rows(
         neutral_text_probability=args.neutral_text_probability,
         blank_probability=args.blank_probability,
         context_dropout=args.context_dropout,
-        pair_texts=train_indices,
+        pair_texts={"train": train_indices, "dev": dev_indices}[args.pair_split],
         weights=[weights[i] for i in train_indices],
     )
+    if args.pair_split == "dev" and not any(train_rows.texts_of):
+        raise ValueError(
+            f"pair_split=dev contradicts corpora={args.corpora} with dev_share={args.dev_share}: there are no "
+            "development rows with text alone. Set dev_share, or set pair_split to train."
+        )
     dev = {}
     for name, kind in (("audio", (True, False)), ("text", (False, True)), ("both", (True, True))):
         if chosen := [i for i in dev_indices if train_rows.kind_of(i) == kind]:
@@ -408,9 +413,9 @@ def check_bias_correction(args: ModelArguments, model: MMEmoForEmotionRecognitio
         head = getattr(model, f"{modality}_classifier")
         if head is None or head.bias is None or (model.config.is_bimodal and model.vote is None):
             raise ValueError(
-                f"bias_correction={args.bias_correction} contradicts the model, whose predictions for {modality} alone "
-                "do not come from a head with biases. It needs this modality, and fusion=late or hybrid if the model "
-                "has both; leave bias_correction out."
+                f"bias_correction={args.bias_correction} contradicts the model, whose predictions for {modality} "
+                "alone do not come from a head with biases. It needs this modality, and fusion=late or hybrid if the "
+                "model has both; leave bias_correction out."
             )
 
 
