@@ -88,7 +88,7 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
                 if clips := find_examples():
                     # Copies would be deleted with the visitors' files.
                     gr.set_static_paths(list(clips.values()))
-                    # Without text: it is German, and the embedded text encoder is English.
+                    # Without text: the sentences of the corpus are neutral.
                     gr.Examples(
                         [[path, ""] for path in clips.values()],
                         [audio, text],

@@ -73,10 +73,25 @@ def test_most_example_clips_are_predicted_correctly(emotion, clips):
         ("I hate you, leave me alone!", "angry"),
         ("That is wonderful news, I am so glad!", "happy"),
         ("She died last night and I cannot stop crying.", "sad"),
+        ("我今天真的很开心", "happy"),
+        ("奶奶昨晚去世了 我一直在哭", "sad"),
+        ("Das macht mich so wütend!", "angry"),
+        ("Estoy muy triste, no puedo dejar de llorar.", "sad"),
+        ("J'ai très peur.", "fear"),
+        ("मुझे बहुत गुस्सा आ रहा है।", "angry"),
+        ("Estou muito feliz hoje!", "happy"),
+        ("Мне очень страшно.", "fear"),
     ],
 )
 def test_simple_sentences(emotion, sentence, label):
     assert emotion({"text": sentence})[0]["label"] == label
+
+
+def test_a_text_in_a_script_that_it_does_not_read_counts_as_missing(emotion, clips, caplog):
+    clip = clips[0]["audio"]
+
+    assert emotion({"audio": clip, "text": "오늘 정말 행복해요"}) == emotion(clip)
+    assert "the tokenizer knows no token of '오늘 정말 행복해요'" in caplog.text
 
 
 def test_scores_do_not_depend_on_the_batch(emotion, clips):

@@ -9,7 +9,7 @@ def test_the_embedded_model():
     described = describe()
 
     assert "angry, disgust, fear, happy, neutral, sad, surprise" in described
-    assert "int8 (dynamic)" in described and "80.9 MB in model.safetensors" in described
+    assert "int8 (dynamic)" in described and "77.4 MB in model.safetensors" in described
 
 
 def test_an_exported_folder(exported):
