@@ -60,7 +60,8 @@ def logits(model, folder):
 
 
 def assert_is_the_trained_model(model, adapted, folder):
-    torch.testing.assert_close(logits(model, folder), logits(adapted, folder), atol=1e-5, rtol=0)
+    # Logits are divided by temperatures, which may be well below 1.
+    torch.testing.assert_close(logits(model, folder), logits(adapted, folder), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_results_are_pushed_with_a_card(push, hub, folder, results):
         "results/confusion-ravdess.png",
     }
     card = ModelCard(files["README.md"].decode())
-    assert card.data.model_name == REPO and f'model="{REPO}"' in card.text and len(card.data.eval_results) == 15
+    assert card.data.model_name == REPO and f'model="{REPO}"' in card.text and len(card.data.eval_results) == 18
 
 
 @pytest.mark.slow
@@ -406,7 +406,7 @@ def test_results_are_written_to_the_card_of_an_adapter(push, hub, make_adapter, 
     assert_no_local_paths(files, tmp_path)
     assert json.loads(files["results/results.json"])["model"] == REPO
     card = ModelCard(files["README.md"].decode())
-    assert "## Results" in card.text and len(card.data.eval_results) == 15
+    assert "## Results" in card.text and len(card.data.eval_results) == 18
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
