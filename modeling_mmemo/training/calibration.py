@@ -108,22 +108,23 @@ def fit_biases(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     if not len(labels):
         raise ValueError("There are no rows to fit biases on; give development data.")
-    num_labels = logits.shape[1]
-    occurs = np.isin(np.arange(num_labels), labels)
-    targets = np.eye(num_labels)[labels]
+    occurring, targets = np.unique(labels, return_inverse=True)
+    kept = logits[:, occurring]
+    is_target = np.eye(len(occurring))[targets]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        biased, scale = (logits + parameters[1:]) * occurs, np.exp(-parameters[0])
-        log_probs = log_softmax(np.where(occurs, biased * scale, -np.inf), axis=1)
-        errors = np.exp(log_probs) - targets
-        gradient = np.append(-(errors * biased).sum(axis=1).mean() * scale, errors.mean(axis=0) * scale)
-        return -log_probs[np.arange(len(labels)), labels].mean(), gradient
+        temperature = np.exp(parameters[0])
+        scaled = (kept + parameters[1:]) / temperature
+        log_probs = log_softmax(scaled, axis=1)
+        errors = np.exp(log_probs) - is_target
+        gradient = np.append(-(errors * scaled).sum(axis=1).mean(), errors.mean(axis=0) / temperature)
+        return -log_probs[is_target == 1].mean(), gradient
 
-    log_range = tuple(np.log(RANGE))
-    found = minimize(
-        loss, np.zeros(num_labels + 1), jac=True, method="L-BFGS-B", bounds=[log_range] + num_labels * [(-10, 10)]
-    ).x[1:]
-    return np.where(occurs, found - found[occurs].mean(), 0.0)
+    bounds = [tuple(np.log(RANGE))] + len(occurring) * [(-10, 10)]
+    fitted = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x[1:]
+    biases = np.zeros(logits.shape[1])
+    biases[occurring] = fitted - fitted.mean()
+    return biases
 
 
 def fit_quantiles(logits: np.ndarray, labels: np.ndarray) -> list[float]:
