@@ -1,4 +1,4 @@
-"""mmemo: multimodal emotion recognition from audio and text, with the interfaces of `transformers`."""
+"""mmemo: multimodal emotion recognition from audio, text and video, with the interfaces of `transformers`."""
 
 from typing import Any
 
@@ -15,18 +15,21 @@ from mmemo.audio.loading import AudioInput, load_audio
 from mmemo.timeline.streaming import EmotionStream
 
 from .audio_encoder_mmemo import MMEmoAudioEncoder
-from .configuration_mmemo import EMOTIONS, MMEmoAudioConfig, MMEmoConfig
+from .configuration_mmemo import EMOTIONS, MMEmoAudioConfig, MMEmoConfig, MMEmoVideoConfig
 from .feature_extraction_mmemo import MMEmoFeatureExtractor
 from .hub.remote_code import saves_remote_code
 from .modeling_mmemo import MMEmoEmotionOutput, MMEmoForEmotionRecognition, MMEmoModel, MMEmoModelOutput
 from .processing_mmemo import MMEmoProcessor
+from .video_encoder_mmemo import MMEmoVideoEncoder
 
 
 __version__ = "0.1.0"
 
 AutoConfig.register(MMEmoAudioConfig.model_type, MMEmoAudioConfig)
+AutoConfig.register(MMEmoVideoConfig.model_type, MMEmoVideoConfig)
 AutoConfig.register(MMEmoConfig.model_type, MMEmoConfig)
 AutoModel.register(MMEmoAudioConfig, MMEmoAudioEncoder)
+AutoModel.register(MMEmoVideoConfig, MMEmoVideoEncoder)
 AutoModel.register(MMEmoConfig, MMEmoModel)
 AutoModelForAudioClassification.register(MMEmoConfig, MMEmoForEmotionRecognition)
 AutoFeatureExtractor.register(MMEmoAudioConfig, MMEmoFeatureExtractor)
@@ -41,8 +44,10 @@ from .pipelines import MultimodalEmotionPipeline, load_pipeline  # noqa: E402
 SAVED_CLASSES: dict[Any, str] = {
     MMEmoConfig: "AutoConfig",
     MMEmoAudioConfig: "AutoConfig",
+    MMEmoVideoConfig: "AutoConfig",
     MMEmoModel: "AutoModel",
     MMEmoAudioEncoder: "AutoModel",
+    MMEmoVideoEncoder: "AutoModel",
     MMEmoForEmotionRecognition: "AutoModelForAudioClassification",
     MMEmoFeatureExtractor: "AutoFeatureExtractor",
     MMEmoProcessor: "AutoProcessor",
@@ -66,6 +71,8 @@ __all__ = [
     "MMEmoModel",
     "MMEmoModelOutput",
     "MMEmoProcessor",
+    "MMEmoVideoConfig",
+    "MMEmoVideoEncoder",
     "MultimodalEmotionPipeline",
     "load_audio",
     "load_pipeline",

@@ -199,24 +199,23 @@ def _load_encoders(model_class: Any, adapter: Adapter, config: PreTrainedConfig,
     """Builds a model from the encoders that the configuration names; all other weights are newly initialised."""
     dtype = options.get("dtype") or options.get("torch_dtype")
     dtype = config.dtype or torch.float32 if dtype in (None, "auto") else dtype
-    towers: list[PreTrainedModel | None] = []
-    for modality, tower_config in (("audio", config.audio_config), ("text", config.text_config)):
-        if tower_config is None:
-            towers.append(None)
-            continue
+    towers: dict[str, PreTrainedModel] = {}
+    for modality in filter(config.has_encoder, config.modalities):
+        tower_config = getattr(config, f"{modality}_config")
         source = tower_config.name_or_path
         if not source:
             raise ValueError(f"The config.json of {adapter.name} does not name its {modality} encoder.")
         source, hub = resolve_embedded(source, {"revision": adapter.settings.get("revision")})
         if AutoConfig.from_pretrained(source, **hub).model_type == MMEmoConfig.model_type:
-            towers.append(getattr(model_class.from_pretrained(source, dtype=dtype, **hub).mmemo, f"{modality}_tower"))
+            trained = model_class.from_pretrained(source, dtype=dtype, **hub).mmemo
+            towers[modality] = getattr(trained, f"{modality}_tower")
         elif tower_config.model_type == MMEmoAudioConfig.model_type:
-            towers.append(MMEmoAudioEncoder.from_pretrained(source, config=tower_config, dtype=dtype))
+            towers[modality] = MMEmoAudioEncoder.from_pretrained(source, config=tower_config, dtype=dtype)
         else:
-            towers.append(load_tower(source, dtype, config=tower_config))
+            towers[modality] = load_tower(source, dtype, modality, config=tower_config)
         # Needed for loading only; a saved model would otherwise contain local paths.
         tower_config.name_or_path = ""
-    model = model_class(config, *towers).to(dtype)
+    model = model_class(config, **{f"{modality}_tower": tower for modality, tower in towers.items()}).to(dtype)
     model.missing_keys_on_load = tuple(name for name in model.state_dict() if "_tower." not in name)
     return model
 

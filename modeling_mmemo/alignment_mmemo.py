@@ -1,4 +1,4 @@
-"""Alignment of audio positions, tokens and segments in time.
+"""Alignment of audio positions, tokens, video frames and segments in time.
 
 Times are in seconds from the start of the clip; a negative time is unknown. They are compared in float32 or wider, in
 half-precision models too: at 100 s, neighbouring `bfloat16` numbers are half a second apart.
@@ -58,15 +58,17 @@ def segment_masks(mask: torch.Tensor, times: torch.Tensor | None, segment_times:
     return (inside | untimed) & is_real
 
 
-def time_gaps(token_times: torch.Tensor, audio_times: torch.Tensor) -> torch.Tensor:
-    """Returns the seconds between each word and each audio position, `(batch, tokens, audio_positions)`.
+def time_gaps(times: torch.Tensor, other_times: torch.Tensor) -> torch.Tensor:
+    """Returns the seconds between positions of two modalities, `(batch, positions, other_positions)`.
 
-    The gap is 0 where the position lies within the word, or where either has no time.
+    The gap is 0 where the positions overlap, or where either has no time.
 
     Args:
-        token_times (`torch.Tensor` of shape `(batch, tokens, 2)`): Start and end of the word of each token.
-        audio_times (`torch.Tensor` of shape `(audio_positions,)`): The middle of each audio position.
+        times (`torch.Tensor` of shape `(batch or 1, positions, 2)`): Start and end of each position, such as those of
+            the word of a token.
+        other_times (`torch.Tensor` of shape `(batch or 1, other_positions, 2)`): Those of the other modality.
     """
-    start, end = upcast(token_times).split(1, dim=-1)
-    gaps = torch.maximum(start - audio_times, audio_times - end).clamp(min=0)
-    return gaps * ((start >= 0) & (audio_times >= 0))
+    start, end = upcast(times).split(1, dim=-1)
+    other_start, other_end = upcast(other_times).unsqueeze(1).unbind(dim=-1)
+    gaps = torch.maximum(start - other_end, other_start - end).clamp(min=0)
+    return gaps * ((start >= 0) & (other_start >= 0))

@@ -1,16 +1,19 @@
-"""Configurations of the mmemo audio encoder and of the emotion model with two encoders.
+"""Configurations of the mmemo audio and video encoders, and of the emotion model with up to three encoders.
 
 Deliberate choices:
   - the composite stores complete sub-configurations, each rebuilt by its own `model_type`: any encoder plugs in;
-  - either encoder may be absent; contradictory fields raise here, before any weight is allocated;
+  - any encoder may be absent, but not all; contradictory fields raise here, before any weight is allocated;
   - label names and their order are part of the contract of every released model.
 """
 
+from itertools import permutations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from mmemo.modalities import MODALITIES, PRESENCES
 
 
 CUSTOM_PIPELINES = {
@@ -20,13 +23,12 @@ CUSTOM_PIPELINES = {
     }
 }
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
-MODALITIES = ("audio", "text")
 FUSIONS = ("early", "late", "cross_attention", "hybrid")
 POOLINGS = ("mean", "mean_std", "cls", "last", "attention")
 LAYER_MIXES = ("weighted_sum", "concat", "last")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-# Keys of `temperature` and `conformal_quantiles`: the modalities that a prediction is based on.
-PRESENCES = ("audio", "text", "both")
+# The modalities that every model has weights for; a model with a `video_config` has a third.
+BASE_MODALITIES = ("audio", "text")
 
 _WHISPER_FIELDS = (
     "num_mel_bins",
@@ -114,33 +116,75 @@ class MMEmoAudioConfig(PreTrainedConfig):
 
 
 @strict
+class MMEmoVideoConfig(PreTrainedConfig):
+    """Configuration of [`MMEmoVideoEncoder`], a small temporal network over features of a face in each frame.
+
+    Args:
+        num_features (`int`, defaults to 52): Features per frame; 52 blendshapes by default.
+        hidden_size (`int`, defaults to 64): Width of the layers.
+        num_hidden_layers (`int`, defaults to 2): Number of convolutional layers.
+        kernel_size (`int`, defaults to 5): Frames that a convolution sees; odd.
+        hidden_dropout_prob (`float`, defaults to 0): Dropout probability after every layer.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of newly initialised weights.
+
+    Raises:
+        ValueError: If `kernel_size` is even, or a size is not positive.
+    """
+
+    model_type = "mmemo_video"
+
+    num_features: int = 52
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    kernel_size: int = 5
+    hidden_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name in ("num_features", "hidden_size", "num_hidden_layers", "kernel_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={self.kernel_size} must be odd, so that frames keep their positions.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration to save, including the pipeline that is saved with it."""
+        return super().to_dict() | {"custom_pipelines": CUSTOM_PIPELINES}
+
+
+_OWN_ENCODERS = {config.model_type: config for config in (MMEmoAudioConfig, MMEmoVideoConfig)}
+
+
+@strict
 class MMEmoConfig(PreTrainedConfig):
     """Configuration of [`MMEmoModel`] and [`MMEmoForEmotionRecognition`].
 
     Args:
-        audio_config, text_config (`PreTrainedConfig` or `dict`, *optional*): The encoders ("towers"): any
-            configuration that `AutoConfig` knows, or [`MMEmoAudioConfig`]. One of them may be absent.
+        audio_config, text_config, video_config (`PreTrainedConfig` or `dict`, *optional*): The encoders ("towers"):
+            any configuration that `AutoConfig` knows, [`MMEmoAudioConfig`] or [`MMEmoVideoConfig`]. The video encoder
+            is that one or an image encoder, which encodes each frame. At least one of the three is needed.
         fusion (`str`, defaults to `"hybrid"`): `"early"` concatenates the pooled features; `"cross_attention"` does so
-            after each modality attends to the other; `"late"` averages the log-probabilities of one head per modality
+            after each modality attends to the others; `"late"` averages the log-probabilities of one head per modality
             with weights; `"hybrid"` adds the head of the cross-attended features to that average.
-        fusion_hidden_size (`int`, defaults to 256): Width of both branches after their encoders.
+        fusion_hidden_size (`int`, defaults to 256): Width of each branch after its encoder.
         fusion_num_layers (`int`, defaults to 1): Cross-modal attention layers.
         num_attention_heads (`int`, defaults to 4): Heads of each cross-modal attention.
-        audio_pooling, text_pooling (`str`, default to `"mean_std"` and `"mean"`): Pooling of a sequence into one
-            vector, over its real positions: `"mean"`, `"mean_std"` (mean and standard deviation), `"cls"` (the first),
-            `"last"`, `"attention"` (learned weights).
-        audio_layer_mix, text_layer_mix (`str`, default to `"weighted_sum"`): The layers of an encoder that are used:
-            their sum by learned weights (`"weighted_sum"`), each pooled separately and concatenated (`"concat"`), or
-            the last one (`"last"`).
+        audio_pooling, text_pooling, video_pooling (`str`, default to `"mean_std"`, `"mean"` and `"mean_std"`): Pooling
+            of a sequence into one vector, over its real positions: `"mean"`, `"mean_std"` (mean and standard
+            deviation), `"cls"` (the first), `"last"`, `"attention"` (learned weights).
+        audio_layer_mix, text_layer_mix, video_layer_mix (`str`, default to `"weighted_sum"`): The layers of an encoder
+            that are used: their sum by learned weights (`"weighted_sum"`), each pooled separately and concatenated
+            (`"concat"`), or the last one (`"last"`).
         label_token_ids (`list[int]`, *optional*): One token per label. The text encoder is then a language model, and
             its logits of these tokens after the text are the text logits; by default a head is trained instead.
-        segment_seconds (`float`, defaults to 0.5): Length of a segment, the unit of the distance in time between a
-            word and an audio position.
+        segment_seconds (`float`, defaults to 0.5): Length of a segment, the unit of the distance in time between
+            positions of two modalities, such as a word and an audio position.
         fusion_dropout (`float`, defaults to 0.1): Dropout after the encoders.
-        modality_dropout (`float`, defaults to 0): Probability, in training, that a sample with both modalities loses
-            one of them.
-        late_fusion_weights (`list[float]`, *optional*): Fixed weights of the audio and the text head in `"late"`
-            fusion; by default they are computed per sample by a learned gate.
+        modality_dropout (`float`, defaults to 0): Probability, in training, that a sample with several modalities
+            keeps only some of them, each proper subset being equally likely.
+        late_fusion_weights (`list[float]`, *optional*): Fixed weights of the heads in `"late"` fusion, in the order of
+            [`~MMEmoConfig.modalities`]; by default they are computed per sample by a learned gate.
         modality_loss_weight (`float`, defaults to 0.3): Weight of the loss of each head, added to that of the
             prediction.
         class_weights (`list[float]`, *optional*): Weight of each label in the single-label loss.
@@ -148,7 +192,7 @@ class MMEmoConfig(PreTrainedConfig):
         focal_gamma (`float`, defaults to 0): Exponent of the focal loss, which reduces the weight of samples that are
             predicted well; 0 is cross-entropy.
         temperature (`float` or `dict`, defaults to 1): Divisor of the logits, fitted on development data; a dict has
-            one per set of modalities present: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
+            one per set of modalities present, named as by [`presence_of`]: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
         conformal_quantiles (`dict`, *optional*): For each set of modalities present, the quantiles at 0, 1, ..., 100 %
             of 1 minus the score of the true label on development data. They determine the prediction sets.
         audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio encoder. Only needed for
@@ -172,31 +216,32 @@ class MMEmoConfig(PreTrainedConfig):
     sub_configs_defaults = {
         "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="whisper", optional=True),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
+        "video_config": SubConfigSpec(config_class=AutoConfig, model_type="vit", optional=True),
     }
     attribute_map = {"hidden_size": "fusion_hidden_size", "num_hidden_layers": "fusion_num_layers"}
     has_no_defaults_at_init = True
     keys_to_ignore_at_inference = [
-        "audio_logits",
-        "text_logits",
+        *(f"{modality}_logits" for modality in MODALITIES),
         "modality_weights",
         "segment_logits",
         "segment_modality_weights",
-        "text_to_audio_attentions",
-        "audio_to_text_attentions",
-        "audio_hidden_states",
-        "text_hidden_states",
+        *(f"{query}_to_{context}_attentions" for query, context in permutations(MODALITIES, 2)),
+        *(f"{modality}_hidden_states" for modality in MODALITIES),
     ]
 
     audio_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
+    video_config: PreTrainedConfig | dict | None = None
     fusion: str = "hybrid"
     fusion_hidden_size: int = 256
     fusion_num_layers: int = 1
     num_attention_heads: int = 4
     audio_pooling: str = "mean_std"
     text_pooling: str = "mean"
+    video_pooling: str = "mean_std"
     audio_layer_mix: str = "weighted_sum"
     text_layer_mix: str = "weighted_sum"
+    video_layer_mix: str = "weighted_sum"
     label_token_ids: list[int] | tuple[int, ...] | None = None
     segment_seconds: float | int = 0.5
     fusion_dropout: float | int = 0.1
@@ -214,8 +259,10 @@ class MMEmoConfig(PreTrainedConfig):
     label2id: dict[str, int] | dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.audio_config, dict) and self.audio_config.get("model_type") == MMEmoAudioConfig.model_type:
-            self.audio_config = MMEmoAudioConfig(**self.audio_config)
+        for name in (f"{modality}_config" for modality in MODALITIES):
+            tower_config = getattr(self, name)
+            if isinstance(tower_config, dict) and tower_config.get("model_type") in _OWN_ENCODERS:
+                setattr(self, name, _OWN_ENCODERS[tower_config["model_type"]](**tower_config))
         if self.id2label is None and self.label2id is not None:
             self.id2label = {int(index): label for label, index in self.label2id.items()}
         if self.id2label is None and "num_labels" not in kwargs:
@@ -245,13 +292,13 @@ class MMEmoConfig(PreTrainedConfig):
         if model_type != cls.model_type:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a {model_type!r} model, not {cls.model_type!r}; "
-                "MMEmoForEmotionRecognition.from_audio_text_pretrained builds one from encoders."
+                "MMEmoForEmotionRecognition.from_pretrained_towers builds one from encoders."
             )
         return config_dict, kwargs
 
     def _validate(self) -> None:
-        if self.audio_config is None and self.text_config is None:
-            raise ValueError("MMEmoConfig needs an audio_config, a text_config, or both; neither was given.")
+        if not any(map(self.has_encoder, MODALITIES)):
+            raise ValueError("MMEmoConfig needs an audio_config, a text_config or a video_config; none was given.")
         self._validate_choices()
         self._validate_numbers()
         self._validate_late_fusion_weights()
@@ -263,10 +310,8 @@ class MMEmoConfig(PreTrainedConfig):
     def _validate_choices(self) -> None:
         choices = {
             "fusion": FUSIONS,
-            "audio_pooling": POOLINGS,
-            "text_pooling": POOLINGS,
-            "audio_layer_mix": LAYER_MIXES,
-            "text_layer_mix": LAYER_MIXES,
+            **{f"{modality}_pooling": POOLINGS for modality in MODALITIES},
+            **{f"{modality}_layer_mix": LAYER_MIXES for modality in MODALITIES},
             "problem_type": (None, *PROBLEM_TYPES),
         }
         for name, valid in choices.items():
@@ -302,9 +347,10 @@ class MMEmoConfig(PreTrainedConfig):
             return
         if self.fusion != "late":
             raise ValueError(f'late_fusion_weights={weights} contradicts fusion="{self.fusion}"; use fusion="late".')
-        if len(weights) != len(MODALITIES) or min(weights) < 0 or sum(weights) <= 0:
+        if len(weights) != len(self.modalities) or min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(
-                f"late_fusion_weights={weights} must be two weights, audio and text, none negative and not both 0."
+                f"late_fusion_weights={weights} must be one weight for each of {', '.join(self.modalities)}, none "
+                "negative and not all 0."
             )
 
     def _validate_class_weights(self) -> None:
@@ -350,17 +396,27 @@ class MMEmoConfig(PreTrainedConfig):
                 )
 
     @property
-    def is_bimodal(self) -> bool:
-        """Whether the model has both an audio and a text encoder."""
-        return self.audio_config is not None and self.text_config is not None
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities in the order of masks and weights: audio, text and, with a `video_config`, video. The model
+        may lack an encoder for audio or text."""
+        return (*BASE_MODALITIES, "video") if self.has_encoder("video") else BASE_MODALITIES
+
+    def has_encoder(self, modality: str) -> bool:
+        """Whether the model has an encoder for a modality."""
+        return getattr(self, f"{modality}_config") is not None
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether the model has several encoders."""
+        return sum(map(self.has_encoder, MODALITIES)) > 1
 
     @property
     def attends_across(self) -> bool:
         """Whether the modalities attend to each other."""
-        return self.is_bimodal and self.fusion in ("cross_attention", "hybrid")
+        return self.is_multimodal and self.fusion in ("cross_attention", "hybrid")
 
     def temperature_of(self, presence: str) -> float:
-        """Returns the temperature for predictions from `presence`, one of `"audio"`, `"text"`, `"both"`.
+        """Returns the temperature for predictions from `presence`, a set of modalities named as by [`presence_of`].
 
         Raises:
             ValueError: If the configuration has temperatures for other keys.

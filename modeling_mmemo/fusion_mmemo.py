@@ -6,6 +6,9 @@ Deliberate choices:
   - positions are counted as integers and pooled in float32, in half-precision models too.
 """
 
+from collections.abc import Sequence
+from itertools import combinations, permutations
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -174,7 +177,7 @@ class ModalityBranch(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of one modality to the other; a missing context adds exactly 0."""
+    """Attention of one modality to another; a missing context adds exactly 0."""
 
     def __init__(self, config: MMEmoConfig):
         super().__init__()
@@ -222,10 +225,10 @@ class CrossAttention(nn.Module):
 
 
 class CrossModalLayer(nn.Module):
-    """Text attends to audio and audio to text, then each passes through its own feed-forward layer.
+    """Each modality attends to every other one, then passes through its own feed-forward layer.
 
-    With timestamps, the scores carry a bias from the distance in time: the gap between a word and an audio position,
-    in segments, times a learned slope per head, so that a word attends most to the audio around it.
+    With timestamps, the scores carry a bias from the distance in time: the gap between two positions, in segments,
+    times a slope that is learned per pair of modalities and head, so that a word attends most to the audio around it.
 
     Source: Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Sequences", 2019 (cross-modal
     attention); Press et al., "Train Short, Test Long", 2022 (linear biases).
@@ -234,13 +237,16 @@ class CrossModalLayer(nn.Module):
     def __init__(self, config: MMEmoConfig):
         super().__init__()
         width = config.fusion_hidden_size
-        self.slope = nn.Parameter(torch.zeros(config.num_attention_heads))
-        self.text_to_audio = CrossAttention(config)
-        self.audio_to_text = CrossAttention(config)
-        self.audio_norm = nn.LayerNorm(width)
-        self.text_norm = nn.LayerNorm(width)
-        self.audio_feed_forward = self._feed_forward(width)
-        self.text_feed_forward = self._feed_forward(width)
+        modalities = [modality for modality in config.modalities if config.has_encoder(modality)]
+        self.modalities = tuple(modalities)
+        self.pairs = tuple(combinations(modalities, 2))
+        self.slope = nn.Parameter(torch.zeros(len(self.pairs) * config.num_attention_heads))
+        for context, query in permutations(modalities, 2):
+            self.add_module(f"{query}_to_{context}", CrossAttention(config))
+        for modality in modalities:
+            self.add_module(f"{modality}_norm", nn.LayerNorm(width))
+        for modality in modalities:
+            self.add_module(f"{modality}_feed_forward", self._feed_forward(width))
         self.dropout = nn.Dropout(config.fusion_dropout)
 
     @staticmethod
@@ -249,52 +255,57 @@ class CrossModalLayer(nn.Module):
 
     def forward(
         self,
-        audio: torch.Tensor,
-        text: torch.Tensor,
-        audio_mask: torch.Tensor,
-        text_mask: torch.Tensor,
-        distance: torch.Tensor | None,
+        sequences: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor],
+        distances: dict[tuple[str, str], torch.Tensor],
         output_attentions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
         """
         Args:
-            audio, text (`torch.Tensor` of shape `(batch, audio_positions or tokens, width)`): The two sequences.
-            audio_mask, text_mask (`torch.Tensor` of shape `(batch, audio_positions or tokens)`): Their real positions.
-            distance (`torch.Tensor` of shape `(batch, tokens, audio_positions)`, *optional*): In segments.
+            sequences (`dict` of `torch.Tensor` of shape `(batch, positions, width)`): By modality.
+            masks (`dict` of `torch.Tensor` of shape `(batch, positions)`): Their real positions.
+            distances (`dict` of `torch.Tensor` of shape `(batch, positions of the second, positions of the first)`):
+                In segments, by pair of modalities, for the pairs of which both have times.
             output_attentions (`bool`): Return the attention maps.
 
         Returns:
-            Both sequences, then the maps text to audio and audio to text, or `None`.
+            The sequences, and the maps by name (`"text_to_audio"`), `None` unless requested.
         """
-        text_bias = audio_bias = None
-        if distance is not None:
-            text_bias = -nn.functional.softplus(self.slope)[:, None, None] * distance.unsqueeze(1)
-            audio_bias = text_bias.transpose(-1, -2)
-        normed_audio, normed_text = self.audio_norm(audio), self.text_norm(text)
-        from_audio, text_map = self.text_to_audio(normed_text, normed_audio, audio_mask, text_bias, output_attentions)
-        from_text, audio_map = self.audio_to_text(normed_audio, normed_text, text_mask, audio_bias, output_attentions)
-        audio, text = audio + self.dropout(from_text), text + self.dropout(from_audio)
-        audio = audio + self.dropout(self.audio_feed_forward(audio))
-        text = text + self.dropout(self.text_feed_forward(text))
-        return audio, text, text_map, audio_map
+        normed = {name: self.get_submodule(f"{name}_norm")(sequence) for name, sequence in sequences.items()}
+        attended, maps = dict(sequences), {}
+        slopes = nn.functional.softplus(self.slope).unflatten(0, (len(self.pairs), -1))
+        for (first, second), slope in zip(self.pairs, slopes):
+            bias = None
+            if (first, second) in distances:
+                bias = -slope[:, None, None] * distances[first, second].unsqueeze(1)
+            reverse = None if bias is None else bias.transpose(-1, -2)
+            for query, context, query_bias in ((second, first, bias), (first, second, reverse)):
+                attention = self.get_submodule(f"{query}_to_{context}")
+                values, maps[f"{query}_to_{context}"] = attention(
+                    normed[query], normed[context], masks[context], query_bias, output_attentions
+                )
+                attended[query] = attended[query] + self.dropout(values)
+        for name, sequence in attended.items():
+            attended[name] = sequence + self.dropout(self.get_submodule(f"{name}_feed_forward")(sequence))
+        return attended, maps
 
 
 class ModalityGate(nn.Module):
-    """Weights of several voters given both modalities, `(..., voters)`; they sum to 1, a missing voter has 0.
+    """Weights of several voters given all modalities, `(..., voters)`; they sum to 1, a missing voter has 0.
 
     A newly initialised gate weighs all voters equally.
     """
 
-    def __init__(self, width: int, num_voters: int):
+    def __init__(self, width: int, num_modalities: int, num_voters: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(num_voters, 2 * width))
+        self.weight = nn.Parameter(torch.zeros(num_voters, num_modalities * width))
         self.bias = nn.Parameter(torch.zeros(num_voters))
 
-    def forward(self, audio: torch.Tensor, text: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
+    def forward(self, vectors: Sequence[torch.Tensor], voters: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            audio, text (`torch.Tensor` of shape `(..., width)`): The vectors of both modalities.
+            vectors (`Sequence` of `torch.Tensor` of shape `(..., width)`): The vector of each modality.
             voters (`torch.Tensor` of shape `(..., voters)`): Which voters are present.
         """
-        scores = nn.functional.linear(torch.cat([audio, text], dim=-1), self.weight, self.bias)
+        scores = nn.functional.linear(torch.cat(list(vectors), dim=-1), self.weight, self.bias)
         return scores.masked_fill(~voters, torch.finfo(scores.dtype).min).softmax(dim=-1) * voters

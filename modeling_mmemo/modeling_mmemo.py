@@ -1,4 +1,4 @@
-"""The emotion model: two encoders, pooling, cross-modal attention, fusion and heads.
+"""The emotion model: up to three encoders, pooling, cross-modal attention, fusion and heads.
 
 Deliberate choices:
   - each modality keeps its own head, so the prediction for a single modality is the output of that head alone;
@@ -6,23 +6,30 @@ Deliberate choices:
   - logits are divided by the fitted temperature, so their softmax is the calibrated score everywhere.
 """
 
+from itertools import combinations, compress, product
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mmemo.modalities import MODALITIES, presence_of
+
 from .alignment_mmemo import audio_times, segment_masks, time_gaps
-from .configuration_mmemo import PRESENCES, MMEmoConfig
+from .configuration_mmemo import MMEmoConfig
 from .distributed_mmemo import with_all_parameters
 from .fusion_mmemo import CrossModalLayer, ModalityBranch, ModalityGate, SequencePooling
 from .losses_mmemo import emotion_loss, problem_type
 from .outputs_mmemo import MMEmoEmotionOutput, MMEmoModelOutput
 from .pretrained_mmemo import MMEmoPreTrainedModel
-from .towers_mmemo import build_tower, encode_audio, encode_text, token_logits
+from .towers_mmemo import build_tower, encode_audio, encode_text, encode_video, token_logits
 
 
-MODALITY_INPUTS = {"audio": ("input_features", "input_values"), "text": ("input_ids",)}
+MODALITY_INPUTS = {
+    "audio": ("input_features", "input_values"),
+    "text": ("input_ids",),
+    "video": ("video_features", "pixel_values"),
+}
 
 
 class MMEmoModel(MMEmoPreTrainedModel):
@@ -33,19 +40,24 @@ class MMEmoModel(MMEmoPreTrainedModel):
         config: MMEmoConfig,
         audio_tower: PreTrainedModel | None = None,
         text_tower: PreTrainedModel | None = None,
+        video_tower: PreTrainedModel | None = None,
     ):
         super().__init__(config)
         self.audio_tower, self.audio_branch = self._make_branch("audio", audio_tower)
         self.text_tower, self.text_branch = self._make_branch("text", text_tower)
+        self.video_tower, self.video_branch = self._make_branch("video", video_tower)
         num_layers = config.fusion_num_layers if config.attends_across else 0
         self.layers = nn.ModuleList(CrossModalLayer(config) for _ in range(num_layers))
-        self.fuses = config.is_bimodal and config.fusion != "late"
+        self.fuses = config.is_multimodal and config.fusion != "late"
         if self.fuses:
-            width = config.fusion_hidden_size
+            width, num_modalities = config.fusion_hidden_size, len(config.modalities)
             self.sequence_pooling = SequencePooling("mean", width)
-            self.gate = ModalityGate(width, num_voters=2)
+            self.gate = ModalityGate(width, num_modalities, num_voters=num_modalities)
             self.fusion = nn.Sequential(
-                nn.Linear(2 * width, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(config.fusion_dropout)
+                nn.Linear(num_modalities * width, width),
+                nn.LayerNorm(width),
+                nn.GELU(),
+                nn.Dropout(config.fusion_dropout),
             )
         self.last_pooling = None
         if config.label_token_ids is not None:
@@ -63,7 +75,7 @@ class MMEmoModel(MMEmoPreTrainedModel):
         if tower.main_input_name not in MODALITY_INPUTS[modality]:
             raise ValueError(
                 f"A {tower_config.model_type} encoder takes {tower.main_input_name}, but the {modality} encoder must "
-                f"take {' or '.join(MODALITY_INPUTS[modality])}. Are audio and text swapped?"
+                f"take {' or '.join(MODALITY_INPUTS[modality])}. Are two encoders swapped?"
             )
         # One object, so that later changes of the composite's configuration reach the encoder.
         tower_config._attn_implementation = tower.config._attn_implementation
@@ -75,10 +87,16 @@ class MMEmoModel(MMEmoPreTrainedModel):
         return tower, ModalityBranch(tower_config, pooling, layer_mix, self.config)
 
     def get_input_embeddings(self) -> nn.Module:
-        return (self.audio_tower if self.text_tower is None else self.text_tower).get_input_embeddings()
+        return self._embedding_tower.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        (self.audio_tower if self.text_tower is None else self.text_tower).set_input_embeddings(value)
+        self._embedding_tower.set_input_embeddings(value)
+
+    @property
+    def _embedding_tower(self) -> PreTrainedModel:
+        """The encoder whose input embeddings count as the model's: the text encoder's, if there is one."""
+        towers = (self.text_tower, self.audio_tower, self.video_tower)
+        return next(tower for tower in towers if tower is not None)
 
     def forward(
         self,
@@ -89,9 +107,14 @@ class MMEmoModel(MMEmoPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         token_times: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        video_attention_mask: torch.Tensor | None = None,
+        video_times: torch.Tensor | None = None,
         segment_times: torch.Tensor | None = None,
         audio_hidden_states: tuple[torch.Tensor, ...] | None = None,
         text_hidden_states: tuple[torch.Tensor, ...] | None = None,
+        video_hidden_states: tuple[torch.Tensor, ...] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -109,19 +132,26 @@ class MMEmoModel(MMEmoPreTrainedModel):
                 before the text: the text encoder attends to them, no other module uses them. Defaults to all zeros.
             token_times (`torch.Tensor` of shape `(batch, tokens, 2)`, *optional*): Start and end, in seconds, of the
                 word of each token; -1 where unknown.
+            video_features (`torch.Tensor` of shape `(batch, frames, num_features)`), pixel_values (`torch.Tensor` of
+                shape `(batch, frames, channels, height, width)`), *optional*: The video, as the video encoder takes
+                it: features of the face in each frame, or for an image encoder its picture.
+            video_attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): 1 for frames with a face, 0
+                for frames without and for padding; a row of zeros is a missing video. Defaults to all ones.
+            video_times (`torch.Tensor` of shape `(batch, frames, 2)`, *optional*): Start and end, in seconds, of each
+                frame; -1 where unknown.
             segment_times (`torch.Tensor` of shape `(batch, segments, 2)`, *optional*): Start and end, in seconds, of
                 segments that are predicted separately, each after attention over the whole clip; -1 for padding. A
-                text without timestamps applies to every segment. With `label_token_ids`, the text head predicts from
-                the whole text for every segment that has some of it.
-            audio_hidden_states, text_hidden_states (`tuple` of `torch.Tensor` of shape `(batch, positions, hidden)`,
-                *optional*): Hidden states returned by an earlier call, in place of the encoders' inputs; the masks are
-                then over their positions.
+                text or a video without timestamps applies to every segment. With `label_token_ids`, the text head
+                predicts from the whole text for every segment that has some of it.
+            audio_hidden_states, text_hidden_states, video_hidden_states (`tuple` of `torch.Tensor` of shape
+                `(batch, positions, hidden)`, *optional*): Hidden states returned by an earlier call, in place of the
+                encoders' inputs; the masks are then over their positions.
             output_attentions (`bool`, *optional*): Return the cross-modal attention maps.
             output_hidden_states (`bool`, *optional*): Return the encoders' hidden states.
             return_dict (`bool`, *optional*): Return an output object (the default) rather than a tuple.
 
         Raises:
-            ValueError: If neither modality is given, or one that the model has no encoder for.
+            ValueError: If no modality is given, or one that the model has no encoder for.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
@@ -130,40 +160,38 @@ class MMEmoModel(MMEmoPreTrainedModel):
         if return_dict is None:
             return_dict = self.config.return_dict
 
-        audio_states, audio_mask = self._encode_audio(
-            input_features, input_values, audio_hidden_states, audio_attention_mask
-        )
-        text_states, text_mask = self._encode_text(input_ids, text_hidden_states, attention_mask, context_mask)
-        given = text_mask if audio_mask is None else audio_mask
+        encoded = {
+            "audio": self._encode_audio(input_features, input_values, audio_hidden_states, audio_attention_mask),
+            "text": self._encode_text(input_ids, text_hidden_states, attention_mask, context_mask),
+            "video": self._encode_video(video_features, pixel_values, video_hidden_states, video_attention_mask),
+        }
+        given = next((mask for _, mask in encoded.values() if mask is not None), None)
         if given is None:
             raise ValueError(
-                "Got neither audio (input_features or input_values) nor text (input_ids); give one of them."
+                "Got neither audio (input_features or input_values) nor text (input_ids) nor video (video_features or "
+                "pixel_values); give one of them."
             )
         # A modality that the whole batch lacks is one masked position.
         absent = given.new_zeros(given.shape[0], 1)
-        audio_mask = absent if audio_mask is None else audio_mask
-        text_mask = absent if text_mask is None else text_mask
+        states = {modality: encoded[modality][0] for modality in self.config.modalities}
+        masks = {name: absent if encoded[name][1] is None else encoded[name][1] for name in states}
         if self.training and self.config.modality_dropout > 0:
-            audio_mask, text_mask = self._drop_modalities(audio_mask, text_mask)
+            masks = self._drop_modalities(masks)
 
         # The whole clip is one span to fuse, each segment another; one call shares their matrix products.
-        states, masks = (audio_states, text_states), (audio_mask, text_mask)
-        spans = tuple(mask.unsqueeze(1) for mask in masks)
+        times = {"text": token_times, "video": video_times}
+        spans = {name: mask.unsqueeze(1) for name, mask in masks.items()}
         if segment_times is not None:
-            of_segments = self._segment_masks(states, masks, token_times, segment_times)
-            spans = tuple(torch.cat(pair, dim=1) for pair in zip(spans, of_segments))
-        fused, attentions = self._fuse(states, masks, spans, token_times, output_attentions)
+            for name, mask in masks.items():
+                of_segments = segment_masks(mask, self._times_of(name, states, masks, times), segment_times)
+                spans[name] = torch.cat([spans[name], of_segments], dim=1)
+        fused, attentions = self._fuse(states, masks, spans, times, output_attentions)
         clip = {name: values[:, 0] for name, values in fused.items()}
         segments = None
         if segment_times is not None:
             segments = MMEmoModelOutput(**{name: values[:, 1:].flatten(0, 1) for name, values in fused.items()})
-        output = MMEmoModelOutput(
-            **clip,
-            **attentions,
-            audio_hidden_states=audio_states if output_hidden_states else None,
-            text_hidden_states=text_states if output_hidden_states else None,
-            segments=segments,
-        )
+        hidden_states = {f"{name}_hidden_states": states[name] for name in states if output_hidden_states}
+        output = MMEmoModelOutput(**clip, **attentions, **hidden_states, segments=segments)
         return output if return_dict else output.to_tuple()
 
     def _encode_audio(self, input_features, input_values, hidden_states, mask):
@@ -197,58 +225,78 @@ class MMEmoModel(MMEmoPreTrainedModel):
         mask = mask.bool()
         return hidden_states, mask if context_mask is None else mask & ~context_mask.bool()
 
-    def _drop_modalities(self, audio_mask: torch.Tensor, text_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masks one modality of samples that have both, with probability `modality_dropout`."""
-        chance = torch.rand(audio_mask.shape[0], 1, device=audio_mask.device)
-        both = audio_mask.any(dim=1, keepdim=True) & text_mask.any(dim=1, keepdim=True)
-        half = self.config.modality_dropout / 2
-        drop_audio, drop_text = both & (chance < half), both & (chance >= half) & (chance < 2 * half)
-        return audio_mask & ~drop_audio, text_mask & ~drop_text
+    def _encode_video(self, video_features, pixel_values, hidden_states, mask):
+        """Returns the video encoder's states and their mask `(batch, frames)`; `None` twice without video."""
+        inputs = {"video_features": video_features, "pixel_values": pixel_values, "video_hidden_states": hidden_states}
+        given = [name for name, value in inputs.items() if value is not None]
+        if not given:
+            return None, None
+        if self.video_tower is None:
+            raise ValueError(f"Got {given[0]}, but this model has no video encoder; leave the video out.")
+        if hidden_states is not None:
+            return hidden_states, _ones_if_none(mask, hidden_states[-1]).bool()
+        name = self.video_tower.main_input_name
+        if given != [name]:
+            raise ValueError(f"Got {' and '.join(given)}, but the video encoder takes only {name}.")
+        return encode_video(self.video_tower, inputs[name], _ones_if_none(mask, inputs[name]))
 
-    def _segment_masks(self, states, masks, token_times, segment_times) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the audio positions and the tokens of each segment, each `(batch, segments, positions)`."""
-        (audio_states, text_states), (audio_mask, text_mask) = states, masks
-        position_times = None
-        if audio_states is not None:
-            position_times = self._audio_times(audio_mask)[None, :, None].expand(-1, -1, 2)
-        return (
-            segment_masks(audio_mask, position_times, segment_times),
-            segment_masks(text_mask, None if text_states is None else token_times, segment_times),
-        )
+    def _drop_modalities(self, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Masks some modalities of samples that have several, with probability `modality_dropout`; each proper subset
+        of them is equally likely to remain."""
+        is_present = torch.stack([mask.any(dim=1) for mask in masks.values()], dim=1)
+        count = is_present.sum(dim=1, keepdim=True)
+        chance, share = torch.rand(2, count.shape[0], 1, device=count.device)
+        # A random order of the modalities, missing ones last, of which the first 1 to `count - 1` remain.
+        order = torch.rand(is_present.shape, device=count.device) + 2 * ~is_present
+        is_kept = order.argsort(dim=1).argsort(dim=1) < 1 + (share * (count - 1)).floor()
+        is_kept = is_kept | (chance >= self.config.modality_dropout) | (count < 2)
+        return {name: mask & kept.unsqueeze(1) for (name, mask), kept in zip(masks.items(), is_kept.unbind(dim=1))}
 
-    def _fuse(self, states, masks, spans, token_times, output_attentions) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _times_of(self, modality, states, masks, times) -> torch.Tensor | None:
+        """Returns the start and end of each position of a modality, `(batch or 1, positions, 2)`; `None` if the batch
+        lacks the modality or its times."""
+        if states[modality] is None:
+            return None
+        if modality == "audio":
+            return self._audio_times(masks["audio"])[None, :, None].expand(-1, -1, 2)
+        return times[modality]
+
+    def _fuse(self, states, masks, spans, times, output_attentions) -> tuple[dict[str, Any], dict[str, Any]]:
         """Pools and fuses spans of the clips, after cross-modal attention over the whole clips.
 
         Args:
-            states (`tuple`): Hidden states of the audio and of the text encoder, each `None` if the batch has none.
-            masks (`tuple` of `torch.Tensor` of shape `(batch, positions)`): The real audio positions and tokens.
-            spans (`tuple` of `torch.Tensor` of shape `(batch, spans, positions)`): The real positions in each span.
-            token_times, output_attentions: As in [`MMEmoModel.forward`].
+            states (`dict`): Hidden states of each encoder, by modality, `None` where the batch has none.
+            masks (`dict` of `torch.Tensor` of shape `(batch, positions)`): The real positions of each modality.
+            spans (`dict` of `torch.Tensor` of shape `(batch, spans, positions)`): The real positions in each span.
+            times (`dict` of `torch.Tensor`): `token_times` and `video_times` of [`MMEmoModel.forward`].
+            output_attentions (`bool`): As there.
 
         Returns:
-            The first six fields of [`MMEmoModelOutput`], each `(batch, spans, ...)`, and the attention maps.
+            The first seven fields of [`MMEmoModelOutput`], each `(batch, spans, ...)`, and the attention maps.
         """
-        (audio_states, text_states), (audio_spans, text_spans) = states, spans
-        audio, audio_embeds = self._apply_branch(self.audio_branch, audio_states, audio_spans)
-        text, text_embeds = self._apply_branch(self.text_branch, text_states, text_spans)
-        is_present = torch.stack([audio_spans.any(dim=-1), text_spans.any(dim=-1)], dim=-1)
-        fields = {"modality_mask": is_present, "audio_embeds": audio_embeds, "text_embeds": text_embeds}
+        sequences, embeds = {}, {}
+        for name, span in spans.items():
+            sequences[name], embeds[name] = self._apply_branch(getattr(self, f"{name}_branch"), states[name], span)
+        is_present = torch.stack([span.any(dim=-1) for span in spans.values()], dim=-1)
+        fields = {"modality_mask": is_present} | {f"{name}_embeds": vectors for name, vectors in embeds.items()}
         if self.last_pooling is not None:
-            fields["text_last_state"] = self._last_state(text_states, masks[1], is_present[..., 1:])
+            fields["text_last_state"] = self._last_state(states["text"], masks["text"], is_present[..., 1:2])
 
         attentions: dict[str, tuple] = {}
         if self.fuses:
-            audio_vectors, text_vectors = audio_embeds, text_embeds
+            vectors = embeds
             if self.config.attends_across:
-                distance = self._distance(states, masks, token_times)
-                audio, text, attentions = self._attend(audio, text, masks, distance, output_attentions)
-                audio_vectors = self.sequence_pooling(audio, audio_spans).to(audio.dtype)
-                text_vectors = self.sequence_pooling(text, text_spans).to(text.dtype)
-            weights = self.gate(audio_vectors, text_vectors, is_present)
+                sequences, attentions = self._attend(sequences, states, masks, times, output_attentions)
+                vectors = {
+                    name: self.sequence_pooling(sequence, spans[name]).to(sequence.dtype)
+                    for name, sequence in sequences.items()
+                }
+            voters = _fill_missing([vectors.get(name) for name in spans])
+            weights = self.gate(voters, is_present)
             # Equal weights leave the vectors as they are.
-            scales = 2 * weights.unsqueeze(-1)
-            vectors = torch.cat([scales[..., 0, :] * audio_vectors, scales[..., 1, :] * text_vectors], dim=-1)
-            fields |= {"fusion_weights": weights, "fused_embeds": self.fusion(vectors)}
+            scales = len(voters) * weights.unsqueeze(-1)
+            scaled = [scales[..., index, :] * vector for index, vector in enumerate(voters)]
+            fields |= {"fusion_weights": weights, "fused_embeds": self.fusion(torch.cat(scaled, dim=-1))}
         return {name: values for name, values in fields.items() if values is not None}, attentions
 
     def _apply_branch(self, branch, states, spans):
@@ -271,20 +319,28 @@ class MMEmoModel(MMEmoPreTrainedModel):
             return is_present.new_zeros(*is_present.shape[:2], hidden_size, dtype=dtype)
         return self.last_pooling(states[-1], mask).to(dtype).unsqueeze(1) * is_present
 
-    def _attend(self, audio, text, masks, distance, output_attentions):
-        """Returns both sequences after the cross-modal layers and, on request, the attention maps by output field."""
-        maps: dict[str, tuple] = {"text_to_audio_attentions": (), "audio_to_text_attentions": ()}
+    def _attend(self, sequences, states, masks, times, output_attentions):
+        """Returns the sequences after the cross-modal layers and, on request, the attention maps by output field."""
+        sequences = {name: sequence for name, sequence in sequences.items() if sequence is not None}
+        distances = self._distances(states, masks, times)
+        maps: dict[str, tuple] = {}
         for layer in self.layers:
-            audio, text, *layer_maps = layer(audio, text, *masks, distance, output_attentions)
-            maps = {name: (*earlier, layer_map) for (name, earlier), layer_map in zip(maps.items(), layer_maps)}
-        return audio, text, maps if output_attentions else {}
+            sequences, layer_maps = layer(sequences, masks, distances, output_attentions)
+            for name, layer_map in layer_maps.items():
+                maps[f"{name}_attentions"] = (*maps.get(f"{name}_attentions", ()), layer_map)
+        return sequences, maps if output_attentions else {}
 
-    def _distance(self, states, masks, token_times: torch.Tensor | None) -> torch.Tensor | None:
-        """Returns the gaps in time between words and audio positions, in segments, `(batch, tokens, audio_positions)`;
-        `None` unless the batch has audio, text and timestamps."""
-        if token_times is None or any(modality is None for modality in states):
-            return None
-        return time_gaps(token_times, self._audio_times(masks[0])) / self.config.segment_seconds
+    def _distances(self, states, masks, times) -> dict[tuple[str, str], torch.Tensor]:
+        """Returns the gaps in time between the positions of pairs of modalities, in segments, `(batch, positions of
+        the second, positions of the first)`; without pairs that the batch lacks or that have no timestamps."""
+        distances = {}
+        for first, second in combinations(states, 2):
+            second_times = self._times_of(second, states, masks, times)
+            # Audio positions have times of their own, but not every audio encoder defines them.
+            first_times = None if second_times is None else self._times_of(first, states, masks, times)
+            if second_times is not None and first_times is not None:
+                distances[first, second] = time_gaps(second_times, first_times) / self.config.segment_seconds
+        return distances
 
     def _audio_times(self, audio_mask: torch.Tensor) -> torch.Tensor:
         """Returns the time of each audio position; see [`audio_times`]."""
@@ -295,6 +351,12 @@ class MMEmoModel(MMEmoPreTrainedModel):
 def _ones_if_none(mask: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
     """Returns the mask, or ones over the first two dimensions of `like`."""
     return like.new_ones(like.shape[:2], dtype=torch.long) if mask is None else mask
+
+
+def _fill_missing(tensors: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Replaces `None`, of modalities without an encoder, by zeros of the shape of the others."""
+    zeros = torch.zeros_like(next(tensor for tensor in tensors if tensor is not None))
+    return [zeros if tensor is None else tensor for tensor in tensors]
 
 
 class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
@@ -309,17 +371,21 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         config: MMEmoConfig,
         audio_tower: PreTrainedModel | None = None,
         text_tower: PreTrainedModel | None = None,
+        video_tower: PreTrainedModel | None = None,
     ):
         super().__init__(config)
-        self.mmemo = MMEmoModel(config, audio_tower, text_tower)
+        self.mmemo = MMEmoModel(config, audio_tower, text_tower, video_tower)
         width, num_labels = config.fusion_hidden_size, config.num_labels
-        self.audio_classifier = None if config.audio_config is None else nn.Linear(width, num_labels)
-        self.text_classifier = None if config.text_config is None else nn.Linear(width, num_labels)
+        self.audio_classifier, self.text_classifier, self.video_classifier = (
+            nn.Linear(width, num_labels) if config.has_encoder(modality) else None for modality in MODALITIES
+        )
         if config.label_token_ids is not None:
             self.text_classifier = nn.Linear(self.mmemo.text_tower.config.hidden_size, num_labels, bias=False)
         self.fused_classifier = nn.Linear(width, num_labels) if self.mmemo.fuses else None
-        votes = config.is_bimodal and config.fusion in ("late", "hybrid") and config.late_fusion_weights is None
-        self.vote = ModalityGate(width, num_voters=3 if self.mmemo.fuses else 2) if votes else None
+        self.vote = None
+        if config.is_multimodal and config.fusion in ("late", "hybrid") and config.late_fusion_weights is None:
+            num_modalities = len(config.modalities)
+            self.vote = ModalityGate(width, num_modalities, num_modalities + int(self.mmemo.fuses))
         self.post_init()
 
     def _init_text_head(self, weight: torch.Tensor) -> None:
@@ -334,9 +400,14 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         context_mask: torch.Tensor | None = None,
         token_times: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        video_attention_mask: torch.Tensor | None = None,
+        video_times: torch.Tensor | None = None,
         segment_times: torch.Tensor | None = None,
         audio_hidden_states: tuple[torch.Tensor, ...] | None = None,
         text_hidden_states: tuple[torch.Tensor, ...] | None = None,
+        video_hidden_states: tuple[torch.Tensor, ...] | None = None,
         labels: torch.Tensor | None = None,
         label_mask: torch.Tensor | None = None,
         loss_weight: torch.Tensor | None = None,
@@ -366,16 +437,21 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             attention_mask=attention_mask,
             context_mask=context_mask,
             token_times=token_times,
+            video_features=video_features,
+            pixel_values=pixel_values,
+            video_attention_mask=video_attention_mask,
+            video_times=video_times,
             segment_times=segment_times,
             audio_hidden_states=audio_hidden_states,
             text_hidden_states=text_hidden_states,
+            video_hidden_states=video_hidden_states,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
         heads = self._head_logits(features)
         logits, modality_weights = self._predict(heads, features)
-        segments: dict[str, torch.Tensor] = {}
+        segments: dict[str, Any] = {}
         if features.segments is not None:
             predictions = self._predict(self._head_logits(features.segments), features.segments)
             names = ("segment_logits", "segment_modality_weights")
@@ -385,21 +461,25 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         if labels is not None:
             loss = self._loss(logits, heads, features.modality_mask, labels, label_mask, loss_weight)
         if loss is not None and self.training:
-            has_audio = any(values is not None for values in (input_features, input_values, audio_hidden_states))
-            has_text = input_ids is not None or text_hidden_states is not None
-            is_complete = not self.config.is_bimodal or (has_audio and has_text)
+            given = {
+                "audio": (input_features, input_values, audio_hidden_states),
+                "text": (input_ids, text_hidden_states),
+                "video": (video_features, pixel_values, video_hidden_states),
+            }
+            is_complete = all(
+                any(value is not None for value in values)
+                for modality, values in given.items()
+                if self.config.has_encoder(modality)
+            )
             loss = with_all_parameters(loss, self, is_complete)
+        of_heads: dict[str, Any] = {
+            f"{name}_logits": heads[name] / self.config.temperature_of(name) for name in MODALITIES if name in heads
+        }
+        as_encoded: dict[str, Any] = {
+            name: value for name, value in features.items() if name.endswith(("_attentions", "_states"))
+        }
         output = MMEmoEmotionOutput(
-            loss=loss,
-            logits=logits,
-            audio_logits=heads["audio"] / self.config.temperature_of("audio") if "audio" in heads else None,
-            text_logits=heads["text"] / self.config.temperature_of("text") if "text" in heads else None,
-            modality_weights=modality_weights,
-            **segments,
-            text_to_audio_attentions=features.text_to_audio_attentions,
-            audio_to_text_attentions=features.audio_to_text_attentions,
-            audio_hidden_states=features.audio_hidden_states,
-            text_hidden_states=features.text_hidden_states,
+            loss=loss, logits=logits, **of_heads, modality_weights=modality_weights, **segments, **as_encoded
         )
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -408,58 +488,58 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
     def _head_logits(self, features: MMEmoModelOutput) -> dict[str, torch.Tensor]:
         """Returns the logits of each head by its name, `(batch, num_labels)`."""
         uses_label_tokens = self.config.label_token_ids is not None
-        heads = {
-            name: classifier(embeds)
-            for name, classifier, embeds in (
-                ("audio", self.audio_classifier, features.audio_embeds),
-                (
-                    "text",
-                    self.text_classifier,
-                    features.text_last_state if uses_label_tokens else features.text_embeds,
-                ),
-                ("fused", self.fused_classifier, features.fused_embeds),
-            )
-            if classifier is not None
-        }
+        heads = {}
+        for name in (*MODALITIES, "fused"):
+            classifier = getattr(self, f"{name}_classifier")
+            if classifier is not None:
+                of_text = name == "text" and uses_label_tokens
+                heads[name] = classifier(features.text_last_state if of_text else features[f"{name}_embeds"])
         if uses_label_tokens:
             heads["text"] = token_logits(self.config.text_config, heads["text"])
         return heads
 
     def _predict(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
         """Returns the logits `(batch, num_labels)`, divided by the temperature, and the modality weights
-        `(batch, 2)`."""
+        `(batch, modalities)`."""
         logits, weights = self._combine_heads(heads, features)
-        temperatures = torch.tensor([self.config.temperature_of(presence) for presence in PRESENCES]).to(logits)
-        has_audio, has_text = features.modality_mask.unbind(dim=1)
-        return logits / temperatures[has_audio + 2 * has_text - 1].unsqueeze(1), weights
+        modalities, is_present = self.config.modalities, features.modality_mask
+        # One for each set of modalities, the first modality counting fastest; that of all for a sample without any.
+        sets = [set(compress(modalities, flags[::-1])) for flags in product((False, True), repeat=len(modalities))]
+        temperatures = [self.config.temperature_of(presence_of(present or modalities)) for present in sets]
+        powers = torch.tensor([2**index for index in range(len(modalities))]).to(is_present.device)
+        chosen = torch.tensor(temperatures).to(logits)[(is_present * powers).sum(dim=1)]
+        return logits / chosen.unsqueeze(1), weights
 
     def _combine_heads(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
-        """Returns the logits `(batch, num_labels)` by the configured fusion, and the modality weights `(batch, 2)`."""
+        """Returns the logits `(batch, num_labels)` by the configured fusion, and the modality weights
+        `(batch, modalities)`."""
         is_present = features.modality_mask
-        if not self.config.is_bimodal:
+        if not self.config.is_multimodal:
             (logits,) = heads.values()
             return logits, is_present.to(logits.dtype)
         if self.config.fusion in ("early", "cross_attention"):
             return heads["fused"], features.fusion_weights
 
-        voters = [heads["audio"], heads["text"]]
+        modalities = self.config.modalities
+        voters = _fill_missing([heads.get(modality) for modality in modalities])
         may_vote = is_present
         if "fused" in heads:
             voters.append(heads["fused"])
-            may_vote = torch.cat([is_present, is_present.all(dim=1, keepdim=True)], dim=1)
+            may_vote = torch.cat([is_present, is_present.sum(dim=1, keepdim=True) > 1], dim=1)
         if self.vote is None:
             # A modality of weight 0 still predicts where it is the only one.
             weights = torch.tensor(self.config.late_fusion_weights).to(voters[0])
             votes = is_present * weights.clamp(min=torch.finfo(weights.dtype).tiny)
             votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=torch.finfo(votes.dtype).tiny)
         else:
-            votes = self.vote(features.audio_embeds, features.text_embeds, may_vote)
+            embeds = _fill_missing([features.get(f"{modality}_embeds") for modality in modalities])
+            votes = self.vote(embeds, may_vote)
         if problem_type(self.config) == "single_label_classification":
             voters = [voter.log_softmax(dim=1) for voter in voters]
         logits = torch.einsum("bv,bvl->bl", votes, torch.stack(voters, dim=1))
-        weights = votes[:, :2]
+        weights = votes[:, : len(modalities)]
         if features.fusion_weights is not None:
-            weights = weights + votes[:, 2:] * features.fusion_weights
+            weights = weights + votes[:, len(modalities) :] * features.fusion_weights
         return logits, weights
 
     def _loss(
@@ -472,7 +552,8 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         loss_weight: torch.Tensor | None,
     ) -> torch.Tensor:
         """Returns the loss of the prediction plus those of the heads, each over the samples that have its inputs."""
-        rows = {"audio": is_present[:, 0], "text": is_present[:, 1], "fused": is_present.all(dim=1)}
+        rows = dict(zip(self.config.modalities, is_present.unbind(dim=1)))
+        rows["fused"] = is_present.sum(dim=1) > 1
         loss = emotion_loss(self.config, logits, labels, label_mask, is_present.any(dim=1), loss_weight)
         head_losses = [
             emotion_loss(self.config, head, labels, label_mask, rows[name], loss_weight)

@@ -30,7 +30,7 @@ class MMEmoPreTrainedModel(PreTrainedModel):
     config_class = MMEmoConfig
     base_model_prefix = "mmemo"
     main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
+    input_modalities = ("audio", "text", "video")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = True
@@ -110,25 +110,28 @@ class MMEmoPreTrainedModel(PreTrainedModel):
         return (model, info) if with_info else model
 
     @classmethod
-    def from_audio_text_pretrained(
+    def from_pretrained_towers(
         cls,
         audio: str | PreTrainedModel | None = None,
         text: str | PreTrainedModel | None = None,
+        video: str | PreTrainedModel | None = None,
         *,
         dtype: torch.dtype = torch.float32,
         audio_kwargs: dict[str, Any] | None = None,
         text_kwargs: dict[str, Any] | None = None,
+        video_kwargs: dict[str, Any] | None = None,
         **config: Any,
     ):
-        """Builds a model from two pretrained encoders. Fusion layers and heads are newly initialised.
+        """Builds a model from pretrained encoders. Fusion layers and heads are newly initialised.
 
         Args:
-            audio, text (`str` or `PreTrainedModel`, *optional*): Hub names, folders, or loaded encoders. One of them
-                may be absent. With `label_token_ids`, `text` is the name of a causal language model, whose output
-                layer becomes the text head; with a loaded encoder that head is newly initialised.
+            audio, text, video (`str` or `PreTrainedModel`, *optional*): Hub names, folders, or loaded encoders, at
+                least one of them. With `label_token_ids`, `text` is the name of a causal language model, whose output
+                layer becomes the text head; with a loaded encoder that head is newly initialised. `video` is an image
+                encoder (ViT, CLIP, DINOv2) or a [`MMEmoVideoEncoder`].
             dtype (`torch.dtype`, defaults to `torch.float32`): Data type of the whole model.
-            audio_kwargs, text_kwargs (`dict`, *optional*): Passed to `from_pretrained` of each encoder (`revision`,
-                ...).
+            audio_kwargs, text_kwargs, video_kwargs (`dict`, *optional*): Passed to `from_pretrained` of each encoder
+                (`revision`, ...).
             config: Fields of [`MMEmoConfig`].
 
         Example:
@@ -136,31 +139,32 @@ class MMEmoPreTrainedModel(PreTrainedModel):
         ```python
         >>> from modeling_mmemo import MMEmoAudioEncoder, MMEmoForEmotionRecognition
 
-        >>> model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
-        ...     MMEmoAudioEncoder.from_pretrained("openai/whisper-base", num_hidden_layers=4),
-        ...     "sentence-transformers/all-MiniLM-L6-v2",
+        >>> model = MMEmoForEmotionRecognition.from_pretrained_towers(
+        ...     audio=MMEmoAudioEncoder.from_pretrained("openai/whisper-base", num_hidden_layers=4),
+        ...     text="sentence-transformers/all-MiniLM-L6-v2",
         ...     fusion="hybrid",
         ... )
         ```"""
-        towers, label_rows = [], None
+        sources = {"audio": (audio, audio_kwargs), "text": (text, text_kwargs), "video": (video, video_kwargs)}
+        towers: dict[str, PreTrainedModel] = {}
+        label_rows = None
         token_ids = config.get("label_token_ids")
-        for source, kwargs in ((audio, audio_kwargs), (text, text_kwargs)):
-            if isinstance(source, str) and source is text and token_ids is not None:
-                source, label_rows = load_language_model(source, token_ids, dtype, **(kwargs or {}))
+        for modality, (source, kwargs) in sources.items():
+            if isinstance(source, str) and modality == "text" and token_ids is not None:
+                towers[modality], label_rows = load_language_model(source, token_ids, dtype, **(kwargs or {}))
             elif isinstance(source, str):
-                source = load_tower(source, dtype, **(kwargs or {}))
+                towers[modality] = load_tower(source, dtype, modality, **(kwargs or {}))
             elif source is not None:
-                source = strip_tower(source).to(dtype)
-            towers.append(source)
-        configs = [None if tower is None else tower.config.to_dict() for tower in towers]
-        for tower_config in filter(None, configs):
+                towers[modality] = strip_tower(source).to(dtype)
+        configs = {f"{modality}_config": tower.config.to_dict() for modality, tower in towers.items()}
+        for tower_config in configs.values():
             # The source may be a local folder, the data type is that of the whole model, and 4-bit weights are for
             # training alone.
             for name in ("_name_or_path", "dtype", "quantization_config"):
                 tower_config.pop(name, None)
         logger.warning("The fusion layers and heads are newly initialised and must be trained.")
-        model_config = cls.config_class(audio_config=configs[0], text_config=configs[1], dtype=dtype, **config)
-        model = cls(model_config, *towers).to(dtype)
+        model_config = cls.config_class(**configs, dtype=dtype, **config)
+        model = cls(model_config, **{f"{modality}_tower": tower for modality, tower in towers.items()}).to(dtype)
         if label_rows is not None:
             model._init_text_head(label_rows)
         return model

@@ -15,14 +15,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .audio_encoder_mmemo import MMEmoAudioEncoder, attendable
-from .configuration_mmemo import MMEmoAudioConfig
+from .configuration_mmemo import MMEmoAudioConfig, MMEmoVideoConfig
+from .video_encoder_mmemo import MMEmoVideoEncoder
 
 
 AST = "audio-spectrogram-transformer"
+# The input of image encoders, for which a video is a batch of pictures.
+IMAGE_INPUT = "pixel_values"
 # Weights of 4 bits, computed in bfloat16, differ by this much, relatively, from call to call.
 STATE_TOLERANCE = 0.02
 
@@ -32,15 +35,22 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     dtype = torch.get_default_dtype()
     if config.model_type == MMEmoAudioConfig.model_type:
         return MMEmoAudioEncoder._from_config(config, dtype=dtype)
+    if config.model_type == MMEmoVideoConfig.model_type:
+        return MMEmoVideoEncoder._from_config(config, dtype=dtype)
     return strip_tower(AutoModel.from_config(config, dtype=dtype))
 
 
-def load_tower(name_or_path: str, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
-    """Loads a pretrained encoder from the Hub or a folder.
+def load_tower(name_or_path: str, dtype: torch.dtype, modality: str, **kwargs: Any) -> PreTrainedModel:
+    """Loads a pretrained encoder of a modality from the Hub or a folder.
+
+    For video, a checkpoint with encoders of images and of text (CLIP) is reduced to its image encoder.
 
     Raises:
         ValueError: If the checkpoint lacks weights of the encoder.
     """
+    if modality == "video" and "config" not in kwargs:
+        config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+        kwargs["config"] = getattr(config, "vision_config", config)
     model, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
     tower = strip_tower(model)
     _check_complete(name_or_path, model, tower, info)
@@ -194,6 +204,40 @@ def encode_audio(
     lengths = tower._get_feat_extract_output_lengths(mask.sum(dim=1))
     positions = torch.arange(states[-1].shape[1], device=mask.device)
     return states, (positions < lengths.unsqueeze(1)) & mask.any(dim=1, keepdim=True)
+
+
+def encode_video(
+    tower: PreTrainedModel, inputs: torch.Tensor, mask: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Returns the hidden states of a video encoder, each `(batch, frames, hidden)`, and their mask `(batch, frames)`.
+
+    An image encoder encodes each frame separately; a frame's state is the mean over its patches.
+
+    Args:
+        tower (`PreTrainedModel`): The encoder.
+        inputs (`torch.Tensor`): `(batch, frames, num_features)` for a network over frames, or
+            `(batch, frames, channels, height, width)` for an image encoder.
+        mask (`torch.Tensor` of shape `(batch, frames)`): 1 for frames with a face; a row of zeros is a missing video.
+
+    Raises:
+        ValueError: If the layers of an image encoder differ in width, as those of convolutional networks do.
+    """
+    mask = mask.bool()
+    if tower.main_input_name != IMAGE_INPUT:
+        output = tower(inputs, attention_mask=mask.long(), output_hidden_states=True, return_dict=True)
+        return _states(output), mask
+    # A graph has no branches; here, frames without a face are not encoded.
+    chosen = torch.ones_like(mask) if torch.compiler.is_compiling() or not mask.any() else mask
+    states = _states(tower(inputs[chosen], output_hidden_states=True, return_dict=True))
+    shapes = {tuple(layer.shape[2:]) for layer in states}
+    if shapes != {(tower.config.hidden_size,)}:
+        raise ValueError(
+            f"The layers of the {tower.config.model_type} encoder differ in shape: {sorted(shapes)}; use an image "
+            "encoder whose layers have one width, such as ViT, CLIP or DINOv2."
+        )
+    frames = [layer.mean(dim=1) for layer in states]
+    placed = [layer.new_zeros(*mask.shape, layer.shape[1]) for layer in frames]
+    return tuple(zeros.masked_scatter(chosen.unsqueeze(-1), layer) for zeros, layer in zip(placed, frames)), mask
 
 
 def _encode_by_length(tower: PreTrainedModel, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -98,7 +98,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         if model.config.model_type != "mmemo":
             raise ValueError(
                 f"This pipeline runs models of type 'mmemo', not {model.config.model_type!r}; build one from your "
-                "encoders with MMEmoForEmotionRecognition.from_audio_text_pretrained, and train it."
+                "encoders with MMEmoForEmotionRecognition.from_pretrained_towers, and train it."
             )
         # `pipeline()` passes `local_files_only` on, which only matters for loading.
         if missing := model.missing_keys_on_load:

@@ -29,16 +29,24 @@ def test_times_are_compared_in_float32(dtype):
     # At 64 s the neighbours of a bfloat16 number are 0.25 s away, so that adding a millisecond changes nothing.
     times, segments = torch.tensor([[[64.0, 64.0]]], dtype=dtype), torch.tensor([[[64.0, 64.5]]], dtype=dtype)
     assert segment_masks(torch.ones(1, 1).bool(), times, segments).tolist() == [[[True]]]
-    audio_positions = torch.tensor([64.07, 64.13])
+    audio_positions = torch.tensor([[[64.07, 64.07], [64.13, 64.13]]])
     gaps = time_gaps(times, audio_positions)
     torch.testing.assert_close(gaps, torch.tensor([[[0.07, 0.13]]]), atol=1e-5, rtol=0)
 
 
 def test_time_gaps_by_hand():
-    gaps = time_gaps(TIMES[:, :3], torch.tensor([0.25, 1.0, 2.5, -1.0]))
+    positions = torch.tensor([0.25, 1.0, 2.5, -1.0])[None, :, None].expand(-1, -1, 2)
+    gaps = time_gaps(TIMES[:, :3], positions)
     # Before, within and after the first word; no time; before and after the third.
     expected = [[0.25, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.75, 1.0, 0.5, 0.0]]
     torch.testing.assert_close(gaps, torch.tensor([expected]))
+
+
+def test_time_gaps_between_stretches_by_hand():
+    frames = torch.tensor([[[0.0, 0.2], [1.4, 1.6], [1.7, 1.9]]])
+    # Before, across the end of, and after the word; no time; before the moment.
+    expected = [[0.3, 0.0, 0.2], [0.0, 0.0, 0.0], [1.8, 0.4, 0.1]]
+    torch.testing.assert_close(time_gaps(TIMES[:, :3], frames), torch.tensor([expected]))
 
 
 def test_audio_times_by_the_configuration_or_by_the_encoder():

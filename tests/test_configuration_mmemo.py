@@ -2,7 +2,7 @@ from itertools import product
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from tiny import AUDIO, TEXT, WHISPER, audio_config, make_config, text_config
+from tiny import AUDIO, TEXT, VIDEO, WHISPER, audio_config, make_config, text_config, video_config
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from modeling_mmemo import EMOTIONS, MMEmoAudioConfig, MMEmoConfig
@@ -30,11 +30,11 @@ def test_defaults():
     assert (config.fusion_hidden_size, config.fusion_num_layers, config.num_attention_heads) == (256, 1, 4)
     assert (config.segment_seconds, config.temperature, config.late_fusion_weights) == (0.5, 1.0, None)
     assert config.audio_config is None
-    assert not config.is_bimodal
+    assert not config.is_multimodal
 
 
 def test_a_model_needs_an_encoder():
-    with pytest.raises(ValueError, match="needs an audio_config, a text_config, or both; neither was given"):
+    with pytest.raises(ValueError, match="needs an audio_config, a text_config or a video_config; none was given"):
         MMEmoConfig()
 
 
@@ -47,7 +47,17 @@ def test_round_trip_of_every_pair(audio, text, tmp_path):
     assert type(loaded.audio_config) is type(audio_config(audio))
     assert type(loaded.text_config) is type(text_config(text))
     assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
-    assert loaded.is_bimodal == (audio is not None and text is not None)
+    assert loaded.is_multimodal == (audio is not None and text is not None)
+
+
+@pytest.mark.parametrize("video", VIDEO)
+def test_round_trip_of_a_video_encoder(video, tmp_path):
+    config = make_config(video=video, temperature={"text+video": 1.5})
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded.video_config) is type(video_config(video))
+    assert loaded.modalities == ("audio", "text", "video")
+    assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
 
 
 def test_encoder_configurations_can_be_dicts():
@@ -68,7 +78,10 @@ def test_encoder_configurations_can_be_dicts():
         ({"audio_pooling": "max"}, r"audio_pooling='max' is unknown; choose one of \('mean', 'mean_std'"),
         ({"text_pooling": "first"}, r"text_pooling='first' is unknown"),
         ({"problem_type": "ranking"}, r"problem_type='ranking' is unknown"),
-        ({"fusion": "late", "late_fusion_weights": [0, 0]}, r"late_fusion_weights=\[0, 0\] must be two weights"),
+        (
+            {"fusion": "late", "late_fusion_weights": [0, 0]},
+            r"=\[0, 0\] must be one weight for each of audio, text",
+        ),
     ],
 )
 def test_unknown_values_raise(fields, message):
@@ -98,10 +111,10 @@ def test_a_value_of_another_type_raises():
         ({"class_weights": [-1.0] + 6 * [1.0]}, "none negative"),
         ({"modality_loss_weight": -1.0}, "modality_loss_weight must not be negative"),
         ({"late_fusion_weights": [1.0, 1.0], "fusion": "hybrid"}, 'contradicts fusion="hybrid"'),
-        ({"late_fusion_weights": [1.0], "fusion": "late"}, "must be two weights"),
-        ({"late_fusion_weights": [1.0, 1.0, 1.0], "fusion": "late"}, "must be two weights"),
+        ({"late_fusion_weights": [1.0], "fusion": "late"}, "must be one weight for each of audio, text"),
+        ({"late_fusion_weights": [1.0, 1.0, 1.0], "fusion": "late"}, "must be one weight for each of audio, text"),
         ({"late_fusion_weights": [-1.0, 2.0], "fusion": "late"}, "none negative"),
-        ({"late_fusion_weights": [0.0, 0.0], "fusion": "late"}, "not both 0"),
+        ({"late_fusion_weights": [0.0, 0.0], "fusion": "late"}, "not all 0"),
         ({"id2label": {0: "angry", 2: "sad"}}, r"0, 1, 2, \.\.\.; got \[0, 2\]"),
         ({"id2label": {1: "angry", 2: "sad"}}, r"got \[1, 2\]"),
         ({"id2label": {0: "sad", 1: "sad"}}, "has a label twice"),
@@ -109,7 +122,7 @@ def test_a_value_of_another_type_raises():
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
         ({"temperature": float("nan")}, "temperature must be positive"),
         ({"temperature": {"audio": 1.0, "text": -2.0}}, "temperature must be positive"),
-        ({"temperature": {"audio": 1.0, "video": 1.0}}, r"unknown keys \['video'\]"),
+        ({"temperature": {"audio": 1.0, "face": 1.0}}, r"unknown keys \['face'\]"),
     ],
 )
 def test_contradictions_raise(fields, message):

@@ -255,16 +255,24 @@ def test_missing_context_in_half_precision(dtype, output_attentions):
         assert not weights[1].any()
 
 
+PAIR_MASKS = {"audio": torch.ones(1, 3).bool(), "text": torch.ones(1, 2).bool()}
+
+
+def pair():
+    return {"audio": torch.randn(1, 3, 4), "text": torch.randn(1, 2, 4)}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("output_attentions", [False, True])
 def test_time_distances_in_half_precision(output_attentions):
     layer = CrossModalLayer(make_config(fusion_hidden_size=4, num_attention_heads=2)).eval()
-    audio, text, distance = torch.randn(1, 3, 4), torch.randn(1, 2, 4), torch.rand(1, 2, 3)
-    masks = torch.ones(1, 3).bool(), torch.ones(1, 2).bool()
-    expected, *_ = layer(audio, text, *masks, distance, output_attentions)
+    sequences, distances = pair(), {("audio", "text"): torch.rand(1, 2, 3)}
+    expected, _ = layer(sequences, PAIR_MASKS, distances, output_attentions)
     layer = layer.to(torch.bfloat16)
-    output, *_ = layer(audio.bfloat16(), text.bfloat16(), *masks, distance, output_attentions)
-    torch.testing.assert_close(output.float(), expected, atol=0.05, rtol=0)
+    halved = {name: sequence.bfloat16() for name, sequence in sequences.items()}
+    output, _ = layer(halved, PAIR_MASKS, distances, output_attentions)
+    for name in sequences:
+        torch.testing.assert_close(output[name].float(), expected[name], atol=0.05, rtol=0)
 
 
 @torch.no_grad()
@@ -273,9 +281,9 @@ def test_a_word_attends_most_to_the_audio_at_its_time():
     for attention in (layer.text_to_audio, layer.audio_to_text):
         set_linear(attention.q_proj, torch.zeros(4, 4))
     layer.slope.copy_(torch.tensor([0.0, log(3)]))  # softplus gives ln 2 and ln 4
-    masks = torch.ones(1, 3).bool(), torch.ones(1, 2).bool()
     distance = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 2.0]]])
-    *_, text_map, audio_map = layer(torch.randn(1, 3, 4), torch.randn(1, 2, 4), *masks, distance, True)
+    _, maps = layer(pair(), PAIR_MASKS, {("audio", "text"): distance}, True)
+    text_map, audio_map = maps["text_to_audio"], maps["audio_to_text"]
     # Each segment of distance halves the weight in the first head, and quarters it in the second.
     assert_close(text_map[0, 0], [[1 / 4, 2 / 4, 1 / 4], [4 / 7, 2 / 7, 1 / 7]])
     assert_close(text_map[0, 1], [[1 / 6, 4 / 6, 1 / 6], [16 / 21, 4 / 21, 1 / 21]])
@@ -287,27 +295,64 @@ def test_a_word_attends_most_to_the_audio_at_its_time():
 def test_cross_modal_layer_without_the_other_modality_is_the_feed_forward_layer():
     torch.manual_seed(0)
     layer = CrossModalLayer(make_config(fusion_hidden_size=4)).eval()
-    audio, text = torch.randn(1, 3, 4), torch.randn(1, 2, 4)
-    present, missing = torch.ones(1, 3).bool(), torch.zeros(1, 2).bool()
-    output, *_ = layer(audio, text, present, missing, None, False)
-    torch.testing.assert_close(output, audio + layer.audio_feed_forward(audio))
+    sequences = pair()
+    output, _ = layer(sequences, PAIR_MASKS | {"text": torch.zeros(1, 2).bool()}, {}, False)
+    audio = sequences["audio"]
+    torch.testing.assert_close(output["audio"], audio + layer.audio_feed_forward(audio))
 
 
 @torch.no_grad()
 def test_gate_by_hand():
-    gate = ModalityGate(width=2, num_voters=3)
+    gate = ModalityGate(width=2, num_modalities=2, num_voters=3)
     # Scores: 0 for the first, ln 3 times the last value of the text for the second, ln 2 for the third.
     set_linear(gate, [[0.0] * 4, [0.0, 0.0, 0.0, log(3)], [0.0] * 4], [0.0, 0.0, log(2)])
     audio, text = torch.randn(4, 2), torch.tensor([[5.0, 1.0]]).expand(4, 2)
     voters = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool()
-    weights = gate(audio, text, voters)
+    weights = gate([audio, text], voters)
     assert_close(weights, [[1 / 6, 3 / 6, 2 / 6], [1 / 3, 0, 2 / 3], [0, 1.0, 0], [0, 0, 0]])
     assert not weights[~voters].any()
 
 
+@torch.no_grad()
+def test_with_three_modalities_each_attends_to_both_others():
+    torch.manual_seed(0)
+    layer = CrossModalLayer(make_config(video="mmemo_video", fusion_hidden_size=4)).eval()
+    sequences = pair() | {"video": torch.randn(1, 5, 4)}
+    masks = PAIR_MASKS | {"video": torch.ones(1, 5).bool()}
+    output, maps = layer(sequences, masks, {}, True)
+    assert {name: tuple(values.shape[2:]) for name, values in maps.items()} == {
+        "text_to_audio": (2, 3),
+        "audio_to_text": (3, 2),
+        "video_to_audio": (5, 3),
+        "audio_to_video": (3, 5),
+        "video_to_text": (5, 2),
+        "text_to_video": (2, 5),
+    }
+    normed = {name: layer.get_submodule(f"{name}_norm")(sequence) for name, sequence in sequences.items()}
+    attended = sequences["video"]
+    for context in ("audio", "text"):
+        attention = layer.get_submodule(f"video_to_{context}")
+        attended = attended + attention(normed["video"], normed[context], masks[context], None, False)[0]
+    torch.testing.assert_close(output["video"], attended + layer.video_feed_forward(attended))
+
+
+@torch.no_grad()
+def test_each_pair_of_modalities_has_slopes_of_its_own():
+    layer = CrossModalLayer(make_config(video="mmemo_video", fusion_hidden_size=4, num_attention_heads=2)).eval()
+    for query, context in (("video", "audio"), ("video", "text")):
+        set_linear(layer.get_submodule(f"{query}_to_{context}").q_proj, torch.zeros(4, 4))
+    # softplus gives 0 to the slopes of audio and text, ln 4 to audio and video, ln 2 to text and video.
+    layer.slope.copy_(torch.tensor([-100.0, -100.0, log(3), log(3), 0.0, 0.0]))
+    sequences = {name: sequence[:, :2] for name, sequence in pair().items()} | {"video": torch.randn(1, 1, 4)}
+    masks = {name: torch.ones(1, sequence.shape[1]).bool() for name, sequence in sequences.items()}
+    distance = torch.tensor([[[0.0, 1.0]]])
+    _, maps = layer(sequences, masks, {("audio", "video"): distance, ("text", "video"): distance}, True)
+    assert_close(maps["video_to_audio"][0, 0], [[4 / 5, 1 / 5]])
+    assert_close(maps["video_to_text"][0, 1], [[2 / 3, 1 / 3]])
+
+
 def test_every_parameter_of_a_cross_modal_layer_has_a_gradient():
     layer = CrossModalLayer(make_config(fusion_hidden_size=4)).eval()
-    masks = torch.ones(1, 3).bool(), torch.ones(1, 2).bool()
-    audio, text, *_ = layer(torch.randn(1, 3, 4), torch.randn(1, 2, 4), *masks, torch.rand(1, 2, 3), False)
-    (audio.square().sum() + text.square().sum()).backward()
+    output, _ = layer(pair(), PAIR_MASKS, {("audio", "text"): torch.rand(1, 2, 3)}, False)
+    sum(sequence.square().sum() for sequence in output.values()).backward()
     assert [name for name, parameter in layer.named_parameters() if parameter.grad is None] == []

@@ -222,7 +222,7 @@ def test_label_tokens_need_a_causal_language_model_and_one_token_per_label(tmp_p
     with pytest.raises(
         ValueError, match=r"Unrecognized configuration class .*DistilBertConfig.* AutoModelForCausalLM"
     ):
-        MMEmoForEmotionRecognition.from_audio_text_pretrained(text=str(tmp_path), label_token_ids=list(range(7)))
+        MMEmoForEmotionRecognition.from_pretrained_towers(text=str(tmp_path), label_token_ids=list(range(7)))
     with pytest.raises(ValueError, match=r"label_token_ids=\[1, 1\] must be one token for each of the 2 labels"):
         make_config(audio=None, text="llama", label_token_ids=[1, 1], id2label={0: "a", 1: "b"})
     with pytest.raises(ValueError, match="contradicts text_config=None"):

@@ -21,10 +21,12 @@ PACKAGES = {"mmemo", "modeling_mmemo"}
 # `a b <- c`: c may import a and b, which must not import c. A name stands for the module and everything inside it that
 # has no layer of its own.
 ARROWS = """
+mmemo.modalities <- mmemo.items mmemo.answers
 mmemo.audio mmemo.words mmemo.video <- mmemo.timeline <- mmemo.items mmemo.answers <- mmemo.recognition
 mmemo.recognition <- mmemo.runtime <- mmemo <- mmemo.serving mmemo.archives mmemo.info mmemo.demo mmemo.cli
 mmemo.audio mmemo.timeline <- mmemo.plots <- mmemo.archives mmemo.demo modeling_mmemo.evaluation
-modeling_mmemo.configuration_mmemo <- modeling_mmemo.audio_encoder_mmemo
+modeling_mmemo.configuration_mmemo <- modeling_mmemo.audio_encoder_mmemo modeling_mmemo.video_encoder_mmemo
+modeling_mmemo.video_encoder_mmemo <- modeling_mmemo.towers_mmemo
 modeling_mmemo.audio_encoder_mmemo <- modeling_mmemo.towers_mmemo modeling_mmemo.fusion_mmemo
 modeling_mmemo.towers_mmemo <- modeling_mmemo.fusion_mmemo <- modeling_mmemo.alignment_mmemo
 modeling_mmemo.towers_mmemo <- modeling_mmemo.adapter_mmemo <- modeling_mmemo.pretrained_mmemo

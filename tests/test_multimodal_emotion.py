@@ -416,7 +416,7 @@ def test_the_embedded_model_is_the_default(emotion, items, tmp_path, monkeypatch
 def test_a_model_of_another_type_raises(processor):
     other = GPT2Model(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
 
-    with pytest.raises(ValueError, match=r"models of type 'mmemo', not 'gpt2'; .*from_audio_text_pretrained"):
+    with pytest.raises(ValueError, match=r"models of type 'mmemo', not 'gpt2'; .*from_pretrained_towers"):
         MultimodalEmotionPipeline(model=other, processor=processor)
 
 

@@ -100,7 +100,7 @@ def test_encoders_of_two_folders_keep_their_weights(tmp_path):
     audio, text = spread(Wav2Vec2ForCTC(audio_config("wav2vec2"))), spread(BertForMaskedLM(text_config("bert")))
     audio.save_pretrained(tmp_path / "audio")
     text.save_pretrained(tmp_path / "text")
-    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
+    model = MMEmoForEmotionRecognition.from_pretrained_towers(
         str(tmp_path / "audio"), str(tmp_path / "text"), fusion="late", fusion_hidden_size=16, num_labels=3
     ).eval()
     assert (model.config.fusion, model.config.num_labels) == ("late", 3)
@@ -120,7 +120,7 @@ def test_encoders_of_two_folders_keep_their_weights(tmp_path):
 def test_model_from_one_encoder(modality, row):
     towers = {"audio": MMEmoAudioEncoder(audio_config("mmemo_audio")), "text": BertModel(text_config("bert"))}
     weights = {key: value.clone() for key, value in towers[modality].state_dict().items() if "pooler" not in key}
-    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(**{modality: towers[modality]}).eval()
+    model = MMEmoForEmotionRecognition.from_pretrained_towers(**{modality: towers[modality]}).eval()
     tower = getattr(model.mmemo, f"{modality}_tower")
     assert tower.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in tower.state_dict().items())
@@ -129,7 +129,7 @@ def test_model_from_one_encoder(modality, row):
 
 
 def test_dtype_applies_to_the_whole_model():
-    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
+    model = MMEmoForEmotionRecognition.from_pretrained_towers(
         MMEmoAudioEncoder(audio_config("mmemo_audio")), BertModel(text_config("bert")), dtype=torch.bfloat16
     )
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
@@ -137,7 +137,7 @@ def test_dtype_applies_to_the_whole_model():
 
 
 def test_encoders_share_the_configuration_of_the_model():
-    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
+    model = MMEmoForEmotionRecognition.from_pretrained_towers(
         MMEmoAudioEncoder(audio_config("mmemo_audio")), BertModel(text_config("bert"))
     )
     assert model.mmemo.audio_tower.config is model.config.audio_config

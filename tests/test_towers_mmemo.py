@@ -164,7 +164,7 @@ def test_the_last_state_of_a_text_is_after_the_closing_norm(name):
 def test_the_encoder_of_a_saved_model_with_a_head(model_class, config, prefix, tmp_path):
     whole = spread(model_class(config))
     whole.save_pretrained(tmp_path)
-    tower = load_tower(str(tmp_path), torch.float32)
+    tower = load_tower(str(tmp_path), torch.float32, "text")
     weights = whole.get_submodule(prefix).state_dict()
     assert tower.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in tower.state_dict().items())
@@ -172,12 +172,12 @@ def test_the_encoder_of_a_saved_model_with_a_head(model_class, config, prefix, t
 
 def test_a_saved_mmemo_audio_encoder(tmp_path):
     audio_tower("mmemo_audio").save_pretrained(tmp_path)
-    assert type(load_tower(str(tmp_path), torch.float32)) is MMEmoAudioEncoder
+    assert type(load_tower(str(tmp_path), torch.float32, "audio")) is MMEmoAudioEncoder
 
 
 def test_dtype_of_a_loaded_encoder(tmp_path):
     text_tower("bert").save_pretrained(tmp_path)
-    tower = load_tower(str(tmp_path), torch.bfloat16)
+    tower = load_tower(str(tmp_path), torch.bfloat16, "text")
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
 
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_without_a_layer_raises(model_class, config, deeper, lackin
     model.config.update(deeper)
     model.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=rf"lacks weights: \['{lacking}"):
-        load_tower(str(tmp_path), torch.float32)
+        load_tower(str(tmp_path), torch.float32, "text")
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])

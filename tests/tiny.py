@@ -12,6 +12,8 @@ from datasets import Dataset
 from transformers import (
     ASTConfig,
     BertConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
     DistilBertConfig,
     Gemma3TextConfig,
     GemmaConfig,
@@ -22,13 +24,14 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    ViTConfig,
     Wav2Vec2Config,
     WavLMConfig,
     WhisperConfig,
     XLMRobertaConfig,
 )
 
-from modeling_mmemo import MMEmoAudioConfig, MMEmoConfig, MMEmoForEmotionRecognition
+from modeling_mmemo import MMEmoAudioConfig, MMEmoConfig, MMEmoForEmotionRecognition, MMEmoVideoConfig
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -87,12 +90,21 @@ _TEXT_CONFIGS = {
     # A sliding window shorter than the text, so that the position of its start matters.
     "gemma3_text": Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=4),
 }
+IMAGES = {**SIZES, "image_size": 8, "patch_size": 4}
+_VIDEO_CONFIGS = {
+    "mmemo_video": MMEmoVideoConfig(num_features=6, hidden_size=16, kernel_size=3),
+    "vit": ViTConfig(**IMAGES),
+    "clip": CLIPVisionConfig(**IMAGES),
+    "dinov2": Dinov2Config(**{**IMAGES, "mlp_ratio": 2}),
+}
 AUDIO = tuple(_AUDIO_CONFIGS)
 TEXT = tuple(_TEXT_CONFIGS)
+VIDEO = tuple(_VIDEO_CONFIGS)
 # Every encoder, each with one of the other modality.
 PAIRS = [*((audio, "bert") for audio in AUDIO), *(("mmemo_audio", text) for text in TEXT if text != "bert")]
 
-# Row 0 is padded, row 1 has the length of the batch, row 2 has no audio, row 3 no text.
+# Row 0 is padded, row 1 has the length of the batch, row 2 has no audio, row 3 no text. The video of row 0 is padded
+# and has a frame without a face, row 1 has no video.
 BOTH, WHOLE, TEXT_ONLY, AUDIO_ONLY = range(4)
 _TEXT_LENGTHS = (5, 9, 7, 0)
 _AUDIO_SHAPES = {
@@ -101,6 +113,7 @@ _AUDIO_SHAPES = {
     "whisper": ("input_features", (8, 60), (40, 60, 0, 21)),
     "ast": ("input_values", (32, 16), (32, 32, 0, 32)),
 }
+_VIDEO_LENGTHS = (4, 0, 5, 3)
 _WAVEFORM_SHAPE = ("input_values", (1000,), (600, 1000, 0, 703))
 
 
@@ -112,9 +125,18 @@ def text_config(name):
     return None if name is None else copy.deepcopy(_TEXT_CONFIGS[name])
 
 
-def make_config(audio="mmemo_audio", text="bert", **fields):
+def video_config(name):
+    return None if name is None else copy.deepcopy(_VIDEO_CONFIGS[name])
+
+
+def make_config(audio="mmemo_audio", text="bert", video=None, **fields):
     fields = {"fusion_hidden_size": 16, "num_attention_heads": 2, **fields}
-    return MMEmoConfig(audio_config=audio_config(audio), text_config=text_config(text), **fields)
+    towers = {
+        "audio_config": audio_config(audio),
+        "text_config": text_config(text),
+        "video_config": video_config(video),
+    }
+    return MMEmoConfig(**towers, **fields)
 
 
 def spread(model):
@@ -126,9 +148,9 @@ def spread(model):
     return model.eval()
 
 
-def make_model(audio="mmemo_audio", text="bert", **fields):
+def make_model(audio="mmemo_audio", text="bert", video=None, **fields):
     torch.manual_seed(0)
-    return spread(MMEmoForEmotionRecognition(make_config(audio, text, **fields)))
+    return spread(MMEmoForEmotionRecognition(make_config(audio, text, video, **fields)))
 
 
 def _mask(lengths, size):
@@ -151,8 +173,21 @@ def text_inputs():
     return {"input_ids": input_ids, "attention_mask": _mask(_TEXT_LENGTHS, 9), "token_times": token_times}
 
 
-def make_inputs(audio="mmemo_audio"):
-    return {**audio_inputs(audio), **text_inputs()}
+def video_inputs(name="mmemo_video"):
+    """The video of the four samples, as the model's inputs: five frames in a second, with times but for row 3."""
+    generator = torch.Generator().manual_seed(0)
+    mask = _mask(_VIDEO_LENGTHS, 5)
+    mask[0, 1] = 0
+    starts = torch.arange(5) * 0.2
+    times = torch.stack([starts, starts + 0.2], dim=1).expand(4, -1, -1).where(mask.bool().unsqueeze(2), -1.0)
+    times[3] = -1.0
+    input_name, shape = ("video_features", (6,)) if name == "mmemo_video" else ("pixel_values", (3, 8, 8))
+    values = torch.randn(4, 5, *shape, generator=generator)
+    return {input_name: values, "video_attention_mask": mask, "video_times": times}
+
+
+def make_inputs(audio="mmemo_audio", video=None):
+    return {**audio_inputs(audio), **text_inputs(), **({} if video is None else video_inputs(video))}
 
 
 def rows(inputs, indices):
@@ -165,11 +200,12 @@ def alone(inputs, row, fixed_length=False):
     for mask_name, names in (
         ("audio_attention_mask", ("input_features", "input_values")),
         ("attention_mask", ("input_ids", "token_times")),
+        ("video_attention_mask", ("video_features", "pixel_values", "video_times")),
     ):
         if mask_name not in sample:
             continue
         mask = sample[mask_name]
-        length = int(mask.sum())
+        length = int((mask * (torch.arange(mask.shape[1]) + 1)).max())
         if length == 0:
             del sample[mask_name]
         elif not (fixed_length and mask_name == "audio_attention_mask"):

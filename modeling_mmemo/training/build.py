@@ -144,7 +144,7 @@ def build_model(
     chosen = {"fusion": args.fusion, "fusion_hidden_size": args.fusion_hidden_size}
     for half in halves.values():
         chosen |= half.config
-    model = MMEmoForEmotionRecognition.from_audio_text_pretrained(
+    model = MMEmoForEmotionRecognition.from_pretrained_towers(
         halves["audio"].tower,
         halves["text"].tower,
         audio_kwargs=layers,
