@@ -48,7 +48,7 @@ PIECE_BYTES = 2**20
 STREAMED_RIFF_SIZE = 0x7FFFF000
 # For error messages: the suffix of a format that is decoded, and the content of a track.
 CONVERSIONS = {"audio": "wav", "video": "mp4"}
-CONTENTS = {"audio": "sound", "video": "pictures"}
+CONTENTS = {"audio": "sound", "video": "video"}
 MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 
 

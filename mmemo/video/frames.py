@@ -10,21 +10,19 @@ Deliberate choices:
 import math
 from collections.abc import Iterable, Iterator
 from itertools import count, takewhile
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from mmemo.audio.files import BinaryFile, keep_seekable, short
 from mmemo.audio.inputs import as_array
+from mmemo.video.pixels import FrameConverter
 from mmemo.video.video_files import ROUNDING_SECONDS, VideoFile
 from mmemo.video.video_inputs import VIDEO_INPUT_FORMS as VIDEO_INPUT_FORMS
 from mmemo.video.video_inputs import Frames, VideoDecoder, VideoInput, as_rgb, check_fps, resolve_video
 from mmemo.video.video_inputs import is_video_object as is_video_object
 
 
-MAX_SIDE = 1280  # pixels
-# Beyond, the ratio of a pixel's sides is not believed.
-MAX_ASPECT = 4.0
 # Start and end of a window are numbers of grid points up to rounding errors.
 ROUNDING_POINTS = 1e-6
 
@@ -35,9 +33,9 @@ class _Video(Protocol):
     duration: float | None
     has_audio: bool
     is_image: bool
-    aspect: float
+    first: np.ndarray
 
-    def at(self, times: Iterable[float]) -> Iterator[tuple[float, Any]]:
+    def at(self, times: Iterable[float]) -> Iterator[tuple[float, np.ndarray]]:
         """Yields the frames shown at ascending times, up to the end of the video."""
 
 
@@ -77,8 +75,8 @@ class VideoSource:
             _refuse_fps(name, fps, self._video.fps)
         self.duration, self.has_audio = self._video.duration, self._video.has_audio
         self.is_image = self._video.is_image
-        _, first = next(self.frames(1.0))
-        self.size = (first.shape[1], first.shape[0])
+        height, width = self._video.first.shape[:2]
+        self.size = (width, height)
 
     def frames(
         self, frames_per_second: float, start: float = 0.0, end: float | None = None
@@ -86,9 +84,9 @@ class VideoSource:
         """
         Yields the frames that a player shows at the times 0, 1 / rate, 2 / rate, ... of the video.
 
-        Time 0 is the first sample of the file's sound, as in [`load_audio`]; without sound, the first frame. Before
-        the first frame, the first one is shown. A frame that starts up to 1 ms after a time counts as shown then. One
-        image is one frame at 0.
+        Time 0 is the first sample of the file's sound, as in [`load_audio`], and frames before it are left out;
+        without sound, time 0 is the first frame. Before the first frame, the first one is shown. A frame that starts
+        up to 1 ms after a time counts as shown then. One image is one frame at 0.
 
         Args:
             frames_per_second (`float`):
@@ -113,15 +111,12 @@ class VideoSource:
 
     def _frames(self, rate: float, start: float, end: float) -> Iterator[tuple[float, np.ndarray]]:
         first = math.ceil(start * rate - ROUNDING_POINTS)
-        points = takewhile(lambda point: point < end * rate - ROUNDING_POINTS, count(first))
         if self.is_image:
-            points = takewhile(lambda point: point == 0, points)
-        convert = _Converter(self._video.aspect)
-        shown, pixels = None, None
-        for time, frame in self._video.at(point / rate for point in points):
-            if pixels is None or frame is not shown:
-                shown, pixels = frame, convert(frame)
-            yield time, pixels
+            if first == 0:
+                yield 0.0, self._video.first
+            return
+        points = takewhile(lambda point: point < end * rate - ROUNDING_POINTS, count(first))
+        yield from self._video.at(point / rate for point in points)
 
 
 def open_video(video: VideoInput, fps: float | None = None) -> VideoSource:
@@ -163,22 +158,23 @@ class _FrameList:
     """Frames in memory."""
 
     has_audio = False
-    aspect = 1.0
 
     def __init__(self, frames: Frames):
         self._pictures = frames.pictures
         self._fps = frames.fps or 1.0
         self.is_image = frames.fps is None
-        self.duration = 0.0 if self.is_image else len(frames.pictures) / self._fps
+        self.duration: float | None = 0.0 if self.is_image else len(frames.pictures) / self._fps
+        self.first = FrameConverter()(as_rgb(frames.pictures[0]))
 
     def at(self, times: Iterable[float]) -> Iterator[tuple[float, np.ndarray]]:
-        index, pixels = -1, np.empty(0)
+        convert = FrameConverter()
+        index, pixels = 0, self.first
         for time in times:
             shown = int((time + ROUNDING_SECONDS) * self._fps)
             if shown >= len(self._pictures):
                 return
             if shown != index:
-                index, pixels = shown, as_rgb(self._pictures[shown])
+                index, pixels = shown, convert(as_rgb(self._pictures[shown]))
             yield time, pixels
 
 
@@ -187,52 +183,25 @@ class _DecoderVideo:
 
     has_audio = False
     is_image = False
-    aspect = 1.0
 
     def __init__(self, decoder: VideoDecoder, name: str):
         self._decoder = decoder
         self._name = name
         self._start = float(decoder.metadata.begin_stream_seconds)
-        self.duration = float(decoder.metadata.end_stream_seconds) - self._start
+        self._seconds = float(decoder.metadata.end_stream_seconds) - self._start
+        self.duration: float | None = self._seconds
+        self.first = self._frame(0.0, FrameConverter())
 
     def at(self, times: Iterable[float]) -> Iterator[tuple[float, np.ndarray]]:
+        convert = FrameConverter()
         for time in times:
-            if time + ROUNDING_SECONDS >= self.duration:
+            if time + ROUNDING_SECONDS >= self._seconds:
                 return
-            try:
-                shown = self._decoder.get_frames_played_at([self._start + time + ROUNDING_SECONDS])
-            except (RuntimeError, IndexError) as error:
-                raise ValueError(f"{self._name} cannot decode its video at {time} s: {short(error)}") from error
-            yield time, as_rgb(as_array(shown.data)[0])
+            yield time, self._frame(time, convert)
 
-
-class _Converter:
-    """Converts frames to upright uint8 RGB with square pixels, scaled down to `MAX_SIDE`."""
-
-    def __init__(self, aspect: float):
-        self._aspect = aspect if 1 / MAX_ASPECT <= aspect <= MAX_ASPECT else 1.0
-        self._reformatter: Any = None
-
-    def __call__(self, frame: Any) -> np.ndarray:
-        rotation = 0
-        if isinstance(frame, np.ndarray):
-            height, width = frame.shape[:2]
-        else:
-            height, width, rotation = frame.height, frame.width, frame.rotation
-        size = self._size(width, height)
-        if isinstance(frame, np.ndarray):
-            if size == (width, height):
-                return frame
-            import av
-
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        if self._reformatter is None:
-            from av.video.reformatter import VideoReformatter
-
-            self._reformatter = VideoReformatter()  # reused: each one has its own tables
-        pixels = self._reformatter.reformat(frame, *size, format="rgb24", threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(pixels, round(rotation / 90)))
-
-    def _size(self, width: int, height: int) -> tuple[int, int]:
-        scale = min(1.0, MAX_SIDE / max(width * self._aspect, height))
-        return max(1, round(width * self._aspect * scale)), max(1, round(height * scale))
+    def _frame(self, time: float, convert: FrameConverter) -> np.ndarray:
+        try:
+            shown = self._decoder.get_frames_played_at([self._start + time + ROUNDING_SECONDS])
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"{self._name} cannot decode its video at {time} s: {short(error)}") from error
+        return convert(as_rgb(as_array(shown.data)[0]))

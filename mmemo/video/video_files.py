@@ -14,12 +14,14 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
-from mmemo.audio.containers import DECODERS as AUDIO_DECODERS
-from mmemo.audio.containers import DECLARING, MISSING_SECONDS, MISSING_SHARE
-from mmemo.audio.containers import DEMUXERS as AUDIO_DEMUXERS
+import numpy as np
+
 from mmemo.audio.containers import (
+    DECLARING,
+    MISSING_SECONDS,
+    MISSING_SHARE,
     find_track,
     import_av,
     is_cut,
@@ -29,7 +31,10 @@ from mmemo.audio.containers import (
     truncated,
     unreadable,
 )
+from mmemo.audio.containers import DECODERS as AUDIO_DECODERS
+from mmemo.audio.containers import DEMUXERS as AUDIO_DEMUXERS
 from mmemo.audio.files import open_stream
+from mmemo.video.pixels import FrameConverter
 from mmemo.video.video_inputs import MAX_FPS
 
 
@@ -41,6 +46,12 @@ DECODERS = (
     "mpeg1video,mpeg2video,mpeg4,mpegvideo,msmpeg4,msmpeg4v1,msmpeg4v2,png,prores,qtrle,rawvideo,rv10,rv20,rv30,rv40,"
     "svq1,svq3,theora,tiff,utvideo,vc1,vp3,vp6,vp6a,vp6f,vp8,vp9,webp,wmv1,wmv2,wmv3"
 )
+# Containers whose duration is known, and not estimated from a bit rate.
+TIMED = DECLARING | {"avi", "gif", "mpegts"}
+# AVIF and HEIC are MP4 with one frame, and of no duration.
+IMAGE_BRANDS = {"avif", "heic", "heix", "mif1"}
+# Trailers of cameras may follow the end marker of a JPEG.
+JPEG_START, JPEG_END, JPEG_TAIL_BYTES = b"\xff\xd8", b"\xff\xd9", 2**16
 MAX_PIXELS = 8192 * 8192
 MAX_SECONDS = 24 * 3600
 # More threads hold more decoded frames.
@@ -65,6 +76,7 @@ class VideoTrack:
         self._name = name
         self._av = import_av(name, "video")
         self._container = container
+        self._formats = set(container.format.name.split(","))
         self._track = _find_video(container, name)
         context = self._track.codec_context
         if context.width * context.height > MAX_PIXELS:
@@ -80,7 +92,8 @@ class VideoTrack:
 
     @property
     def is_image(self) -> bool:
-        return self._container.format.name.endswith("_pipe")
+        brand = self._container.metadata.get("major_brand", "")
+        return self._container.format.name.endswith("_pipe") or brand in IMAGE_BRANDS
 
     @property
     def has_audio(self) -> bool:
@@ -93,6 +106,8 @@ class VideoTrack:
 
     @property
     def declared_end(self) -> float | None:
+        if not TIMED & self._formats:
+            return None
         if self._track.duration is not None:
             return self._start + float(self._track.duration * self._track.time_base)
         if self._container.duration is not None:
@@ -170,7 +185,7 @@ class VideoTrack:
 
     def _is_short(self) -> bool:
         """Whether the packets ended long before the declared end of the track."""
-        if not DECLARING & set(self._container.format.name.split(",")):
+        if not DECLARING & self._formats:
             return False
         if self._track.duration is None and len(self._container.streams) > 1:
             return False
@@ -188,43 +203,45 @@ class VideoFile:
     A video or image file.
 
     Attributes:
-        first: The first frame, an `av.VideoFrame`.
         fps (`float`): Frames per second, on average.
-        aspect (`float`): Width of a pixel, relative to its height.
         duration (`float` or `None`): As declared, in seconds; 0 for an image.
         has_audio (`bool`): Whether the file has an audio track.
         is_image (`bool`): Whether the file is one image.
+        first (`np.ndarray` of shape `(height, width, 3)`): The first frame, converted.
     """
 
     def __init__(self, source: str | bytes, name: str):
         self._source = source
         self._name = name
         with self._open() as track:
-            start, self.first = next(track.decode())
-            self.fps, self.aspect = track.fps, track.aspect
+            start, frame = next(track.decode())
+            self.fps, self._aspect = track.fps, track.aspect
+            self.first = FrameConverter(self._aspect)(frame)
             self.has_audio, self.is_image = track.has_audio, track.is_image
             end = track.declared_end
         # Of the container's times; see the module's docstring.
         self._origin = self._sound_start(start) if self.has_audio else start
         self.duration = 0.0 if self.is_image else None if end is None else max(0.0, end - self._origin)
 
-    def at(self, times: Iterable[float]) -> Iterator[tuple[float, Any]]:
+    def at(self, times: Iterable[float]) -> Iterator[tuple[float, np.ndarray]]:
         """
-        Yields the frames shown at ascending times, up to the end of the video, as pairs of the time in seconds and an
-        `av.VideoFrame`. Before the first frame, the first one is shown.
+        Yields the frames shown at ascending times, up to the end of the video, as pairs of the time in seconds and
+        the pixels. Before the first frame, the first one is shown.
         """
         remaining = iter(times)
         time = next(remaining, None)
-        shown = None
         if time is None:
             return
+        convert = FrameConverter(self._aspect)
+        shown, pixels = None, None
         for start, frame in self._frames_from(time + ROUNDING_SECONDS):
             while shown is not None and time + ROUNDING_SECONDS < start:
-                yield time, shown
+                pixels = convert(shown) if pixels is None else pixels
+                yield time, pixels
                 time = next(remaining, None)
                 if time is None:
                     return
-            shown = frame
+            shown, pixels = frame, None
 
     def _frames_from(self, time: float) -> Iterator[tuple[float, Any]]:
         """Yields start and frame from the frame shown at `time` or an earlier one on, then the end and `None`."""
@@ -256,7 +273,7 @@ class VideoFile:
         with open_stream(self._source) as stream:
             if stream.seek(0, os.SEEK_END) == 0:
                 raise ValueError(f"{self._name} is empty (0 bytes); use a whole video file.")
-            if is_cut(stream):
+            if is_cut(stream) or _is_cut_jpeg(stream):
                 raise truncated(self._name, "video")
             try:
                 container = open_demuxer(
@@ -289,3 +306,11 @@ def _find_video(container: Any, name: str) -> Any:
     tracks = [track for track in container.streams.video if not track.disposition & other]
     best = container.streams.best("video")
     return find_track(tracks, best if best in tracks else None, DECODERS, name, "video")
+
+
+def _is_cut_jpeg(stream: BinaryIO) -> bool:
+    stream.seek(0)
+    if stream.read(2) != JPEG_START:
+        return False
+    stream.seek(max(0, stream.seek(0, os.SEEK_END) - JPEG_TAIL_BYTES))
+    return JPEG_END not in stream.read()
