@@ -48,6 +48,8 @@ DECODERS = (
 )
 # Containers whose duration is known, and not estimated from a bit rate.
 TIMED = DECLARING | {"avi", "gif", "mpegts"}
+# Containers whose duration is the end of the last frame, whenever the first one starts.
+FROM_ZERO = {"matroska", "flv"}
 # AVIF and HEIC are MP4 with one frame, and of no duration.
 IMAGE_BRANDS = {"avif", "heic", "heix", "mif1"}
 # Trailers of cameras may follow the end marker of a JPEG.
@@ -110,13 +112,15 @@ class VideoTrack:
             return None
         if self._track.duration is not None:
             return self._start + float(self._track.duration * self._track.time_base)
-        if self._container.duration is not None:
-            return ((self._container.start_time or 0) + self._container.duration) / 10**6
-        return None
+        if self._container.duration is None:
+            return None
+        start = 0 if FROM_ZERO & self._formats else self._container.start_time or 0
+        return (start + self._container.duration) / 10**6
 
     def seek(self, time: float) -> bool:
         """Seeks to a key frame that starts at or before `time`; returns `False` if the track remains at its start."""
-        if time <= self._start:
+        # FFmpeg interpolates the times of an MPEG program stream from where reading starts.
+        if time <= self._start or "mpeg" in self._formats:
             return False
         try:
             self._container.seek(int(time / self._track.time_base), stream=self._track)
@@ -147,17 +151,17 @@ class VideoTrack:
                     failure = "its frames are corrupt"
                     self.corrupt += time is not None
                     continue
-                expected = self.end if time is not None else self._start
-                start = frame.time if frame.time is not None else expected
                 if time is None:
-                    first = start
-                time, count = max(start, first if time is None else time), count + 1
-                self._check_limits(time - first, count)
+                    time = first = self._start if frame.time is None else frame.time
+                else:
+                    time = max(time, self.end if frame.time is None else frame.time)
+                count += 1
                 self.end = time + (float(frame.duration * frame.time_base) if frame.duration else 1 / self.fps)
+                self._check_limits(self.end - first, count)
                 yield time, frame
         if time is None and not has_sought:
             raise unreadable(self._name, self._why_nothing(failure), "video")
-        if self._is_short():
+        if time is not None and self._is_short():
             raise truncated(self._name, "video")
 
     def _packets(self, has_sought: bool) -> Iterator[Any]:
@@ -176,7 +180,10 @@ class VideoTrack:
 
     def _check_limits(self, seconds: float, count: int) -> None:
         if seconds > MAX_SECONDS:
-            raise ValueError(f"{self._name} has frames after {seconds:.0f} s; at most {MAX_SECONDS} s are decoded.")
+            raise ValueError(
+                f"{self._name} has frames up to {seconds:.0f} s; at most {MAX_SECONDS} s are decoded. Cut it (ffmpeg -i "
+                f"INPUT -t {MAX_SECONDS} output.mp4)."
+            )
         if count > MAX_FPS * (seconds + 1):
             raise ValueError(
                 f"{self._name} has {count} frames in {seconds:.3f} s; at most {MAX_FPS:.0f} frames per second are "

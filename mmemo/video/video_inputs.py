@@ -132,7 +132,8 @@ def resolve_video(video: VideoInput, fps: float | None = None) -> tuple[str, Sou
 
 def check_fps(name: str, fps: Any) -> None:
     """Raises a `ValueError` if a number of frames per second is not positive and at most `MAX_FPS`."""
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps < math.inf:
+    is_number = isinstance(fps, Real) and not isinstance(fps, bool)
+    if not is_number or not 0 < fps < math.inf:
         raise ValueError(f"{name}={fps!r} must be a positive number of frames per second, such as 25.")
     if fps > MAX_FPS:
         raise ValueError(f"{name}={fps!r} is out of range; at most {MAX_FPS:.0f} frames per second are valid.")
@@ -164,8 +165,9 @@ def _resolve_frames(video: Any, fps: float | None) -> tuple[str, Frames]:
             raise ValueError(f"fps={fps!r} does not apply to one image; leave it out, or pass a list of frames.")
         as_rgb(video)
         return "the image", Frames([video], None)
+    frames: Any = video
     if isinstance(video, (list, tuple)):
-        name, frames = f"list of {len(video)} images", video
+        name = f"list of {len(video)} images"
         for index, image in enumerate(video):
             if not _is_image(image):
                 raise ValueError(f"{name}: {index} is {_described(image)}, not an image; pass {VIDEO_INPUT_FORMS}.")
