@@ -2,15 +2,16 @@
 Audio tracks of containers that libsndfile cannot read (M4A, MP4, WebM, Matroska, WMA, AMR, ...), decoded by FFmpeg.
 
 Deliberate choices:
-- FFmpeg reads from an open file, never from a path or URL, and only with the demuxers and decoders listed here: no
-  playlists, no formats that refer to other files, no video.
+- FFmpeg reads from an open file, never from a path or URL, and only with listed demuxers and decoders: no playlists,
+  and no formats that refer to other files.
+- The video of a container is opened and checked by the same functions; see `mmemo.video`.
 - Memory is bounded: frames are decoded one by one, and tables that would expand beyond the file are refused.
 - No length is reported: a container may declare any, and the number of decoded samples does not depend on it.
 """
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -45,6 +46,9 @@ MP4_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"free", b"sk
 PIECE_BYTES = 2**20
 # Files written to a pipe declare at least this size, meaning "unknown" (SoX 0x7FFFF000, ffmpeg 0xFFFFFFFF).
 STREAMED_RIFF_SIZE = 0x7FFFF000
+# For error messages: the suffix of a format that is decoded, and the content of a track.
+CONVERSIONS = {"audio": "wav", "video": "mp4"}
+CONTENTS = {"audio": "sound", "video": "video"}
 MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
@@ -55,18 +59,20 @@ class ContainerTrack:
     Attributes:
         channels (`int`): Number of channels.
         rate (`int`): Sampling rate in Hz.
+        start (`float`): Time of the first sample in seconds, as the container counts.
         frames (`None`): Length in samples of one channel, which is unknown.
     """
 
     channels: int
     rate: int
+    start: float
     frames: int | None = None
 
     def __init__(self, container: Any, name: str):
         self._name = name
-        self._av = _import_av(name)
+        self._av = import_av(name)
         self._container = container
-        self._track = _find_track(container, name)
+        self._track = find_track(container.streams.audio, container.streams.best("audio"), DECODERS, name)
         self._codec = self._track.codec_context.name
         self._track.codec_context.options = {"max_samples": str(MAX_FRAME_SAMPLES)}
         self._track.codec_context.thread_count = 1
@@ -79,6 +85,7 @@ class ContainerTrack:
             raise truncated(name) if self._is_short() else without_samples(name)
         self.channels = self._first.layout.nb_channels
         self.rate = self._first.sample_rate
+        self.start = self._first.time or 0.0
 
     def blocks(self, frames: int) -> Iterator[np.ndarray]:
         """Yields float32 blocks of shape `(channels, frames)`; the last one may be shorter."""
@@ -135,7 +142,7 @@ class ContainerTrack:
                 frames = packet.decode()
             except self._av.error.FFmpegError as error:
                 if has_started:
-                    raise unreadable(self._name, _reason(error)) from error
+                    raise unreadable(self._name, reason_of(error)) from error
                 failure, frames = error, []
             if packet.size:
                 self._packet = packet
@@ -144,7 +151,7 @@ class ContainerTrack:
                 if frame.samples:
                     yield frame
         if not has_started and failure is not None:
-            raise unreadable(self._name, _reason(failure)) from failure
+            raise unreadable(self._name, reason_of(failure)) from failure
         # The last packet of PCM is cut at the end of the file, whose length may be unknown.
         is_cut = self._packet is not None and self._packet.is_corrupt and not self._codec.startswith("pcm")
         if has_started and (is_cut or self._is_short()):
@@ -154,7 +161,7 @@ class ContainerTrack:
         try:
             yield from self._container.demux(self._track)
         except self._av.error.FFmpegError as error:
-            raise unreadable(self._name, _reason(error)) from error
+            raise unreadable(self._name, reason_of(error)) from error
 
     def _is_short(self) -> bool:
         """Whether the track ended long before its declared end."""
@@ -187,16 +194,9 @@ def open_container(stream: BinaryIO, name: str, reason: str | None) -> Iterator[
     Raises:
         ValueError: If it cannot be decoded, has no audio track, is truncated, or changes its format midway.
     """
-    av = _import_av(name)
-    is_mp4 = _is_mp4(stream)
-    if is_mp4:
-        _check_tables(stream, name)
-    stream.seek(0)
-    demuxers = MP4_DEMUXER if is_mp4 else DEMUXERS
-    options = {"format_whitelist": demuxers, "codec_whitelist": DECODERS, "protocol_whitelist": "none"}
+    av = import_av(name)
     try:
-        # Metadata in another encoding must not prevent decoding. `options=` crashes PyAV before 18 for FLV.
-        container = av.open(stream, container_options=options, metadata_errors="replace")
+        container = open_demuxer(stream, name)
     except av.error.FFmpegError as error:
         if reason is None:
             raise without_samples(name) from error
@@ -205,44 +205,95 @@ def open_container(stream: BinaryIO, name: str, reason: str | None) -> Iterator[
         yield ContainerTrack(container, name)
 
 
-def unreadable(name: str, reason: str) -> ValueError:
+def open_demuxer(
+    stream: BinaryIO,
+    name: str,
+    demuxers: str = DEMUXERS,
+    decoders: str = DECODERS,
+    medium: str = "audio",
+    **options: Any,
+) -> Any:
+    """
+    Opens a container that is not MP4 with one of the demuxers, and an MP4 with its own.
+
+    Args:
+        stream (`BinaryIO`): The container, seekable.
+        name (`str`): Its name in error messages.
+        demuxers, decoders (`str`, *optional*): FFmpeg's names of those that may be used, separated by commas.
+        medium (`str`, *optional*, defaults to `"audio"`): What is read from it, for error messages.
+        options: Other arguments of `av.open`.
+
+    Returns:
+        `av.container.InputContainer`: the container; the caller closes it.
+
+    Raises:
+        ValueError: If an MP4 is truncated or declares more samples than it has bytes.
+        av.error.FFmpegError: If it cannot be opened.
+    """
+    av = import_av(name, medium)
+    is_mp4 = _is_mp4(stream)
+    if is_mp4:
+        _check_tables(stream, name, medium)
+    stream.seek(0)
+    allowed = {
+        "format_whitelist": MP4_DEMUXER if is_mp4 else demuxers,
+        "codec_whitelist": decoders,
+        "protocol_whitelist": "none",
+    }
+    # Metadata in another encoding must not prevent decoding.
+    return av.open(stream, container_options=allowed, metadata_errors="replace", **options)
+
+
+def unreadable(name: str, reason: str, medium: str = "audio") -> ValueError:
     return ValueError(
-        f"{name} is not readable audio ({reason}): it is corrupt, truncated, or in an unknown format. Convert it "
-        "(ffmpeg -i INPUT output.wav)."
+        f"{name} is not readable {medium} ({reason}): it is corrupt, truncated, or in an unknown format. Convert it "
+        f"(ffmpeg -i INPUT output.{CONVERSIONS[medium]})."
     )
 
 
-def truncated(name: str) -> ValueError:
-    return ValueError(f"{name} is truncated: it declares more audio than it contains. Use the whole file.")
+def truncated(name: str, medium: str = "audio") -> ValueError:
+    return ValueError(f"{name} is truncated: it declares more {medium} than it contains. Use the whole file.")
 
 
 def without_samples(name: str) -> ValueError:
     return ValueError(f"{name} has no samples; leave it out, or use audio with at least one sample.")
 
 
-def _import_av(name: str) -> Any:
+def import_av(name: str, medium: str = "audio") -> Any:
     try:
         import av
     except ImportError as error:
-        raise unreadable(name, "formats other than those of libsndfile need PyAV; pip install av") from error
+        needing = "formats other than those of libsndfile need" if medium == "audio" else "video needs"
+        raise unreadable(name, f"{needing} PyAV; pip install av", medium) from error
     return av
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _find_track(container: Any, name: str) -> Any:
-    """Returns the audio track that FFmpeg prefers, or the first one that can be decoded."""
-    tracks = container.streams.audio
-    if not tracks:
-        raise ValueError(f"{name} has no audio track; use a file with sound.")
-    best = container.streams.best("audio")
-    codecs = [track.codec_context.name if track.codec_context else "unknown" for track in (best or tracks[0], *tracks)]
-    for track, codec in zip((best or tracks[0], *tracks), codecs):
-        if codec in DECODERS.split(","):
+def find_track(tracks: Iterable[Any], best: Any, decoders: str, name: str, medium: str = "audio") -> Any:
+    """
+    Returns the track that FFmpeg prefers, or the first one that can be decoded.
+
+    Args:
+        tracks: The tracks of the medium.
+        best: The track among them that FFmpeg prefers, or `None`.
+        decoders (`str`): FFmpeg's names of the decoders that may be used, separated by commas.
+        name (`str`): Name of the container in error messages.
+        medium (`str`, *optional*, defaults to `"audio"`): The medium, for error messages.
+
+    Raises:
+        ValueError: If there is no track, or none that can be decoded.
+    """
+    candidates = [*([] if best is None else [best]), *tracks]
+    if not candidates:
+        raise ValueError(f"{name} has no {medium} track; use a file with {CONTENTS[medium]}.")
+    codecs = [track.codec_context.name if track.codec_context else "unknown" for track in candidates]
+    for track, codec in zip(candidates, codecs):
+        if codec in decoders.split(","):
             return track
-    raise unreadable(name, f"its codec is {codecs[0]}")
+    raise unreadable(name, f"its codec is {codecs[0]}", medium)
 
 
 def _is_mp4(stream: BinaryIO) -> bool:
@@ -250,7 +301,7 @@ def _is_mp4(stream: BinaryIO) -> bool:
     return stream.read(4) in MP4_BOXES
 
 
-def _check_tables(stream: BinaryIO, name: str) -> None:
+def _check_tables(stream: BinaryIO, name: str, medium: str) -> None:
     """
     Raises a `ValueError` if an MP4 declares more samples than it has bytes.
 
@@ -259,7 +310,7 @@ def _check_tables(stream: BinaryIO, name: str) -> None:
     """
     size = stream.seek(0, os.SEEK_END)
     samples = 0
-    for kind, start, end in _boxes(stream, size, name):
+    for kind, start, end in _boxes(stream, size, name, medium):
         if kind == b"mdat":
             continue
         for place in range(start, end, PIECE_BYTES):
@@ -267,17 +318,17 @@ def _check_tables(stream: BinaryIO, name: str) -> None:
             # The patterns are up to 16 bytes long.
             piece = stream.read(min(PIECE_BYTES + 15, end - place))
             if b"cmov" in piece:
-                raise unreadable(name, "its header is compressed")
+                raise unreadable(name, "its header is compressed", medium)
             for found in re.finditer(rb"stsz.{4}(.{4})(.{4})", piece, re.DOTALL):
                 if found[1] != bytes(4):
                     samples += int.from_bytes(found[2], "big")
             for found in re.finditer(rb"trun.{4}(.{4})", piece, re.DOTALL):
                 samples += int.from_bytes(found[1], "big")
         if samples > size:
-            raise unreadable(name, f"it declares {samples} samples in {size} bytes")
+            raise unreadable(name, f"it declares {samples} samples in {size} bytes", medium)
 
 
-def _boxes(stream: BinaryIO, size: int, name: str) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(stream: BinaryIO, size: int, name: str, medium: str) -> Iterator[tuple[bytes, int, int]]:
     """Yields the kind, start and end of the outermost boxes of an MP4; raises if one of them is cut."""
     end = 0
     for _ in range(MAX_BOXES):
@@ -291,11 +342,11 @@ def _boxes(stream: BinaryIO, size: int, name: str) -> Iterator[tuple[bytes, int,
             length = int.from_bytes(header[8:], "big")
         end = start + length if length else size
         if end > size and kind in MP4_BOXES:
-            raise truncated(name)
+            raise truncated(name, medium)
         yield kind, start, min(end, size)
         if end < start + 8:
             return
-    raise unreadable(name, f"it has more than {MAX_BOXES} parts")
+    raise unreadable(name, f"it has more than {MAX_BOXES} parts", medium)
 
 
 def is_cut(stream: BinaryIO) -> bool:

@@ -11,7 +11,10 @@ import http.client
 import io
 import os
 import re
+import shutil
+import tempfile
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import BinaryIO, Protocol, runtime_checkable
@@ -177,6 +180,25 @@ def read_file(file: BinaryFile) -> bytes:
             f"{kind} returns {type(content).__name__} instead of bytes; open the file with open(path, 'rb')."
         )
     return content
+
+
+def keep_seekable(source: str | BinaryFile, owner: object) -> str:
+    """
+    Returns the path of a file that can be read repeatedly: that of a local file, or that of a temporary copy of a URL,
+    a pipe or an open file, which is deleted with `owner`.
+    """
+    if not isinstance(source, str):
+        return _keep_copy(io.BytesIO(read_file(source)), owner)
+    with fetch(source) as stream:
+        return source if stream.seekable() else _keep_copy(stream, owner)
+
+
+def _keep_copy(stream: BinaryIO, owner: object) -> str:
+    descriptor, path = tempfile.mkstemp(prefix="mmemo-")
+    weakref.finalize(owner, os.unlink, path)
+    with open(descriptor, "wb") as file:
+        shutil.copyfileobj(stream, file)
+    return path
 
 
 def short(text: object) -> str:

@@ -112,12 +112,12 @@ def is_audio_object(value: Any) -> bool:
         return bool(value.keys() - {"sampling_rate"}) and value.keys() <= AUDIO_KEYS
     if isinstance(value, tuple):
         return _has_rate(value)
-    if isinstance(value, (str, os.PathLike, bytes, arrays.array, memoryview)) or _is_tensor(value):
+    if isinstance(value, (str, os.PathLike, bytes, arrays.array, memoryview)) or is_tensor(value):
         return True
     if isinstance(value, ArrayObject):
         samples = np.asarray(value)
         return samples.ndim != 1 or samples.dtype.kind not in "OUST"
-    if isinstance(value, (BinaryFile, AudioDecoder, DecodedAudio)) or _is_arrow_scalar(value):
+    if isinstance(value, (BinaryFile, AudioDecoder, DecodedAudio)) or is_arrow_scalar(value):
         return True
     return file_bytes(value) is not None
 
@@ -147,7 +147,7 @@ def resolve(audio: AudioInput, sampling_rate: float) -> tuple[str, Source, Any]:
         return FILE_NAME, content, None
     if isinstance(audio, BinaryFile):
         return FILE_NAME, audio, None
-    if _is_arrow_scalar(audio):
+    if is_arrow_scalar(audio):
         scalar: Any = audio
         return resolve(scalar.as_py(), sampling_rate)
     return resolve_samples(audio, sampling_rate)
@@ -219,7 +219,7 @@ def check_array(array: Any, forms: str = AUDIO_INPUT_FORMS, max_rows: int | None
         ValueError: If it is not an array of floats or PCM, or its shape is not that of one clip.
     """
     try:
-        samples = _as_array(array)
+        samples = as_array(array)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors
         raise ValueError(f"{type(array).__name__} cannot be read as samples: {short(error)}") from error
     name = f"array of shape {samples.shape}"
@@ -251,8 +251,9 @@ def _with_channels_first(samples: np.ndarray, name: str, max_rows: int | None) -
     return samples
 
 
-def _as_array(value: Any) -> np.ndarray:
-    if _is_tensor(value):
+def as_array(value: Any) -> np.ndarray:
+    """Returns an array in native byte order of anything that NumPy takes as one, or of a tensor on any device."""
+    if is_tensor(value):
         tensor = value.detach().cpu()
         return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     samples = np.asarray(value)
@@ -266,9 +267,9 @@ def _has_rate(audio: tuple) -> bool:
     return len(audio) == 2 and sum(isinstance(part, Real) for part in audio) == 1
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     return any((kind.__module__, kind.__name__) == ("torch", "Tensor") for kind in type(value).__mro__)
 
 
-def _is_arrow_scalar(value: Any) -> bool:
+def is_arrow_scalar(value: Any) -> bool:
     return any((kind.__module__, kind.__name__) == ("pyarrow.lib", "Scalar") for kind in type(value).__mro__)

@@ -7,22 +7,17 @@ Deliberate choices:
   file.
 """
 
-import io
 import math
-import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import soxr
 
 from mmemo.audio.containers import without_samples
-from mmemo.audio.files import AudioFile, BinaryFile, fetch, open_audio_file, open_stream, read_file
+from mmemo.audio.files import AudioFile, BinaryFile, keep_seekable, open_audio_file, open_stream
 from mmemo.audio.inputs import (
     AUDIO_CHUNK_FORMS,
     MAX_COLUMNS,
@@ -230,7 +225,7 @@ class AudioBlocks:
             raise ValueError(f"block_seconds={block_seconds} must be a positive number of seconds, such as 30.")
         name, source, rate = resolve(audio, target_sampling_rate if sampling_rate is None else sampling_rate)
         if isinstance(source, (str, BinaryFile)):
-            source = self._seekable(source)
+            source = keep_seekable(source, self)
         self._input = (name, source, rate)
         self.target_rate = target_sampling_rate
         with _open(*self._input) as recording:
@@ -296,20 +291,6 @@ class AudioBlocks:
             if samples > max_seconds * self.target_rate:
                 return None
         return np.concatenate(blocks)
-
-    def _seekable(self, source: str | BinaryFile) -> str:
-        """Returns the path of a file that can be read repeatedly and exists as long as this object."""
-        if not isinstance(source, str):
-            return self._copy(io.BytesIO(read_file(source)))
-        with fetch(source) as stream:
-            return source if stream.seekable() else self._copy(stream)
-
-    def _copy(self, stream: BinaryIO) -> str:
-        descriptor, path = tempfile.mkstemp(prefix="mmemo-")
-        weakref.finalize(self, os.unlink, path)
-        with open(descriptor, "wb") as file:
-            shutil.copyfileobj(stream, file)
-        return path
 
 
 class LiveAudio:

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 logger = logging.getLogger("mmemo.serving")
 
 # Loggers of the modules that read items.
-ITEM_LOGGERS = ("mmemo.audio", "mmemo.words", "mmemo.timeline", "mmemo.items")
+ITEM_LOGGERS = ("mmemo.audio", "mmemo.words", "mmemo.timeline", "mmemo.video", "mmemo.items")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 

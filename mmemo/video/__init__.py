@@ -1,0 +1,1 @@
+"""Video: files and arrays as frames on a uniform time grid."""
