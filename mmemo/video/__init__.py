@@ -1,0 +1,1 @@
+"""Video: its frames, and the face in them."""
