@@ -1,1 +1,1 @@
-"""Video: files and arrays as frames on a uniform time grid."""
+"""Frames of a video, and the face in them."""

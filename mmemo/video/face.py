@@ -1,0 +1,109 @@
+"""
+The face of a video as a sequence of blendshapes.
+
+Deliberate choices:
+- A video has one face: by default the one whose mouth moves longest. If none moves, as in a picture, the largest.
+- Frames are read one at a time. Kept are 56 numbers per face and frame, 4 MB for a face over an hour at 5 frames per
+  second, and crops if asked for, of which there may be ten minutes.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmemo.video.landmarks import BLENDSHAPES, load_landmarker
+from mmemo.video.tracking import FaceTracker, rank
+
+
+# The crops of all faces are kept until the face is chosen: 450 MB per face for ten minutes at 5 frames per second, 224
+# pixels.
+MAX_CROP_SECONDS = 600
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FaceSequence:
+    """
+    A face in the frames of a video.
+
+    Attributes:
+        times (`np.ndarray` of shape `(frames, 2)`): Start and end of each frame, float32, in seconds.
+        is_present (`np.ndarray` of shape `(frames,)`): bool, whether the face was found in the frame.
+        blendshapes (`np.ndarray` of shape `(frames, 52)`):
+            float32 in [0, 1], in the order of `BLENDSHAPES`; 0 where the face is absent.
+        boxes (`np.ndarray` of shape `(frames, 4)`):
+            `x1, y1, x2, y2` around the points of the face, float32, relative to the picture's width and height; 0 where
+            the face is absent.
+        crops (`np.ndarray` of shape `(frames, crop_size, crop_size, 3)` or `None`):
+            uint8, RGB, rotated so that the eyes are level, 1.4 times as large as the box; black where the face is
+            absent.
+        duration (`float`): End of the last frame, in seconds; 0 without frames.
+    """
+
+    times: np.ndarray
+    is_present: np.ndarray
+    blendshapes: np.ndarray
+    boxes: np.ndarray
+    crops: np.ndarray | None
+    duration: float
+
+
+def read_face(
+    frames: Iterable[tuple[float, np.ndarray]],
+    frames_per_second: float,
+    face: int | None = None,
+    crop_size: int | None = None,
+) -> FaceSequence:
+    """
+    Follows the faces of a video and returns one of them.
+
+    Args:
+        frames (iterable of `(float, np.ndarray)`):
+            Start of each frame in seconds, and the frame: uint8, RGB, of shape `(height, width, 3)`.
+        frames_per_second (`float`): Rate of the frames, which are evenly spaced.
+        face (`int`, *optional*):
+            Number of the face, from 0. Faces rank by the number of frames in which their mouth moves, then by area
+            summed over frames. The default is the first, if there is a face; without one, it is absent in all frames.
+        crop_size (`int`, *optional*): Side of the crops in pixels; no crops by default.
+
+    Raises:
+        ImportError: If ONNX Runtime is not installed.
+        ValueError: If an argument or a frame is invalid, there are fewer faces, or crops of more than ten minutes.
+    """
+    if not frames_per_second > 0:
+        raise ValueError(f"frames_per_second must be above 0, got {frames_per_second}.")
+    if crop_size is not None and crop_size < 1:
+        raise ValueError(f"crop_size must be at least 1 pixel, got {crop_size}.")
+    tracker = FaceTracker(load_landmarker(), crop_size)
+    starts: list[float] = []
+    for start, picture in frames:
+        starts.append(start)
+        if crop_size is not None and start - starts[0] >= MAX_CROP_SECONDS:
+            raise ValueError(
+                f"Crops of a face may cover {MAX_CROP_SECONDS} seconds at most, but the frames go on. Read the video "
+                "in shorter windows, or without crop_size."
+            )
+        tracker.update(start, picture)
+    faces = rank(tracker.tracks, frames_per_second)
+    if face is not None and not 0 <= face < len(faces):
+        raise ValueError(f"face={face} is not in the video: it has {len(faces)} faces, numbered from 0.")
+
+    count = len(starts)
+    is_present = np.zeros(count, bool)
+    blendshapes = np.zeros((count, len(BLENDSHAPES)), np.float32)
+    boxes = np.zeros((count, 4), np.float32)
+    crops = None if crop_size is None else np.zeros((count, crop_size, crop_size, 3), np.uint8)
+    if faces:
+        chosen = faces[face or 0]
+        is_present[chosen.frames] = True
+        blendshapes[chosen.frames] = chosen.blendshapes
+        boxes[chosen.frames] = chosen.boxes
+        if crops is not None:
+            crops[chosen.frames] = chosen.crops
+    else:
+        logger.warning("No face found in %d frames.", count)
+    times = np.array([(start, start + 1 / frames_per_second) for start in starts], np.float32).reshape(-1, 2)
+    return FaceSequence(times, is_present, blendshapes, boxes, crops, float(times[-1, 1]) if count else 0.0)
