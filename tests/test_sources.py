@@ -48,6 +48,7 @@ def test_table_has_the_columns_of_the_schema(tmp_path, suffix, streaming):
         {
             "audio": {"bytes": None, "path": str(tmp_path / path)},
             "text": text,
+            "video": None,
             "word_times": None,
             "label": label,
             "speaker": speaker,
