@@ -42,21 +42,21 @@ def check_video(video: Mapping[str, Any]) -> None:
         video (`Mapping`): A cell of the column `video`, `{"bytes", "path"}`.
 
     Raises:
-        ValueError: If the video does not exist, is not a readable video, or has no pictures.
+        ValueError: If the video does not exist, is not a readable video, or has no video track.
     """
     name = video["path"] or "video"
     options = {"format_whitelist": f"{MP4_DEMUXER},{DEMUXERS}", "protocol_whitelist": "none"}
     with open_stream(video["path"] if video["bytes"] is None else video["bytes"]) as stream:
         try:
             with av.open(stream, container_options=options, metadata_errors="replace") as container:
-                has_pictures = bool(container.streams.video)
+                has_video_track = bool(container.streams.video)
         except av.error.FFmpegError as error:
             raise ValueError(
                 f"{name} is not a readable video ({error.strerror}): it is corrupt, truncated, or in an unknown "
                 "format. Convert it (ffmpeg -i INPUT output.mp4)."
             ) from error
-    if not has_pictures:
-        raise ValueError(f"{name} has no pictures; use it as audio, or a file with a video track.")
+    if not has_video_track:
+        raise ValueError(f"{name} has no video track; use it as audio, or a file with pictures.")
 
 
 def check_clips(audio: Iterable[Mapping[str, Any] | None], video: Iterable[Mapping[str, Any] | None] = ()) -> None:

@@ -26,11 +26,11 @@ FEATURES = Features(
 """
 Columns of every row: `audio` and `video` (`{"bytes", "path"}`, undecoded) or `None`, `text` or `None`, `word_times`
 (the words of `text` with their start and end in seconds) or `None`, `label`, `speaker` or `None`, `corpus`, and
-`split` (`"train"`, `"dev"` or `"test"`). A row with `video` and without `audio` has the sound of the video, if the file
-has a sound track, which is not known before it is opened. With dialogue context: `dialogue`, its name within the split;
-`context`, the turns before the text, oldest first; `said_by`, the speaker of the text, by the name used in the turns;
-`None` otherwise. `language` is the code that the source states, ISO 639-1 (`"zh"`) where the language has one, or
-`None`.
+`split` (`"train"`, `"dev"` or `"test"`). A row with `video` and without `audio` has the sound of the video, if the
+file has a sound track, which is not known before it is opened. With dialogue context: `dialogue`, its name within the
+split; `context`, the turns before the text, oldest first; `said_by`, the speaker of the text, by the name used in the
+turns; `None` otherwise. `language` is the code that the source states, ISO 639-1 (`"zh"`) where the language has one,
+or `None`.
 """
 
 FILE_COLUMNS = ("audio", "video")
