@@ -193,7 +193,7 @@ CORPORA = {
         "research only", (Layout("mosei/label.csv", layouts.read_mmsa, "both"),), labels=SENTIMENTS
     ),
     "mosi": Corpus("research only", (Layout("mosi/label.csv", layouts.read_mmsa, "both"),), labels=SENTIMENTS),
-    # The official splits, drawn by clip, share videos; the folds do not.
+    # The official splits may share videos; the folds do not.
     "ch-sims": Corpus(
         "research only",
         (Layout("ch-sims/label.csv", layouts.read_mmsa, "both"),),
