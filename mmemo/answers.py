@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from mmemo.modalities import MODALITIES, presence_of
 from mmemo.timeline.recording import Recording, Source
 from mmemo.timeline.windows import SILENCE, UNCERTAIN, Span
+from mmemo.video.face import FaceSequence
 
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
+# Blendshapes of the face in an entry of a timeline.
+NUM_BLENDSHAPES = 3
 
 
 class AnswerFormatter:
@@ -27,7 +31,7 @@ class AnswerFormatter:
         labels (`Sequence[str]`): The model's labels, in order.
         problem_type (`str`, *optional*): As in the model's configuration.
         conformal_quantiles (`Mapping[str, Sequence[float]]`, *optional*): As in the model's configuration.
-        modalities (`Sequence[str]`): The modalities that the model has encoders for: `"audio"`, `"text"`, or both.
+        modalities (`Sequence[str]`): The modalities that the model has encoders for.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class AnswerFormatter:
         Returns the lowest score that a label of a prediction set with the requested coverage may have.
 
         Args:
-            presence (`str`): The modalities of the prediction, one of `"audio"`, `"text"`, `"both"`.
+            presence (`str`): The modalities of the prediction, named as by [`presence_of`].
             coverage (`float`): Between 0 and 1, rounded up to a whole percentage.
 
         Raises:
@@ -145,7 +149,7 @@ class AnswerFormatter:
 
         Args:
             scores (`np.ndarray` of shape `(num_labels,)`): The scores.
-            weights (two of `float`): The modality weights.
+            weights (`Sequence[float]`): The modality weights, in the order of the model.
             has_speech (`bool`): Whether the item contains speech or words; without, the label is uncertain.
             top_k, threshold, coverage, return_modality_weights: As in the call.
 
@@ -173,16 +177,16 @@ class AnswerFormatter:
     ) -> dict[str, Any]:
         """Returns `label`, `scores`, `modality_weights` and, with a coverage, `label_set` of one prediction."""
         best = np.argsort(-scores, kind="stable").tolist()
-        audio, text = map(float, weights)
+        by_modality = self._by_modality(weights)
         is_sure = threshold is None or scores[best[0]] >= threshold
         answer = {
             "label": self.labels[best[0]] if is_sure else UNCERTAIN,
             "scores": [{"label": self.labels[index], "score": float(scores[index])} for index in best[:top_k]],
-            "modality_weights": {"audio": audio, "text": text},
+            "modality_weights": by_modality,
         }
         if coverage is not None:
-            presence = "both" if audio and text else "text" if text else "audio"
-            lowest = self.lowest_score(presence, coverage)
+            present = [modality for modality, weight in by_modality.items() if weight]
+            lowest = self.lowest_score(presence_of(present or self.modalities[:1]), coverage)
             # The set is never empty: it always contains the label with the highest score.
             answer["label_set"] = [self.labels[index] for index in best if index == best[0] or scores[index] >= lowest]
         return answer
@@ -201,7 +205,8 @@ class AnswerFormatter:
         result: dict[str, Any] = {"duration": recording.duration}
         if recording.sources[0].speaker is None:
             (source,) = recording.sources
-            return result | {"speech": source.speech, **self.format_timeline(source.spans, **options)}
+            faces = {} if recording.face is None else {"face": recording.face}
+            return result | {"speech": source.speech, **self.format_timeline(source.spans, **faces, **options)}
         by_speaker: dict[str, list[Source]] = {}
         for source in recording.sources:
             by_speaker.setdefault(str(source.speaker), []).append(source)
@@ -232,19 +237,37 @@ class AnswerFormatter:
         del summary["timeline"], summary["spans"]
         return summary | {"words": source.words}
 
-    def format_timeline(self, spans: list[Span], **options: Any) -> dict[str, Any]:
+    def format_timeline(self, spans: list[Span], face: FaceSequence | None = None, **options: Any) -> dict[str, Any]:
         """Returns the mean prediction over the speech, the `timeline`, and its merged `spans`."""
-        timeline = [self.format_span(span, **options) for span in spans]
+        timeline = [self.format_span(span, face, **options) for span in spans]
         mean = mean_prediction(spans)
-        summary = _silence() if mean is None else self.format_scores(*mean, **options)
+        summary = self._silence() if mean is None else self.format_scores(*mean, **options)
         return summary | {"timeline": timeline, "spans": _merge(timeline)}
 
-    def format_span(self, span: Span, **options: Any) -> dict[str, Any]:
-        """Returns one entry of a timeline."""
+    def format_span(self, span: Span, face: FaceSequence | None = None, **options: Any) -> dict[str, Any]:
+        """Returns one entry of a timeline; with a face also its `presence` and its strongest blendshapes."""
         answer = (
-            _silence() if span.scores is None else self.format_scores(span.scores, span.modality_weights, **options)
+            self._silence()
+            if span.scores is None
+            else self.format_scores(span.scores, span.modality_weights, **options)
         )
-        return {"start": span.start, "end": span.end, "words": list(span.words), **answer}
+        entry = {"start": span.start, "end": span.end, "words": list(span.words), **answer}
+        if face is not None:
+            strongest = face.strongest(span.start, span.end, NUM_BLENDSHAPES)
+            entry["face"] = {
+                "presence": face.presence(span.start, span.end),
+                "blendshapes": [{"name": name, "score": score} for name, score in strongest],
+            }
+        return entry
+
+    def _by_modality(self, weights: Any) -> dict[str, float]:
+        """Returns modality weights by name: audio, text and, of a model with a video encoder, video."""
+        return dict(zip(MODALITIES, map(float, weights)))
+
+    def _silence(self) -> dict[str, Any]:
+        """Returns the prediction of silence."""
+        weights = np.zeros(3 if "video" in self.modalities else 2)
+        return {"label": SILENCE, "scores": [], "modality_weights": self._by_modality(weights)}
 
 
 def mean_prediction(spans: list[Span]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -258,11 +281,6 @@ def mean_prediction(spans: list[Span]) -> tuple[np.ndarray, np.ndarray] | None:
         for name in ("scores", "modality_weights")
     )
     return scores, weights
-
-
-def _silence() -> dict[str, Any]:
-    """Returns the prediction of silence."""
-    return {"label": SILENCE, "scores": [], "modality_weights": {"audio": 0.0, "text": 0.0}}
 
 
 def _merge(timeline: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
 """
-Items: prepares one utterance (audio, text, or both) and collates a batch of them to model inputs.
+Items: prepares one utterance (audio, text, video, or several of them) and collates a batch to model inputs.
 
 Deliberate choices:
 - `prepare` loads and validates one item, once. Its result, a [`PreparedItem`], is
   immutable and goes to `collate` as it is: nothing is loaded, checked or aligned a second time.
-- A clip is cut to its speech, so that silence around it does not change a prediction; timestamps move with it.
+- A clip is cut to its speech, so that silence around it does not change a prediction; timestamps move with it. Frames
+  of a video are all kept, since a face has an expression in a pause, too.
 - A missing modality is `None` (or a blank text): its row is zeros under a mask of zeros. A modality that is missing
   from the whole batch is left out of the inputs.
 - Nothing is truncated silently: truncated tokens and clipped word timestamps are logged, and audio that a feature
@@ -17,14 +18,17 @@ import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from mmemo.audio.loading import MIN_AUDIO_SECONDS, AudioInput, load_audio
-from mmemo.audio.speech import cut_to_speech
+from mmemo.audio.speech import SpeechCut, cut_to_speech
+from mmemo.video.face import FaceSequence, read_face
+from mmemo.video.frames import VideoInput, VideoSource, open_video
+from mmemo.video.landmarks import BLENDSHAPES
 from mmemo.words.dialogue import DialogueText, DialogueTurn, check_characters, read_context, write_dialogue
 from mmemo.words.times import (
     WordTimes,
@@ -37,10 +41,11 @@ from mmemo.words.times import (
 
 logger = logging.getLogger(__name__)
 
-ITEM_KEYS = ("audio", "text", "word_times", "sampling_rate", "context", "speaker")
+ITEM_KEYS = ("audio", "text", "video", "word_times", "sampling_rate", "fps", "context", "speaker")
 # Settings of the encoders' inputs; saved with the processor.
 TEXT_SETTINGS = ("context_turns", "context_tokens", "prompt")
 AUDIO_SETTINGS = ("speech_padding_s", "max_speech_s")
+VIDEO_SETTINGS = ("frames_per_second", "crop_size", "image_mean", "image_std")
 SPEECH_PADDING_SECONDS, MAX_SPEECH_SECONDS = 0.1, 10.0
 
 
@@ -53,6 +58,7 @@ class PreparedItem:
         audio (`np.ndarray` of shape `(samples,)`, *optional*):
             float32 mono samples at the feature extractor's sampling rate, cut to their speech; `None` if missing.
         text (`str`, *optional*): The text; `None` if missing.
+        video ([`FaceSequence`], *optional*): The face in the frames, in seconds of `audio`; `None` if missing.
         word_times (`tuple` of `(word, start, end)`):
             Timestamps of single words in seconds of `audio`, sorted, without overlaps; empty if unknown.
         word_spans (`tuple` of `(begin, end)`): The characters of `text` that each of these words covers.
@@ -67,6 +73,7 @@ class PreparedItem:
 
     audio: np.ndarray | None = None
     text: str | None = None
+    video: FaceSequence | None = None
     word_times: tuple[tuple[str, float, float], ...] = ()
     word_spans: tuple[tuple[int, int], ...] = ()
     context: tuple[tuple[str | None, str], ...] = ()
@@ -87,7 +94,8 @@ class ItemProcessing:
         max_audio_samples (`int`, *optional*): Number of samples beyond which the feature extractor would truncate.
         audio_padding (`bool` or `str`): The feature extractor's `padding`.
         context_turns, context_tokens (`int`), prompt (`str`), speech_padding_s (`float`, *optional*),
-        max_speech_s (`float`):
+        max_speech_s (`float`), frames_per_second (`float`, *optional*), crop_size (`int`, *optional*), image_mean,
+        image_std (`list[float]`, *optional*):
             See [`MMEmoProcessor`].
     """
 
@@ -100,6 +108,10 @@ class ItemProcessing:
     prompt: str = ""
     speech_padding_s: float | None = SPEECH_PADDING_SECONDS
     max_speech_s: float = MAX_SPEECH_SECONDS
+    frames_per_second: float | None = None
+    crop_size: int | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
 
     @property
     def _audio_input_name(self) -> str:
@@ -128,26 +140,37 @@ class ItemProcessing:
             )
         return waveform
 
-    def cut_to_speech(
-        self, waveform: np.ndarray, words: Sequence[tuple[str, float, float]] = ()
-    ) -> tuple[np.ndarray, list[tuple[str, float, float]], bool]:
+    def cut_to_speech(self, waveform: np.ndarray) -> SpeechCut | None:
         """
-        Cuts a clip to its speech; see [`cut_to_speech`].
-
-        Args:
-            waveform (`np.ndarray` of shape `(samples,)`): As [`~ItemProcessing.load_audio`] returns it.
-            words (`Sequence` of `(word, start, end)`, *optional*): Its words, in seconds of the clip.
+        Cuts a clip, as [`~ItemProcessing.load_audio`] returns it, to its speech; see [`cut_to_speech`].
 
         Returns:
-            `tuple`: the clip, its words in seconds of that clip, and whether it contains speech. Without speech, or
-            with `speech_padding_s=None`, clip and words are returned as they are.
+            [`SpeechCut`] or `None`: `None` if it contains no speech.
         """
-        if self.speech_padding_s is None:
-            return waveform, list(words), True
-        cut = cut_to_speech(waveform, self.feature_extractor.sampling_rate, self.speech_padding_s)
-        if cut is None:
-            return waveform, list(words), False
-        return cut.samples, [(word, cut.to_cut(start), cut.to_cut(end)) for word, start, end in words], True
+        return cut_to_speech(waveform, self.feature_extractor.sampling_rate, self.speech_padding_s or 0.0)
+
+    def load_video(
+        self, video: VideoInput | VideoSource | FaceSequence, fps: float | None = None, face: int | None = None
+    ) -> FaceSequence:
+        """
+        Follows a face through a video, at `frames_per_second`.
+
+        Args:
+            video (`VideoInput`): The video or image; an open one, or a face that was followed before.
+            fps (`float`, *optional*): Frames per second of bare frames; see [`open_video`].
+            face (`int`, *optional*): The face, by rank; see [`read_face`].
+
+        Raises:
+            ValueError: If the video is invalid, has no such face, or if the model takes no video.
+        """
+        if self.frames_per_second is None:
+            raise ValueError(
+                "this model has no video encoder; pass audio or text, or load a model that encodes video."
+            )
+        if isinstance(video, FaceSequence):
+            return video
+        source = video if isinstance(video, VideoSource) else open_video(video, fps)
+        return read_face(source.frames(self.frames_per_second), self.frames_per_second, face, self.crop_size)
 
     def prepare(
         self,
@@ -160,30 +183,39 @@ class ItemProcessing:
         context: list[DialogueTurn] | None = None,
         speaker: str | None = None,
         segment_times: Sequence[tuple[float, float]] | None = None,
+        video: VideoInput | FaceSequence | None = None,
+        fps: float | None = None,
+        face: int | None = None,
     ) -> PreparedItem:
         """
         Loads and checks one item, without computing features.
 
         Args:
-            audio, text, word_times, sampling_rate, channel, context, speaker, segment_times:
-                As in [`~MMEmoProcessor.__call__`], of one item.
+            audio, text, word_times, sampling_rate, channel, context, speaker, segment_times, video, fps, face:
+                As in [`~MMEmoProcessor.__call__`], of one item. The sound of a video is not taken as audio.
             index (`int`, *optional*): Position in the batch, for error messages: `"audio[2]: ..."`.
 
         Returns:
             [`PreparedItem`]: The item, of which `context` holds the last `context_turns` turns.
 
         Raises:
-            ValueError: If any part of the item is invalid, or if both audio and text are missing.
+            ValueError: If any part of the item is invalid, or if audio, text and video are missing.
         """
         place = "" if index is None else f"[{index}]"
         if (audio := given(audio, f"audio{place}")) is not None:
             with prefixed(f"audio{place}"):
                 audio = self.load_audio(audio, sampling_rate, channel)
         text, words = self._read_text(text, word_times, audio, place)
+        sequence = self._read_video(video, fps, face, place)
         has_speech = True
         # Segments are those of a window, which a timeline has cut itself.
-        if audio is not None and segment_times is None:
-            audio, words, has_speech = self.cut_to_speech(audio, words)
+        if audio is not None and segment_times is None and self.speech_padding_s is not None:
+            cut = self.cut_to_speech(audio)
+            has_speech = cut is not None
+            if cut is not None:
+                audio = cut.samples
+                words = [(word, cut.to_cut(start), cut.to_cut(end)) for word, start, end in words]
+                sequence = None if sequence is None else replace(sequence, times=cut.to_cut(sequence.times))
         spans: list[tuple[int, int]] = []
         if words and text:
             with prefixed(f"word_times{place}"):
@@ -193,13 +225,17 @@ class ItemProcessing:
                         "timestamps need; load a fast tokenizer, or leave word_times out."
                     )
                 spans = locate_words([word for word, _, _ in words], text)
-        if audio is None and text is None:
+        if audio is None and text is None and sequence is None:
+            if given(video, f"video{place}") is not None:
+                raise ValueError(f"video{place}: no face was found, and there is neither audio nor text.")
+            others = ", text" if self.frames_per_second is None else f", text{place} and video"
             raise ValueError(
-                f"audio{place} and text{place} are both missing; pass at least one. A blank text counts as missing."
+                f"audio{place}{others}{place} are all missing; pass at least one. A blank text counts as missing."
             )
         return PreparedItem(
             audio=audio,
             text=text,
+            video=sequence,
             word_times=tuple(words),
             word_spans=tuple(spans),
             context=tuple(self._read_dialogue(text, context, speaker, place)),
@@ -207,6 +243,19 @@ class ItemProcessing:
             segment_times=None if segment_times is None else tuple(segment_times),
             has_speech=has_speech,
         )
+
+    def _read_video(self, video: Any, fps: float | None, face: int | None, place: str) -> FaceSequence | None:
+        """Returns the face in a video, `None` if there is no video or no face in it."""
+        video = given(video, f"video{place}")
+        if video is None:
+            for name, option in (("fps", fps), ("face", face)):
+                if option is not None:
+                    raise ValueError(f"{name}{place}={option!r} is about a video, and there is none; leave it out.")
+            return None
+        with prefixed(f"video{place}"):
+            sequence = self.load_video(video, fps, face)
+        # Of a window of a recording, whose face may have left.
+        return sequence if sequence.is_present.any() else None
 
     def _read_text(
         self, text: str | WordTimes | None, word_times: WordTimes | None, audio: np.ndarray | None, place: str
@@ -309,6 +358,8 @@ class ItemProcessing:
         starts = inputs.pop("start_seconds", np.zeros(len(items)))
         if any(item.text is not None for item in items):
             inputs |= self._text_inputs(items, starts, padding, truncation, max_length)
+        if any(item.video is not None for item in items):
+            inputs |= self._video_inputs([item.video for item in items], starts)
         if any(item.segment_times is not None for item in items):
             inputs["segment_times"] = _pad_segments([item.segment_times or () for item in items], starts)
         return inputs
@@ -342,6 +393,38 @@ class ItemProcessing:
         for rows, found in zip(batch.values(), (values, mask, starts)):
             rows[present] = found
         return batch
+
+    def _video_inputs(self, faces: list[FaceSequence | None], starts: np.ndarray) -> dict[str, np.ndarray]:
+        """Pads the faces to one number of frames; a missing video is zeros under a mask of zeros."""
+        count = max(len(face.times) for face in faces if face is not None)
+        batch: dict[str, np.ndarray] = {
+            "video_attention_mask": np.zeros((len(faces), count), np.int64),
+            "video_times": np.full((len(faces), count, 2), -1.0, np.float32),
+        }
+        if self.crop_size is None:
+            batch["video_features"] = np.zeros((len(faces), count, len(BLENDSHAPES)), np.float32)
+        else:
+            batch["pixel_values"] = np.zeros((len(faces), count, 3, self.crop_size, self.crop_size), np.float32)
+        for row, face in enumerate(faces):
+            if face is None:
+                continue
+            frames = slice(len(face.times))
+            batch["video_attention_mask"][row, frames] = face.is_present
+            times = face.times - starts[row]
+            batch["video_times"][row, frames] = np.where(times[:, 1:] > 0, np.maximum(times, 0), -1.0)
+            if self.crop_size is None:
+                batch["video_features"][row, frames] = face.blendshapes
+            else:
+                batch["pixel_values"][row, frames] = self._pixel_values(face.crops)
+        return batch
+
+    def _pixel_values(self, crops: np.ndarray | None) -> np.ndarray:
+        """Scales pictures of a face, `(frames, size, size, 3)`, to the range of the image encoder, channels first."""
+        if crops is None or crops.shape[1] != self.crop_size:
+            size = "no pictures" if crops is None else f"pictures of {crops.shape[1]} pixels"
+            raise ValueError(f"This model encodes faces of {self.crop_size} pixels, but the video has {size}.")
+        mean, std = (np.asarray(values, np.float32) for values in (self.image_mean, self.image_std))
+        return ((crops.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
 
     def _check_lengths(self, waveforms: list[np.ndarray | None]) -> None:
         """Raises if the feature extractor would truncate a clip."""

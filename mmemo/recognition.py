@@ -20,12 +20,16 @@ import numpy as np
 
 from mmemo.answers import AnswerFormatter, mean_prediction
 from mmemo.audio.channels import channels_differ
+from mmemo.audio.files import BinaryFile
 from mmemo.audio.inputs import AUDIO_KEYS, is_audio_object
 from mmemo.audio.loading import AudioBlocks
 from mmemo.audio.voice_activity import SAMPLING_RATE
 from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
+from mmemo.modalities import MODALITIES
 from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording
 from mmemo.timeline.windows import TimelineOptions, Window
+from mmemo.video.face import FaceSequence
+from mmemo.video.frames import VideoSource, open_video
 from mmemo.words.subtitles import is_subtitles
 
 
@@ -38,7 +42,7 @@ MAX_LOADED_SECONDS = 600.0
 # Recordings shorter than this, in seconds, get no progress bar.
 PROGRESS_FROM = 60.0
 # Options of a call: of loading, of timelines, of predictions.
-LOADING_OPTIONS = ("channel",)
+LOADING_OPTIONS = ("channel", "face")
 RECORDING_OPTIONS = (
     *(option.name for option in fields(TimelineOptions)),
     *(option.name for option in fields(SpeakerOptions) if option.name not in LOADING_OPTIONS),
@@ -71,47 +75,71 @@ class EmotionRecognition:
             items (`list[PreparedItem]`): A batch.
 
         Returns:
-            `dict[str, np.ndarray]`: `logits`, `(batch, num_labels)`, and `modality_weights`, `(batch, 2)`; with
-            segments also `segment_logits`, `(batch, segments, num_labels)`, and `segment_modality_weights`.
+            `dict[str, np.ndarray]`: `logits`, `(batch, num_labels)`, and `modality_weights`, `(batch,
+            modalities)`; with segments also `segment_logits`, `(batch, segments, num_labels)`, and
+            `segment_modality_weights`.
         """
         raise NotImplementedError
 
     def as_item(self, inputs: Any) -> dict[str, Any]:
         """
         Returns one item as a dictionary with some of the keys `ITEM_KEYS`. A text of which the tokenizer knows no
-        token counts as missing.
+        token counts as missing. A video is opened, and its sound is the audio of an item without the key `audio`.
 
         Args:
-            inputs: A dictionary, or an audio input by itself.
+            inputs: A dictionary, or an audio input by itself, which may be a file with a video.
 
         Raises:
             ValueError: If a key is unknown, or the model has no encoder for a modality of the item.
         """
         is_item = isinstance(inputs, dict) and not is_audio_object(inputs)
-        item = dict(inputs) if is_item else {"audio": inputs}
+        item = dict(inputs) if is_item else self._as_file(inputs)
         if unknown := [key for key in item if key not in ITEM_KEYS]:
             raise ValueError(
                 f"unknown keys {unknown}; an item may have {ITEM_KEYS}, or be an audio input by itself, with "
                 f"{sorted(AUDIO_KEYS)}. channel= and other options are arguments of the call."
             )
-        for part in ("audio", "text", "word_times"):
+        for part in (*MODALITIES, "word_times"):
             if part in item:
                 item[part] = given(item[part], part)
-        for modality in ("audio", "text"):
+        for modality in MODALITIES:
             if item.get(modality) is not None and modality not in self.answers.modalities:
                 raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")
+        if item.get("video") is not None:
+            item |= self._open_video(item)
         text = item.get("text")
         if isinstance(text, str) and not is_subtitles(text) and not self.processor.has_known_tokens(text):
             item["text"] = None
         return item
 
-    def prepare(self, inputs: Any, channel: int | None = None) -> PreparedItem:
+    def _as_file(self, inputs: Any) -> dict[str, Any]:
+        """Returns an audio input by itself as an item: of a file with a video, for a model that encodes it, its video;
+        otherwise its sound."""
+        if "video" in self.answers.modalities and isinstance(inputs, (str, os.PathLike, bytes, BinaryFile)):
+            try:
+                return {"video": open_video(inputs)}
+            except ValueError as error:
+                logger.debug(f"{error} It is loaded as audio.")
+        return {"audio": inputs}
+
+    def _open_video(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Returns the open video of an item and, unless its `audio` is given, the sound of the video."""
+        if isinstance(item["video"], FaceSequence):
+            return {}
+        with prefixed("video"):
+            video = item["video"]
+            source = video if isinstance(video, VideoSource) else open_video(video, item.pop("fps", None))
+        has_sound = "audio" not in item and source.sound is not None and "audio" in self.answers.modalities
+        return {"video": source, **({"audio": source.sound} if has_sound else {})}
+
+    def prepare(self, inputs: Any, channel: int | None = None, face: int | None = None) -> PreparedItem:
         """
         Loads and checks one item; see [`~ItemProcessing.prepare`].
 
         Args:
             inputs: See [`~EmotionRecognition.as_item`].
             channel (`int`, *optional*): The audio channel; the mean of all channels by default.
+            face (`int`, *optional*): The face of a video, by rank; see [`read_face`].
 
         Returns:
             [`PreparedItem`]: The item. If it has more speech than the processor's `max_speech_s`, or lasts longer than
@@ -123,6 +151,7 @@ class EmotionRecognition:
         item = self.as_item(inputs)
         if item.get("word_times") and "text" not in self.answers.modalities:
             raise ValueError("this model has no text encoder; leave 'word_times' out.")
+        item |= self._follow_face(item, face)
         if item.get("audio") is None:
             return self.processor.prepare(**item)
         blocks = self._open_audio(item)
@@ -135,14 +164,24 @@ class EmotionRecognition:
             return recording
         prepared = self.processor.prepare(**{**item, "audio": clip, "sampling_rate": rate})
         if not prepared.has_speech:
-            only = "" if prepared.text is None else ", so the text alone is predicted"
+            others = [name for name in ("text", "video") if getattr(prepared, name) is not None]
+            only = f", so the {' and the '.join(others)} alone is predicted" if others else ""
             logger.warning(f"audio: no speech was detected{only}.")
-            if prepared.text is not None:
+            if others:
                 return replace(prepared, audio=None, has_speech=True)
         longest = min(self.processor.max_speech_s * rate, self.processor.max_audio_samples or math.inf)
         # Windows have no dialogue context.
         is_long = prepared.audio is not None and len(prepared.audio) > longest and item.get("context") is None
         return replace(recording, has_speech=prepared.has_speech) if is_long else prepared
+
+    def _follow_face(self, item: dict[str, Any], face: int | None) -> dict[str, Any]:
+        """Returns the face in the video of an item; raises a `ValueError` for `face` without a video."""
+        if item.get("video") is None:
+            if face is not None:
+                raise ValueError(f"face={face!r} is about a video, and the item has none; leave it out.")
+            return {}
+        with prefixed("video"):
+            return {"video": self.processor.load_video(item["video"], face=face)}
 
     def _open_audio(self, item: dict[str, Any]) -> AudioBlocks:
         """Opens the audio of an item; raises a `ValueError` if it is invalid."""
@@ -187,7 +226,7 @@ class EmotionRecognition:
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: Logits of shape `(num_labels,)`, whose scores are the mean scores of the
-            speech in the recording, and modality weights of shape `(2,)`.
+            speech in the recording, and modality weights of shape `(modalities,)`.
 
         Raises:
             ValueError: If the recording contains no speech and has no text, or its text fits no window.
@@ -205,7 +244,7 @@ class EmotionRecognition:
         self._run_windows(recording, self.window_batch_size)
         mean = mean_prediction(recording.sources[0].spans)
         if mean is None:
-            return self._predict_text_of(prepared, recording.duration)
+            return self._predict_others_of(prepared, recording.duration)
         logger.warning(
             f"The recording lasts {recording.duration:.0f} s. Its prediction is the mean over its speech, in windows "
             f"of {TimelineOptions.window_s} s; return_timeline=True returns the predictions over time."
@@ -213,13 +252,15 @@ class EmotionRecognition:
         scores, weights = mean
         return self.answers.logits(scores), weights
 
-    def _predict_text_of(self, prepared: PreparedItem, duration: float) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the text alone of a recording without speech, as [`~EmotionRecognition.predict_recording`]."""
+    def _predict_others_of(self, prepared: PreparedItem, duration: float) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the text and the video of a recording without speech, as
+        [`~EmotionRecognition.predict_recording`]."""
         item = prepared.recording or {}
         problem = f"audio: no speech was detected in {duration:.1f} s"
-        if item.get("text") is None:
+        others = [name for name in ("text", "video") if item.get(name) is not None]
+        if not others:
             raise ValueError(f"{problem}; there is no prediction.")
-        logger.warning(f"{problem}, so the text alone is predicted.")
+        logger.warning(f"{problem}, so the {' and the '.join(others)} alone is predicted.")
         outputs = self.run([self.processor.prepare(**{**item, "audio": None})])
         return outputs["logits"][0], outputs["modality_weights"][0]
 
@@ -227,6 +268,7 @@ class EmotionRecognition:
         self,
         inputs: Any,
         channel: int | None = None,
+        face: int | None = None,
         channels: str | None = None,
         speaker_turns: Any = None,
         customer: int | str | None = None,
@@ -245,6 +287,7 @@ class EmotionRecognition:
         Args:
             inputs: See [`~EmotionRecognition.as_item`].
             channel, channels, speaker_turns, customer, everyone: See [`SpeakerOptions`].
+            face (`int`, *optional*): The face of a video, by rank; see [`read_face`].
             transcriber (*optional*): Transcribes a recording without words; see [`transcribe`].
             function_to_apply, top_k, threshold, coverage: See [`AnswerFormatter`].
             window_batch_size (`int`, *optional*): Number of windows that the model encodes at once.
@@ -262,6 +305,7 @@ class EmotionRecognition:
         speakers = SpeakerOptions(channel, channels, speaker_turns, customer, everyone)
         options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
         item = self.as_item(inputs)
+        item |= self._follow_face(item, face)
         if item.get("audio") is not None:
             item["audio"] = self._open_audio(item)
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)

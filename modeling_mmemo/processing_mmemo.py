@@ -1,5 +1,5 @@
 """
-Processor of MMEmo: converts audio, text and word timestamps to the inputs of a model.
+Processor of MMEmo: converts audio, text, word timestamps and video to the inputs of a model.
 
 Deliberate choices:
 - Preparing and checking items is [`ItemProcessing`]; this module adds the parts, how they are saved, and tensors.
@@ -23,6 +23,7 @@ from transformers import (
 
 from mmemo.audio.loading import AudioInput, is_audio_object
 from mmemo.items import MAX_SPEECH_SECONDS, SPEECH_PADDING_SECONDS, ItemProcessing
+from mmemo.video.frames import VideoInput
 from mmemo.words.dialogue import DialogueTurn
 from mmemo.words.times import WordTimes, is_timed_entry
 
@@ -38,14 +39,15 @@ _PLURALS = {
     "word_times": "lists of word times",
     "context": "contexts",
     "speaker": "speakers",
+    "video": "videos",
     "segment_times": "lists of segment times",
 }
 
 
 class MMEmoProcessor(ItemProcessing, ProcessorMixin):
     r"""
-    Constructs an MMEmo processor from any feature extractor for audio and any tokenizer; for a model of one modality,
-    from one of them.
+    Constructs an MMEmo processor from any feature extractor for audio and any tokenizer, and the settings of the
+    video; a modality that the model does not encode is left out.
 
     Args:
         feature_extractor (`SequenceFeatureExtractor`, *optional*):
@@ -67,11 +69,16 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         max_speech_s (`float`, *optional*, defaults to 10.0):
             Pipelines predict clips with more speech than this, in seconds and with its padding, in windows: models
             that were trained on clips of a few seconds are inaccurate on long ones.
+        frames_per_second (`float`, *optional*):
+            Frames of a video per second, in each of which a face is followed; 5 is usual. `None` takes no video.
+        crop_size (`int`, *optional*), image_mean, image_std (`list[float]`, *optional*):
+            For an image encoder: side of the face's pictures in pixels, and mean and standard deviation of the
+            encoder's channels, of pixels in [0, 1]. By default the model encodes blendshapes.
 
     Raises:
-        ValueError: If both parts are missing; if the tokenizer has neither a padding nor an end-of-sequence token; if
-            dialogue context or a prompt is used with a slow tokenizer; or if a number is negative. On a call, if
-            speech detection is not installed.
+        ValueError: If nothing to process is given; if settings of the video contradict each other; if the tokenizer has
+            neither a padding nor an end-of-sequence token; if dialogue context or a prompt is used with a slow
+            tokenizer; or if a number is negative. On a call, if speech detection is not installed.
 
     Example:
 
@@ -93,11 +100,18 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         prompt: str = "",
         speech_padding_s: float | None = SPEECH_PADDING_SECONDS,
         max_speech_s: float = MAX_SPEECH_SECONDS,
+        frames_per_second: float | None = None,
+        crop_size: int | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
     ):
         parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
         present = {name: part for name, part in parts.items() if part is not None}
-        if not present:
-            raise ValueError("MMEmoProcessor needs a feature_extractor, a tokenizer, or both; got neither.")
+        if not present and frames_per_second is None:
+            raise ValueError(
+                "MMEmoProcessor needs a feature_extractor, a tokenizer or, for a model of video alone, "
+                "frames_per_second; got none of them."
+            )
         if tokenizer is not None and tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ValueError(
@@ -122,6 +136,9 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         if not 0 < max_speech_s < math.inf:
             raise ValueError(f"max_speech_s={max_speech_s!r} must be a positive number of seconds.")
         self.speech_padding_s, self.max_speech_s = speech_padding_s, max_speech_s
+        _check_video_settings(frames_per_second, crop_size, image_mean, image_std)
+        self.frames_per_second, self.crop_size = frames_per_second, crop_size
+        self.image_mean, self.image_std = image_mean, image_std
         # ProcessorMixin infers its parts from this signature and can neither check nor save a part that is None.
         self.get_attributes: Callable[[], list[str]] = partial(list, present)
         super().__init__(**present)
@@ -142,7 +159,9 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
     def model_input_names(self) -> list[str]:
         audio = [] if self.feature_extractor is None else [self._audio_input_name, "audio_attention_mask"]
         text = [] if self.tokenizer is None else ["input_ids", "attention_mask", "token_times"]
-        return audio + text + (["context_mask"] if self.context_turns else [])
+        face = "video_features" if self.crop_size is None else "pixel_values"
+        video = [] if self.frames_per_second is None else [face, "video_attention_mask", "video_times"]
+        return audio + text + (["context_mask"] if self.context_turns else []) + video
 
     @property
     def audio_padding(self) -> bool | str:  # type: ignore[override]
@@ -175,6 +194,9 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         return_tensors: str | None = None,
         context: list[DialogueTurn] | list[list[DialogueTurn] | None] | None = None,
         speaker: str | list[str | None] | None = None,
+        video: VideoInput | list[VideoInput | None] | None = None,
+        fps: float | None = None,
+        face: int | None = None,
         text_kwargs: dict[str, Any] | None = None,
         common_kwargs: dict[str, Any] | None = None,
     ) -> BatchFeature:
@@ -209,6 +231,13 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
                 list of them for each item of a batch. The model encodes the last `context_turns`.
             speaker (`str` or `list[str | None]`, *optional*):
                 The speaker of the text, by the name used in the context.
+            video (`VideoInput` or `list[VideoInput | None]`, *optional*):
+                One video or image, or a list of them, in any of the forms that [`VideoInput`] lists; `None` if
+                missing. A list of images is one video if `fps` is given. The sound of a video is not taken as audio.
+            fps (`float`, *optional*):
+                Frames per second of bare frames.
+            face (`int`, *optional*):
+                The face in each video, by rank; see [`read_face`].
             text_kwargs (`dict`, *optional*), common_kwargs (`dict`, *optional*):
                 As in processors of `transformers`: `padding`, `truncation` and `max_length` of the text, and
                 `return_tensors`. They override the arguments of these names.
@@ -222,6 +251,11 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
               batch has any.
             - **token_times** -- float32 of shape `(batch, tokens, 2)`: start and end, in seconds from the first frame,
               of the word that a token belongs to, -1 where unknown. Only if the batch has word times.
+            - **video_features** -- float32 of shape `(batch, frames, 52)`: the blendshapes of the face; or
+              **pixel_values** -- float32 of shape `(batch, frames, 3, crop_size, crop_size)`: its pictures.
+            - **video_attention_mask** -- int64 of shape `(batch, frames)`: 1 for frames with a face.
+            - **video_times** -- float32 of shape `(batch, frames, 2)`: start and end of each frame, in seconds from
+              the first frame of the audio; -1 where unknown.
             - **segment_times** -- float32 of shape `(batch, segments, 2)`: `segment_times`, in seconds from the first
               frame, -1 for padding.
 
@@ -238,9 +272,10 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             "word_times": _as_batch(word_times or None, one=is_timed_entry(_first(word_times))),
             "context": _as_batch(context or None, one=isinstance(_first(context), (str, tuple, dict))),
             "speaker": _as_batch(speaker),
+            "video": _as_batch(video, one=fps is not None or isinstance(video, np.ndarray)),
         }
         if not any(columns.values()):
-            raise ValueError("There is nothing to process; pass audio, text, or both.")
+            raise ValueError("There is nothing to process; pass audio, text or video.")
         columns["segment_times"] = segment_times
         sizes = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(sizes.values())) > 1:
@@ -249,7 +284,14 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
         size = max(sizes.values())
         rows = zip(*(column or [None] * size for column in columns.values()))
         items = [
-            self.prepare(**dict(zip(columns, row)), sampling_rate=sampling_rate, channel=channel, index=index)
+            self.prepare(
+                **dict(zip(columns, row)),
+                sampling_rate=sampling_rate,
+                channel=channel,
+                index=index,
+                fps=fps,
+                face=face,
+            )
             for index, row in enumerate(rows)
         ]
         features = self.collate(items, **options, audio_kwargs=audio_kwargs)
@@ -261,6 +303,20 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             del options["sampling_rate"]
             return self.feature_extractor.extract(waveforms, **options)
         return super().extract_features(waveforms, **options)
+
+
+def _check_video_settings(
+    frames_per_second: float | None, crop_size: int | None, image_mean: Any, image_std: Any
+) -> None:
+    """Raises if a setting of the video is invalid, or only some of those of an image encoder are given."""
+    if frames_per_second is not None and not 0 < frames_per_second < math.inf:
+        raise ValueError(f"frames_per_second={frames_per_second!r} must be a positive number, or None without video.")
+    of_images = {"crop_size": crop_size, "image_mean": image_mean, "image_std": image_std}
+    missing = [name for name, value in of_images.items() if value is None]
+    if missing and len(missing) < len(of_images):
+        raise ValueError(f"An image encoder needs crop_size, image_mean and image_std; {missing} are missing.")
+    if not missing and frames_per_second is None:
+        raise ValueError("crop_size, image_mean and image_std need frames_per_second; set it, or leave them out.")
 
 
 def _known(name: str, kwargs: dict[str, Any] | None, valid: tuple[str, ...]) -> dict[str, Any]:

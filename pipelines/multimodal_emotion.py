@@ -1,9 +1,9 @@
 """
-Pipeline `multimodal-emotion`: predicts emotions from audio, text, or both.
+Pipeline `multimodal-emotion`: predicts emotions from audio, text, video, or several of them.
 
 Deliberate choices:
-- `preprocess` loads and checks one item; `collate` extracts the features of a batch together, so items with audio,
-  with text and with both may share a batch.
+- `preprocess` loads and checks one item; `collate` extracts the features of a batch together, so items with different
+  modalities may share a batch.
 - Everything but running the model is [`EmotionRecognition`], shared with the predictor over ONNX Runtime.
 """
 
@@ -41,7 +41,8 @@ from mmemo.recognition import (
 logger = logging.get_logger(__name__)
 
 TASK = "multimodal-emotion"
-AUDIO_INPUTS = ("input_features", "input_values")
+# Inputs that take the model's precision.
+FEATURE_INPUTS = ("input_features", "input_values", "video_features", "pixel_values")
 OUTPUTS = ("logits", "modality_weights", "segment_logits", "segment_modality_weights")
 # What to do with an item that is invalid: raise its error, or return it in place of the prediction.
 ON_ERROR = ("raise", "return")
@@ -73,7 +74,7 @@ class _Entry:
 
 class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
     """
-    Predicts emotions from audio, text, or both.
+    Predicts emotions from audio, text, video, or several of them.
 
     Example:
 
@@ -116,12 +117,11 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
     def answers(self) -> AnswerFormatter:  # type: ignore[override]
         """Converts the model's scores to labels, following its current configuration."""
         config = self.model.config
-        towers = {"audio": config.audio_config, "text": config.text_config}
         return AnswerFormatter(
             [config.id2label[index] for index in range(config.num_labels)],
             config.problem_type,
             config.conformal_quantiles,
-            [modality for modality, tower in towers.items() if tower is not None],
+            list(filter(config.has_encoder, config.modalities)),
         )
 
     @property
@@ -159,13 +159,18 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
                 One item, or items as a list, a generator, a `Dataset` of torch or of `datasets`, or any other
                 iterable. An item is either an audio input (a path or URL, the bytes of a file, an array at the model's
                 sampling rate of shape `(samples,)` or `(channels, samples)`, and the other forms that [`AudioInput`]
-                lists), or a dictionary with at least one of the first two of
+                lists), a video or image file for models with a video encoder, or a dictionary with at least one of the
+                first three of
                 - **audio** -- the same. The prediction rests on the speech in it; if there is none, the audio counts
                   as missing next to a text, and is encoded whole otherwise;
                 - **text** (`str`) -- the text; NaN, a blank text and one of which the tokenizer knows no token count
                   as missing;
+                - **video** -- the path or bytes of a video or image, frames, and the other forms that [`VideoInput`]
+                  lists. One face in it is followed; without any, the video counts as missing. Its sound is the audio
+                  of an item without the key `audio`;
                 - **word_times** -- `[(word, start, end), ...]` in seconds, an ASR pipeline's output, or subtitles;
                 - **sampling_rate** (`float`) -- sampling rate in Hz of audio that is a bare array;
+                - **fps** (`float`) -- frames per second of a video of bare frames;
                 - **context** -- the previous turns of a dialogue, oldest first: a list of texts, of `(speaker, text)`,
                   or of `{"speaker", "text"}`; for models trained with dialogue context, and not for timelines;
                 - **speaker** (`str`) -- the speaker of the text, by the name used in `context`.
@@ -175,9 +180,11 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
                 `"softmax"`, `"sigmoid"` or `"none"`. By default it follows the model's `problem_type`: sigmoid for
                 multi-label classification, none for regression, softmax otherwise.
             return_modality_weights (`bool`, *optional*, defaults to `False`):
-                Whether to return the weights of audio and text in the prediction.
+                Whether to return the weights of the modalities in the prediction.
             channel (`int`, *optional*):
                 The audio channel, counted from 0; the mean of all channels by default.
+            face (`int`, *optional*):
+                The face in a video. Faces rank by how long their mouth moves, then by size; 0, the first, by default.
             threshold (`float`, *optional*):
                 The score below which the label is `"uncertain"`. Items without speech and words are uncertain, too.
             coverage (`float`, *optional*):
@@ -206,13 +213,15 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             than the processor's `max_speech_s`, it is the mean over its speech in windows, in bounded memory.
 
             With `return_modality_weights`, `threshold` or `coverage` a dictionary of that list as `scores` and, as
-            requested, `modality_weights` (`{"audio": float, "text": float}`), `label` and `label_set`.
+            requested, `modality_weights` (`{"audio": float, "text": float}`, and `"video"` for models with a video
+            encoder), `label` and `label_set`.
 
             With a timeline a dictionary of `duration`, in seconds; `speech`, the stretches with speech; `label`,
             `scores` and `modality_weights` of the recording, the mean over its speech; `timeline`, a list of
             `{"start", "end", "words", "label", "scores", "modality_weights"}`, in which stretches without speech have
             the label `"silence"` and no `scores`; and `spans`, adjacent entries of one label merged, `{"start", "end",
-            "label", "score"}`.
+            "label", "score"}`. With a video, entries of the timeline have a `face`: its `presence`, the share of the
+            frames that show it, and its three strongest `blendshapes`, `{"name", "score"}`.
 
             With channels or turns a dictionary of `duration` and `speakers`: by name the stretches of `speech`, and
             the same as above for the speakers that get predictions. With turns also `turns`, one prediction per turn.
@@ -277,8 +286,8 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             # Raised, if it is to be, in `_forward`: an error of a worker process would have that process's traceback.
             return _Entry(position, error=_with_position(position, error))
 
-    def preprocess(self, inputs: Any, channel: int | None = None) -> PreparedItem:
-        return self.prepare(inputs, channel)
+    def preprocess(self, inputs: Any, channel: int | None = None, face: int | None = None) -> PreparedItem:
+        return self.prepare(inputs, channel, face)
 
     def collate(self, items: list[PreparedItem]) -> BatchFeature:
         """Extracts the features of a batch as torch tensors."""
@@ -293,9 +302,9 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
 
     def _forward(self, model_inputs: dict[str, Any], returns_errors: bool = False) -> dict[str, Any]:
         inputs = {key: value for key, value in model_inputs.items() if key != "entries"}
-        # Only the audio takes the model's precision: half precision would blur the timestamps.
-        audio = {key: inputs[key].to(self.dtype) for key in AUDIO_INPUTS if key in inputs}
-        outputs = self.model(**{**inputs, **audio}) if inputs else {}
+        # Only features take the model's precision: half precision would blur the timestamps.
+        features = {key: inputs[key].to(self.dtype) for key in FEATURE_INPUTS if key in inputs}
+        outputs = self.model(**{**inputs, **features}) if inputs else {}
         predictions = {key: value for key, value in outputs.items() if key in OUTPUTS}
         if "entries" not in model_inputs:
             return predictions
@@ -306,7 +315,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
     ) -> dict[str, Any]:
         """Returns `logits`, `modality_weights`, `has_speech` and `error` of all entries, one row each."""
         rows = zip(*(predictions[name].float().cpu() for name in OUTPUTS[:2])) if predictions else iter(())
-        nothing = torch.zeros(len(self.answers.labels)), torch.zeros(2)
+        nothing = torch.zeros(len(self.answers.labels)), torch.zeros(len(self.model.config.modalities))
         logits, weights, errors = [], [], []
         for entry in entries:
             error, row = entry.error, nothing
@@ -389,13 +398,14 @@ def _with_position(position: int, error: ValueError) -> str:
 
 
 def _undecoded(inputs: Any) -> Any:
-    """Returns a dataset of `datasets` whose audio is not decoded, which would need torchcodec; else the inputs."""
+    """Returns a dataset of `datasets` whose audio and video are not decoded, which would need torchcodec; else the
+    inputs."""
     datasets = sys.modules.get("datasets")
     if datasets is None or not isinstance(inputs, (datasets.Dataset, datasets.IterableDataset)):
         return inputs
     for name, feature in (inputs.features or {}).items():
-        if isinstance(feature, datasets.Audio) and feature.decode:
-            inputs = inputs.cast_column(name, datasets.Audio(decode=False))
+        if isinstance(feature, (datasets.Audio, datasets.Video)) and feature.decode:
+            inputs = inputs.cast_column(name, type(feature)(decode=False))
     return inputs
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import soundfile
+from videos import short_video
 
 from modeling_mmemo.data.clips import LISTED, check_clips, clip_seconds
 
@@ -53,3 +54,30 @@ def test_long_lists_are_cut(tmp_path):
         check_clips([stored(tmp_path / f"{index}.wav") for index in range(23)])
 
     assert str(error.value).count("does not exist") == LISTED
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".flv", ".mkv"])
+def test_readable_videos_pass_with_and_without_sound(tmp_path, suffix):
+    for has_sound in (True, False):
+        content = short_video(suffix, has_sound)
+        (tmp_path / f"a{suffix}").write_bytes(content)
+        check_clips([], [stored(tmp_path / f"a{suffix}"), None, {"bytes": content, "path": "b.mp4"}])
+
+
+def test_unreadable_videos_are_listed_with_clips(clip, tmp_path):
+    (tmp_path / "pointer.flv").write_text("version https://git-lfs.github.com/spec/v1")
+    (tmp_path / "cut.mp4").write_bytes(short_video()[:500])
+    videos = [stored(tmp_path / name) for name in ("nosuch.mp4", "pointer.flv", "cut.mp4", "clip.wav")]
+
+    with pytest.raises(ValueError, match=r"4 video file\(s\) cannot be read") as error:
+        check_clips([stored(clip)], [*videos, videos[0]])
+
+    for reason in (
+        "nosuch.mp4 does not exist",
+        "pointer.flv is not a readable video",
+        "cut.mp4 is not a readable video",
+        "clip.wav has no video track; use it as audio",
+    ):
+        assert reason in str(error.value)
+    with pytest.raises(ValueError, match=r"2 audio and video file\(s\) cannot be read"):
+        check_clips([stored(tmp_path / "nosuch.wav")], videos[:1])

@@ -34,8 +34,17 @@ def test_audio_by_path_bytes_and_url(clip):
 
 
 def test_rows_change_with_every_column_and_their_order(clip):
-    row = {"audio": {"bytes": None, "path": str(clip)}, "label": "sad"}
-    others = [[row, row], [row | {"label": "happy"}], [row | {"audio": None}]]
+    row = {"audio": {"bytes": None, "path": str(clip)}, "video": None, "label": "sad"}
+    others = [[row, row], [row | {"label": "happy"}], [row | {"audio": None}], [row | {"video": row["audio"]}]]
 
     assert rows_fingerprint([row]) == rows_fingerprint([dict(reversed(row.items()))])
-    assert len({rows_fingerprint(rows) for rows in ([row], *others)}) == 4
+    assert len({rows_fingerprint(rows) for rows in ([row], *others)}) == 5
+
+
+def test_rows_change_with_the_file_of_a_video(clip):
+    row = {"audio": None, "video": {"bytes": None, "path": str(clip)}}
+    before = rows_fingerprint([row])
+
+    clip.write_bytes(b"RIFFRIFF")
+
+    assert rows_fingerprint([row]) != before

@@ -21,7 +21,7 @@ PACKAGES = {"mmemo", "modeling_mmemo"}
 # `a b <- c`: c may import a and b, which must not import c. A name stands for the module and everything inside it that
 # has no layer of its own.
 ARROWS = """
-mmemo.modalities <- mmemo.items mmemo.answers
+mmemo.modalities <- mmemo.timeline mmemo.items mmemo.answers
 mmemo.audio <- mmemo.video
 mmemo.audio mmemo.words mmemo.video <- mmemo.timeline <- mmemo.items mmemo.answers <- mmemo.recognition
 mmemo.recognition <- mmemo.runtime <- mmemo <- mmemo.serving mmemo.archives mmemo.info mmemo.demo mmemo.cli

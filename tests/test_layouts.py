@@ -4,14 +4,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from videos import short_video
 
-from modeling_mmemo.data import layouts
+from mmemo.audio.loading import load_audio
+from modeling_mmemo.data import clip_files, layouts
+from modeling_mmemo.data.clips import check_clips
 from modeling_mmemo.data.corpora import CORPORA, read_corpus
+from modeling_mmemo.data.schema import is_video
+from modeling_mmemo.data.sources import read_source
+from modeling_mmemo.data.splits import leak_check
 
 
 @pytest.fixture
 def make_tree(tmp_path):
-    """Creates files in a folder: clips of silence, other files with the given text or bytes."""
+    """Creates files in a folder: clips of silence, short videos, other files with the given text or bytes."""
 
     def make(files, folder=tmp_path):
         for name, content in files.items() if isinstance(files, dict) else dict.fromkeys(files).items():
@@ -19,6 +25,8 @@ def make_tree(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if content is None and path.suffix == ".wav":
                 soundfile.write(path, np.zeros(160, np.float32), 16_000)
+            elif content is None and is_video(path):
+                path.write_bytes(short_video(path.suffix))
             else:
                 path.write_bytes(content if isinstance(content, bytes) else (content or "").encode())
         return folder
@@ -28,6 +36,21 @@ def make_tree(tmp_path):
 
 def fields(records, *names):
     return [tuple(record[name] for name in names) for record in records]
+
+
+def files(records, folder):
+    """The audio and video files of records, relative to the folder."""
+    return [
+        tuple(record[name] and Path(record[name]).relative_to(folder).as_posix() for name in ("audio", "video"))
+        for record in records
+    ]
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    logged = []
+    monkeypatch.setattr(clip_files.logger, "warning_once", logged.append)
+    return logged
 
 
 def as_csv(*rows):
@@ -41,7 +64,6 @@ def test_ravdess_without_duplicates_and_songs(make_tree):
             "audio_speech_actors_01-24/Actor_12/03-01-06-01-02-01-12.wav",  # Kaggle's copy
             "Actor_01/03-01-02-01-01-01-01.wav",
             "Actor_01/03-02-02-01-01-01-01.wav",  # sung
-            "Actor_01/02-01-02-01-01-01-01.mp4",
         ]
     )
 
@@ -54,6 +76,31 @@ def test_ravdess_without_duplicates_and_songs(make_tree):
     assert soundfile.info(records[0]["audio"]).samplerate == 16_000
 
 
+def test_ravdess_pairs_sound_and_picture_of_a_performance(make_tree):
+    folder = make_tree(
+        {
+            "Actor_01/03-01-02-01-01-01-01.wav": None,
+            "Video_Speech_Actor_01/Actor_01/01-01-02-01-01-01-01.mp4": None,
+            "Video_Speech_Actor_01/Actor_01/02-01-02-01-01-01-01.mp4": short_video(has_sound=False),
+            "Video_Speech_Actor_02/Actor_02/01-01-05-02-02-01-02.mp4": None,
+            "Video_Speech_Actor_02/Actor_02/02-01-05-02-02-01-02.mp4": short_video(has_sound=False),
+            "Video_Speech_Actor_03/Actor_03/02-01-08-02-02-02-03.mp4": short_video(has_sound=False),
+            "Video_Song_Actor_03/Actor_03/01-02-03-01-01-01-03.mp4": None,
+        }
+    )
+
+    records = list(layouts.read_ravdess(folder))
+
+    full = "Video_Speech_Actor_02/Actor_02/01-01-05-02-02-01-02.mp4"
+    assert files(records, folder) == [
+        ("Actor_01/03-01-02-01-01-01-01.wav", "Video_Speech_Actor_01/Actor_01/01-01-02-01-01-01-01.mp4"),
+        (full, full),
+        (None, "Video_Speech_Actor_03/Actor_03/02-01-08-02-02-02-03.mp4"),
+    ]
+    assert fields(records, "label", "speaker") == [("calm", "01"), ("angry", "02"), ("surprised", "03")]
+    assert len(load_audio(records[1]["audio"])) >= 8_000
+
+
 def test_crema_d_with_its_sentences(make_tree):
     folder = make_tree(
         ["AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1040_ITH_SAD_X.wav", "AudioWAV/._1001_DFA_ANG_XX.wav"]
@@ -63,6 +110,40 @@ def test_crema_d_with_its_sentences(make_tree):
         ("angry", "1001", "Don't forget a jacket."),
         ("sad", "1040", "I think I have a doctor's appointment."),
     ]
+
+
+def test_crema_d_pairs_audio_and_video(make_tree, tmp_path):
+    folder = make_tree(
+        [
+            "crema-d/AudioMP3/1001_DFA_ANG_XX.mp3",
+            "crema-d/AudioWAV/1001_DFA_ANG_XX.wav",
+            "crema-d/VideoFlash/1001_DFA_ANG_XX.flv",
+            "crema-d/VideoFlash/1002_IEO_HAP_HI.flv",
+            "crema-d/VideoMP4/1002_IEO_HAP_HI.mp4",
+        ]
+    )
+
+    rows = read_corpus("crema-d", folder)
+
+    assert [row["audio"]["path"] for row in rows] == [
+        str(folder / "crema-d/AudioWAV/1001_DFA_ANG_XX.wav"),
+        str(folder / "crema-d/VideoFlash/1002_IEO_HAP_HI.flv"),
+    ]
+    assert rows["video"] == [
+        {"bytes": None, "path": str(folder / f"crema-d/VideoFlash/{name}.flv")}
+        for name in ("1001_DFA_ANG_XX", "1002_IEO_HAP_HI")
+    ]
+    assert rows["split"] == ["test", "dev"]
+    check_clips(rows["audio"], rows["video"])
+
+
+def test_table_of_an_acted_corpus_may_name_videos(make_tree, tmp_path):
+    rows = [("file_name", "video_file_name", "label"), ("a.wav", "a.mp4", "calm"), ("b.mp4", "", "sad")]
+    folder = make_tree({"ravdess/metadata.csv": as_csv(*rows), "ravdess/a.wav": None})
+
+    records = list(layouts.read_metadata(folder / "ravdess" / "metadata.csv"))
+
+    assert files(records, folder / "ravdess") == [("a.wav", "a.mp4"), ("b.mp4", "b.mp4")]
 
 
 def test_tess_without_duplicates_in_nested_folders(make_tree):
@@ -168,7 +249,7 @@ def test_words_that_the_aligner_did_not_find_have_no_times():
     assert [word["word"] for word in layouts._aligned_words(alignment, "I'm just fine.")] == ["I'm", "fine."]
 
 
-def test_meld_finds_the_clips_of_each_split(make_tree):
+def test_meld_finds_the_clips_of_each_split(make_tree, warnings):
     header = ("Sr No.", "Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
     folder = make_tree(
         {
@@ -176,26 +257,70 @@ def test_meld_finds_the_clips_of_each_split(make_tree):
             "dev_sent_emo.csv": as_csv(header, (1, "No!", "Ross", "anger", 0, 3)),
             # As saved by a spreadsheet.
             "test_sent_emo.csv": as_csv(header, (1, "It\x92s a café", "Ross", "fear", 0, 3)).encode("latin-1"),
-            "train_splits/dia0_utt3.mp4": "",
+            "train_splits/dia0_utt3.mp4": None,
             "train_splits/dia0_utt3.wav": None,
-            "output_repeated_splits_test/dia0_utt3.mp4": "",
-            "output_repeated_splits_test/final_videos_testdia0_utt3.mp4": "",
+            "output_repeated_splits_test/dia0_utt3.mp4": None,
+            "output_repeated_splits_test/final_videos_testdia0_utt3.mp4": None,
             "output_repeated_splits_test/._dia0_utt3.wav": "",
         }
     )
 
     records = list(layouts.read_meld(folder))
 
-    assert [record["audio"] and Path(record["audio"]).relative_to(folder).as_posix() for record in records] == [
-        "train_splits/dia0_utt3.wav",
-        None,
-        "output_repeated_splits_test/dia0_utt3.mp4",
+    test = "output_repeated_splits_test/dia0_utt3.mp4"
+    assert files(records, folder) == [
+        ("train_splits/dia0_utt3.wav", "train_splits/dia0_utt3.mp4"),
+        (None, None),
+        (test, test),
     ]
+    assert warnings == [f"{folder}: 1 of 3 rows have no clip, and keep only their text: dev/dia0_utt3."]
     assert fields(records, "text", "label", "speaker", "split") == [
         ("You\u2019ve had it\u2026", "joy", "Joey", "train"),
         ("No!", "anger", "Ross", "dev"),
         ("It\u2019s a café", "fear", "Ross", "test"),
     ]
+
+
+def test_meld_without_its_broken_and_missing_clips(make_tree, warnings):
+    header = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
+    folder = make_tree(
+        {
+            "meld/train/train_sent_emo.csv": as_csv(
+                header, ("One", "Ross", "joy", 125, 2), ("Two", "Ross", "anger", 125, 3)
+            ),
+            "meld/dev_sent_emo.csv": as_csv(
+                header, ("Three", "Joey", "fear", 110, 7), ("Four", "Joey", "joy", 125, 3)
+            ),
+            "meld/train/train_splits/dia125_utt2.mp4": None,
+            "meld/train/train_splits/dia125_utt3.mp4": "cut",
+            "meld/dev/dev_splits_complete/dia125_utt3.mp4": None,
+            "meld/dev/dev_splits_complete/dia66_utt9.mp4": None,  # no row
+        }
+    )
+
+    rows = read_corpus("meld", folder)
+
+    assert [row and Path(row["path"]).name for row in rows["video"]] == [
+        "dia125_utt2.mp4",
+        None,
+        None,
+        "dia125_utt3.mp4",
+    ]
+    assert rows["text"] == ["One", "Two", "Three", "Four"]
+    check_clips(rows["audio"], rows["video"])
+    assert warnings == [
+        f"{folder / 'meld'}: 2 of 4 rows have no clip, and keep only their text: train/dia125_utt3, dev/dia110_utt7."
+    ]
+
+
+def test_long_lists_of_missing_clips_are_cut(warnings, tmp_path):
+    clip_files.warn_missing(tmp_path, [f"clip{index}" for index in range(12)], 40)
+
+    assert warnings[0].endswith(
+        "12 of 40 rows have no clip, and keep only their text: "
+        + ", ".join(f"clip{index}" for index in range(10))
+        + " and 2 more."
+    )
 
 
 def test_mosei_label_is_the_strongest_emotion(make_tree, tmp_path):
@@ -222,6 +347,114 @@ def test_mosei_with_label_column_and_clip_names(make_tree):
     (record,) = layouts.read_mosei(folder)
 
     assert (record["label"], record["speaker"], Path(record["audio"]).name) == ("joy", "abc", "clip7.wav")
+
+
+def test_mosei_finds_videos_of_the_published_archive_and_of_mmsa(make_tree, warnings):
+    header = ("video", "index", "text", "happy", "sad")
+    rows = [
+        ("-3g_y", 1, "One", 1, 0),
+        ("-3g_y", 10, "Two", 0, 1),
+        ("1DmN", 10, "Three", 0, 1),
+        ("1DmN", 11, "Four", 1, 0),
+    ]
+    folder = make_tree(
+        {
+            "emotions.csv": as_csv(header, *rows),
+            "label.csv": as_csv(MMSA, ("1DmN", 10, "Three", -1, "", "", "", "Negative", "train")),
+            "Raw/Videos/Segmented/Combined/-3g_y_1.mp4": None,
+            "Raw/-3g_y/10.mp4": None,
+            "Raw/1DmN/10.mp4": None,
+        }
+    )
+
+    records = list(layouts.read_mosei(folder))
+
+    paths = ["Raw/Videos/Segmented/Combined/-3g_y_1.mp4", "Raw/-3g_y/10.mp4", "Raw/1DmN/10.mp4", None]
+    assert files(records, folder) == [(path, path) for path in paths]
+    assert fields(records, "label", "speaker") == [
+        ("happy", "-3g_y"),
+        ("sad", "-3g_y"),
+        ("sad", "1DmN"),
+        ("happy", "1DmN"),
+    ]
+    assert warnings == [f"{folder}: 1 of 4 rows have no clip, and keep only their text: 1DmN_11."]
+
+
+def test_sentiments_of_mosei_are_no_emotions(make_tree, tmp_path):
+    make_tree({"mosei/label.csv": as_csv(MMSA, ("abc", 1, "One", -1, "", "", "", "Negative", "train"))})
+
+    with pytest.raises(
+        ValueError, match=r"no table of emotions, only label\.csv .* mosei-sentiment, with --labels neg"
+    ):
+        read_corpus("mosei", tmp_path)
+
+
+MMSA = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
+SENTIMENTS = ("negative", "neutral", "positive")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("corpus", "folder"), [("mosi", "mosi"), ("mosei-sentiment", "mosei")])
+def test_sentiments_in_the_layout_of_mmsa(make_tree, tmp_path, corpus, folder, streaming):
+    rows = [
+        ("-3g5yACwYnA", 0, "Great, really.", 2.0, "", "", "", "Positive", "train"),
+        ("-3g5yACwYnA", 10, "Well.", 0.0, "", "", "", "Neutral", "train"),
+        ("03bSnISJMiM", 10, "Awful.", -1.6667, "", "", "", "Negative", "valid"),
+        ("1DmNV9C1hbY", 1, "Good.", 1.0, "", "", "", "Positive", "test"),
+    ]
+    raw = [f"{folder}/Raw/{video}/{clip}.mp4" for video, clip, *_ in rows]
+    make_tree({f"{folder}/label.csv": as_csv(MMSA, *rows), **dict.fromkeys(raw)}, tmp_path)
+
+    read = list(read_source(corpus, tmp_path, labels=SENTIMENTS, streaming=streaming))
+
+    assert fields(read, "text", "label", "split", "speaker") == [
+        ("Great, really.", "positive", "train", f"{corpus}--3g5yACwYnA"),
+        ("Well.", "neutral", "train", f"{corpus}--3g5yACwYnA"),
+        ("Awful.", "negative", "dev", f"{corpus}-03bSnISJMiM"),
+        ("Good.", "positive", "test", f"{corpus}-1DmNV9C1hbY"),
+    ]
+    for name in ("audio", "video"):
+        assert [row[name] for row in read] == [{"bytes": None, "path": str(tmp_path / path)} for path in raw]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sentiments_raise_for_a_model_of_emotions(make_tree, tmp_path, streaming):
+    rows = [
+        ("abc", 1, "Good.", 1, "", "", "", "Positive", "train"),
+        ("abc", 2, "Hm.", 0, "", "", "", "Neutral", "train"),
+    ]
+    make_tree({"mosi/label.csv": as_csv(MMSA, *rows)})
+
+    with pytest.raises(ValueError, match=r"mosi: 1 of 2 rows .*: Positive \(1\)\. .*--labels Neutral Positive"):
+        read_source("mosi", tmp_path, streaming=streaming)
+
+
+def test_ch_sims_with_clip_numbers_of_a_spreadsheet(make_tree, tmp_path, warnings):
+    rows = [
+        ("video_0001", "0001", "我今天不想去", -1.0, -1.0, -1.0, -1.0, "Negative", "train"),
+        ("video_0001", "20", "太好了谢谢你", 1.0, 1.0, 0.8, 1.0, "Positive", "test"),
+        ("video_0002", "1", "这是什么", 0.0, 0.0, 0.2, 0.0, "Neutral", "valid"),
+        ("video_0006", "0003", "走吧", 0.0, 0.0, 0.0, 0.0, "Neutral", "train"),
+    ]
+    raw = [f"ch-sims/Raw/{name}.mp4" for name in ("video_0001/0001", "video_0001/0020", "video_0002/0001")]
+    make_tree({"ch-sims/label.csv": "\ufeff" + as_csv(MMSA, *rows), **dict.fromkeys(raw)})
+
+    rows = read_corpus("ch-sims", tmp_path, SENTIMENTS)
+
+    assert rows["label"] == ["negative", "positive", "neutral", "neutral"]
+    assert rows["split"] == ["train", "test", "dev", "train"]
+    assert rows["text"][1] == "太好了谢谢你"
+    assert [video and video["path"] for video in rows["video"]] == [*(str(tmp_path / path) for path in raw), None]
+    check_clips(rows["audio"], rows["video"])
+    assert warnings[0].endswith("1 of 4 rows have no clip, and keep only their text: Raw/video_0006/0003.")
+    with pytest.raises(ValueError, match=r"occur in both train and test, such as \['ch-sims-video_0001'\]"):
+        leak_check(rows)
+    folds = [read_corpus("ch-sims", tmp_path, SENTIMENTS, fold) for fold in (1, 2)]
+    assert [fold["split"] for fold in folds] == [
+        ["test", "test", "train", "test"],
+        ["train", "train", "test", "train"],
+    ]
+    leak_check(folds[0])
 
 
 def test_mosei_without_segment_names_raises(make_tree):

@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value, Video
 from tiny import write_table
+from videos import short_video
 
 from modeling_mmemo.data import sources
 from modeling_mmemo.data.schema import FEATURES
@@ -48,6 +49,7 @@ def test_table_has_the_columns_of_the_schema(tmp_path, suffix, streaming):
         {
             "audio": {"bytes": None, "path": str(tmp_path / path)},
             "text": text,
+            "video": None,
             "word_times": None,
             "label": label,
             "speaker": speaker,
@@ -153,6 +155,97 @@ def test_dataset_in_the_layout_of_the_hub(tmp_path, streaming):
 
     assert [(row["label"], row["split"]) for row in rows] == [("happy", "train"), ("happy", "dev")]
     assert rows[0]["audio"] == {"bytes": clip_bytes(), "path": "a.wav"}
+
+
+def stored(path):
+    return {"bytes": None, "path": str(path)}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_videos_of_a_table(tmp_path, suffix, streaming):
+    rows = [
+        {"film": "a.mp4", "audio": "a.wav", "label": "joy"},
+        {"film": "b.mp4", "audio": "", "label": "joy"},
+        {"film": "", "audio": "c.wav", "label": "joy"},
+    ]
+    table = write_table(tmp_path / f"calls{suffix}", rows)
+
+    read = list(read_source(str(table), "data", columns={"video": "film"}, streaming=streaming))
+
+    assert [(row["audio"], row["video"]) for row in read] == [
+        (stored(tmp_path / "a.wav"), stored(tmp_path / "a.mp4")),
+        (None, stored(tmp_path / "b.mp4")),
+        (stored(tmp_path / "c.wav"), None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "audio", "video"),
+    [
+        ({"file_name": "a.mp4"}, {}, None, "a.mp4"),
+        ({"file_name": "a.MOV"}, {}, None, "a.MOV"),
+        ({"file_name": "a.wav", "video": "b.mp4"}, {}, "a.wav", "b.mp4"),
+        ({"path": "a.mp4", "video": "b.mp4"}, {}, None, "b.mp4"),
+        ({"audio": "a.mp4"}, {}, "a.mp4", None),
+        ({"audio": "a.wav", "path": "b.mp4"}, {}, "a.wav", None),
+        ({"file_name": "a.mp4"}, {"audio": "file_name"}, "a.mp4", None),
+        ({"file_name": "a.mp4"}, {"audio": "file_name", "video": "file_name"}, "a.mp4", "a.mp4"),
+        ({"file_name": "a.clip"}, {"video": "file_name"}, None, "a.clip"),
+        ({"audio_file_name": "a.wav", "video_file_name": "b.mp4"}, {}, "a.wav", "b.mp4"),
+        ({"file_name": "a.mp4", "audio_file_name": "a.wav"}, {"video": "file_name"}, "a.wav", "a.mp4"),
+    ],
+)
+def test_columns_of_audio_and_video_files(tmp_path, row, columns, audio, video):
+    table = write_table(tmp_path / "metadata.csv", [row | {"label": "joy"}])
+
+    (read,) = read_source(str(table), "data", columns=columns)
+
+    assert read["audio"] == (audio and stored(tmp_path / audio))
+    assert read["video"] == (video and stored(tmp_path / video))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_videofolder_with_a_folder_per_label(tmp_path, streaming):
+    folder = tmp_path / "calls"
+    write_clips(folder, "train/happy/b.wav", "train/happy/c.wav", "sad/d.wav")
+    for name in ("test/angry/a.mp4", "train/happy/c.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(short_video())
+
+    rows = list(read_source(str(folder), "data", streaming=streaming))
+
+    assert [(row["label"], row["split"], row["audio"], row["video"]) for row in rows] == [
+        ("sad", "train", stored(folder / "sad/d.wav"), None),
+        ("angry", "test", None, stored(folder / "test/angry/a.mp4")),
+        ("happy", "train", stored(folder / "train/happy/b.wav"), None),
+        ("happy", "train", stored(folder / "train/happy/c.wav"), stored(folder / "train/happy/c.mp4")),
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["video", "film"])
+def test_videos_of_a_dataset_of_the_hub(tmp_path, name, streaming):
+    rows = [{name: {"bytes": short_video(), "path": "a.mp4"}, "label": 0}, {name: None, "label": 0}]
+    features = Features({name: Video(), "label": ClassLabel(names=["joy"])})
+    (tmp_path / "hub").mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "hub" / "train-00000-of-00001.parquet")
+
+    read = list(read_source(str(tmp_path / "hub"), "data", columns={"video": name}, streaming=streaming))
+
+    assert [row["video"] for row in read] == [{"bytes": short_video(), "path": "a.mp4"}, None]
+    assert [row["audio"] for row in read] == [None, None]
+
+
+def test_videos_may_be_read_for_their_sound_only(tmp_path):
+    features = Features({"video": Video(), "label": Value("string")})
+    rows = [{"video": {"bytes": short_video(), "path": "a.mp4"}, "label": "joy"}]
+    (tmp_path / "hub").mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "hub" / "train.parquet")
+
+    (row,) = read_source(str(tmp_path / "hub"), "data", columns={"audio": "video"})
+
+    assert row["audio"] == {"bytes": short_video(), "path": "a.mp4"}
 
 
 def test_hub_configuration_and_rows_with_several_labels(monkeypatch):

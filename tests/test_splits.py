@@ -51,6 +51,28 @@ def test_speakers_without_audio_and_missing_speakers_do_not_leak():
     leak_check(rows)
 
 
+def test_speakers_of_silent_videos_leak():
+    rows = [
+        {"video": {"path": f"{split}.mp4", "bytes": None}, "speaker": "a", "split": split}
+        for split in ("train", "test")
+    ]
+
+    with pytest.raises(ValueError, match=r"1 speaker value\(s\) occur in both train and test"):
+        leak_check(as_dataset(rows))
+
+
+def test_rows_of_one_video_stay_together():
+    rows = [
+        {"video": {"path": f"{index % 2}.mp4", "bytes": None}, "label": "sad", "split": "train"} for index in range(8)
+    ]
+
+    moved = split_by_speaker(as_dataset(rows), 0.5, seed=0)
+
+    splits = {video["path"]: split for video, split in zip(moved["video"], moved["split"])}
+    assert sorted(splits.values()) == ["dev", "train"]
+    assert list(moved["split"]).count("dev") == 4
+
+
 def test_texts_are_compared_without_case_and_whitespace():
     rows = make_rows((None, "train", "Oh  my\nGod", False), (None, "dev", "oh my god ", False))
 

@@ -1,6 +1,9 @@
 """Writes short video files with PyAV, for tests."""
 
+import tempfile
 from fractions import Fraction
+from functools import cache
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,6 +16,16 @@ FAST = {
 }
 # Of the times of `write_video`; every container can represent them.
 TICKS = 1000
+
+
+@cache
+def short_video(suffix=".mp4", has_sound=True):
+    """Returns the bytes of a video of 0.5 s: 5 pictures of 32 x 32 pixels, and a tone."""
+    tone = np.sin(np.arange(8000) / 10).astype(np.float32) / 4
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"short{suffix}"
+        write_video(path, np.full((5, 32, 32, 3), 128, np.uint8), samples=tone if has_sound else None)
+        return path.read_bytes()
 
 
 def write_video(

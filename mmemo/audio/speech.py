@@ -10,6 +10,7 @@ Deliberate choices:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +45,15 @@ class SpeechCut:
     clip_seconds: np.ndarray
     cut_seconds: np.ndarray
 
-    def to_cut(self, seconds: float) -> float:
-        """Converts a time in the clip to the time in `samples`; a time in a cut pause to the end of a piece."""
-        return float(np.interp(seconds, self.clip_seconds, self.cut_seconds))
+    def to_cut(self, seconds: Any) -> Any:
+        """
+        Converts times in the clip to times in `samples`; a time in a cut pause to the end of a piece.
+
+        Args:
+            seconds (`float` or `np.ndarray`): One or several; the result has the same type.
+        """
+        times = np.interp(seconds, self.clip_seconds, self.cut_seconds)
+        return times.astype(seconds.dtype) if isinstance(seconds, np.ndarray) else float(times)
 
 
 def cut_to_speech(samples: np.ndarray, sampling_rate: int, pad_seconds: float) -> SpeechCut | None:

@@ -22,13 +22,14 @@ from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_
 from mmemo.runtime.processor import OnnxProcessor
 
 
-MODALITIES = {"audio": "audio_attention_mask", "text": "input_ids"}
+# The input that a graph with an encoder of a modality has.
+MODALITY_INPUTS = {"audio": "audio_attention_mask", "text": "input_ids", "video": "video_attention_mask"}
 WINDOW_BATCH_SIZE = 8
 
 
 class EmotionPredictor(EmotionRecognition):
     """
-    Predicts the emotions of a clip, its text, or both; as a whole, or over time.
+    Predicts the emotions of a clip, its text, its video, or several of them; as a whole, or over time.
 
     Args:
         model (`str` or `os.PathLike`, *optional*):
@@ -75,7 +76,7 @@ class EmotionPredictor(EmotionRecognition):
             [self.config["id2label"][str(index)] for index in range(len(self.config["id2label"]))],
             self.config.get("problem_type"),
             self.config.get("conformal_quantiles"),
-            [modality for modality, name in MODALITIES.items() if name in self.graph.input_shapes],
+            [modality for modality, name in MODALITY_INPUTS.items() if name in self.graph.input_shapes],
         )
         self.window_batch_size = 1 if self.graph.is_batch_dependent else WINDOW_BATCH_SIZE
 
@@ -94,19 +95,25 @@ class EmotionPredictor(EmotionRecognition):
         context: Any = None,
         speaker: str | None = None,
         function_to_apply: str | None = None,
+        video: Any = None,
+        fps: float | None = None,
+        face: int | None = None,
         **timeline: Any,
     ) -> Any:
         """
-        Predicts one clip, its text, or both.
+        Predicts one clip, its text, its video, or several of them.
 
         Args:
-            audio (*optional*): A path, the bytes of a file, samples, or any other form that [`AudioInput`] lists.
+            audio (*optional*): A path, the bytes of a file, samples, or any other form that [`AudioInput`] lists; the
+                sound of the video by default.
             text (`str`, *optional*): The text; blank counts as missing.
             sampling_rate (`float`, *optional*): Sampling rate of bare samples in Hz; the model's, 16 kHz, by default.
             word_times (*optional*): Timestamps of the words; see [`WordTimes`].
             context (*optional*), speaker (`str`, *optional*): The previous turns, oldest first, and the speaker of the
                 text; see [`DialogueTurn`]. For models that were trained with dialogue context.
-            top_k, return_modality_weights, channel, threshold, coverage, return_timeline, function_to_apply
+            video (*optional*): A path, frames, an image, or any other form that [`VideoInput`] lists.
+            fps (`float`, *optional*): Frames per second of bare frames.
+            top_k, return_modality_weights, channel, face, threshold, coverage, return_timeline, function_to_apply
             (*optional*), timeline:
                 As in [`~MultimodalEmotionPipeline.__call__`].
 
@@ -115,7 +122,7 @@ class EmotionPredictor(EmotionRecognition):
 
         Raises:
             TypeError: If an option is unknown.
-            ValueError: If the audio, the text or an option is invalid, or both are missing.
+            ValueError: If the audio, the text, the video or an option is invalid, or all are missing.
         """
         check_option_names(timeline)
         options: dict[str, Any] = {
@@ -126,18 +133,21 @@ class EmotionPredictor(EmotionRecognition):
         }
         self.answers.check_options(**options)
         item = {
-            "audio": audio,
             "text": text,
+            "video": video,
             "word_times": word_times,
             "sampling_rate": sampling_rate,
+            "fps": fps,
             "context": context,
             "speaker": speaker,
         }
+        if audio is not None or video is None:
+            item["audio"] = audio
         requested = {**timeline, "return_timeline": return_timeline}
         check_timeline_options(requested)
         if is_timeline(requested):
-            return self.predict_timeline(item, channel=channel, **options, **timeline)
-        prepared = self.prepare(item, channel)
+            return self.predict_timeline(item, channel=channel, face=face, **options, **timeline)
+        prepared = self.prepare(item, channel, face)
         return self.predict_item(prepared, return_modality_weights=return_modality_weights, **options)
 
     def as_item(self, inputs: Any) -> dict[str, Any]:

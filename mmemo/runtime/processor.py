@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mmemo.audio.mel import MelAnalysis, pad
-from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS, ItemProcessing
+from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS, VIDEO_SETTINGS, ItemProcessing
 from mmemo.runtime.graph import ANALYSIS_FILE, EXPORT_REMEDY, find_exported
 
 
@@ -38,7 +38,7 @@ class OnnxProcessor(ItemProcessing):
             self.feature_extractor = MelExtractor(settings["feature_extractor"], load_file(analysis))
         if "tokenizer" in parts:
             self.tokenizer = FastTokenizer(folder)
-        for name in TEXT_SETTINGS + AUDIO_SETTINGS:
+        for name in TEXT_SETTINGS + AUDIO_SETTINGS + VIDEO_SETTINGS:
             if name in settings:  # missing in exports of earlier versions
                 setattr(self, name, settings[name])
 

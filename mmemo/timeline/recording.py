@@ -20,6 +20,7 @@ from mmemo.audio.loading import AudioBlocks, check_channel, to_mono
 from mmemo.timeline.speaker_turns import SpeakerTurns, read_speaker_turns
 from mmemo.timeline.track import Track
 from mmemo.timeline.windows import FRAME_SECONDS, Span, TimelineOptions, Window, Word
+from mmemo.video.face import FaceSequence
 from mmemo.words.times import (
     LATE_START_SECONDS,
     locate_words,
@@ -148,6 +149,7 @@ class Recording:
         sampling_rate (`int`): Of the audio, in Hz.
         duration (`float`, *optional*): In seconds, if known in advance; required for a recording without audio.
         has_turns (`bool`, *optional*, defaults to `False`): Whether each source is a turn.
+        face ([`FaceSequence`], *optional*): The face in its video.
     """
 
     def __init__(
@@ -157,7 +159,9 @@ class Recording:
         sampling_rate: int,
         duration: float | None = None,
         has_turns: bool = False,
+        face: FaceSequence | None = None,
     ):
+        self.face = face
         self.blocks = blocks
         self.sources = sources
         self.sampling_rate = sampling_rate
@@ -223,11 +227,10 @@ def open_recording(
         processor ([`ItemProcessing`]): The processor of the model.
         item (`dict`):
             `audio`, `text`, `word_times` and `sampling_rate` as in [`MMEmoProcessor.__call__`], of one item; `audio`
-            may also be [`AudioBlocks`] at the processor's sampling rate. With `channels="split"`, `word_times` is a
-            dictionary of them by channel.
+            may also be [`AudioBlocks`] at the processor's sampling rate; `video` is a [`FaceSequence`]. With
+            `channels="split"`, `word_times` is a dictionary of them by channel.
         modalities (`Collection[str]`):
-            The modalities that the model encodes, `"audio"`, `"text"`, or both. Without `"text"`, words with
-            timestamps only define the spans.
+            The modalities that the model encodes. Without `"text"`, words with timestamps only define the spans.
         speakers ([`SpeakerOptions`], *optional*): The speakers that get predictions.
         options ([`TimelineOptions`], *optional*): How the recording is cut.
         transcriber (*optional*): Transcribes the recording if there are no words; see [`transcribe`].
@@ -244,26 +247,39 @@ def open_recording(
     speakers, options = speakers or SpeakerOptions(), options or TimelineOptions()
     text, word_times = separate_word_times(item.get("text"), item.get("word_times"))
     text = text if text and text.strip() else None
+    face = item.get("video")
+    if face is not None and (speakers.channels or speakers.speaker_turns is not None):
+        raise ValueError("A video shows one face, and channels or turns have several speakers; leave the video out.")
     if item.get("audio") is None:
-        if "text" not in modalities:
+        if "text" not in modalities and face is None:
             raise ValueError("This model has no text encoder, so a timeline needs audio; pass audio.")
-        return _open_words(processor, text, word_times, speakers, options)
+        return _open_words(processor, text, word_times, face, speakers, options)
     return _AudioOpener(processor, item, modalities, text, word_times, speakers, options, transcriber).open()
 
 
 def _open_words(
-    processor: Any, text: str | None, word_times: Any, speakers: SpeakerOptions, options: TimelineOptions
+    processor: Any,
+    text: str | None,
+    word_times: Any,
+    face: FaceSequence | None,
+    speakers: SpeakerOptions,
+    options: TimelineOptions,
 ) -> Recording:
-    """Opens a text with timestamps and without audio."""
+    """Opens a text with timestamps, a video, or both, without audio."""
     if speakers.channels or speakers.speaker_turns is not None:
         raise ValueError("Channels and speaker turns are parts of an audio, and there is none; pass audio.")
     words = _read_words(word_times, text, None)
-    if not words:
-        raise ValueError("A timeline needs audio, or words with timestamps; pass audio, word_times or subtitles.")
+    if not words and face is None:
+        raise ValueError(
+            "A timeline needs audio, words with timestamps or a video; pass audio, word_times, subtitles or video."
+        )
     rate = _sampling_rate(processor)
-    # A last word of zero length lasts one frame.
-    duration = max(words[-1][2], words[-1][1] + FRAME_SECONDS)
-    return Recording(None, [Source(Track(replace(options, voice_activity=False), rate, words))], rate, duration)
+    duration = 0.0 if face is None else face.duration
+    if words:
+        # A last word of zero length lasts one frame.
+        duration = max(duration, words[-1][2], words[-1][1] + FRAME_SECONDS)
+    track = Track(replace(options, voice_activity=False), rate, words, None if words else text, face)
+    return Recording(None, [Source(track)], rate, duration, face=face)
 
 
 class _AudioOpener:
@@ -291,7 +307,8 @@ class _AudioOpener:
         self.blocks = (
             audio if isinstance(audio, AudioBlocks) else AudioBlocks(audio, item.get("sampling_rate"), self.rate)
         )
-        self.make_track = partial(Track, sampling_rate=self.rate, encodes_text="text" in modalities)
+        self.face: FaceSequence | None = item.get("video")
+        self.make_track = partial(Track, sampling_rate=self.rate, encodes_text="text" in modalities, face=self.face)
         longest = processor.max_audio_samples
         if longest is not None and options.window_s * self.rate > longest:
             raise ValueError(
@@ -322,7 +339,7 @@ class _AudioOpener:
         return self._recording([Source(track, channel=self.speakers.channel)])
 
     def _recording(self, sources: list[Source], has_turns: bool = False) -> Recording:
-        return Recording(self.blocks, sources, self.rate, self.blocks.duration, has_turns)
+        return Recording(self.blocks, sources, self.rate, self.blocks.duration, has_turns, self.face)
 
     def _transcribe(self, channel: int | None) -> list[Word]:
         samples = np.concatenate([to_mono(block, channel) for block in self.blocks])

@@ -15,7 +15,9 @@ import numpy as np
 
 from mmemo.audio.loading import MIN_AUDIO_SECONDS, is_silent
 from mmemo.audio.voice_activity import FRAME_SAMPLES, SAMPLING_RATE, SPEECH_PROBABILITY, VoiceActivityDetector
+from mmemo.modalities import MODALITIES
 from mmemo.timeline.windows import EPSILON, FRAME_SECONDS, Span, TimelineOptions, Window, Word
+from mmemo.video.face import FaceSequence
 from mmemo.words.times import split_sentences
 
 
@@ -138,6 +140,7 @@ class Track:
         sampling_rate (`int`): Sampling rate of the samples in Hz.
         words (`list` of `(word, start, end)`, *optional*): Words with timestamps in seconds.
         text (`str`, *optional*): Text without timestamps; it is part of every window.
+        face ([`FaceSequence`], *optional*): The face in a video of the recording.
         yields_windows (`bool`, *optional*, defaults to `True`):
             Whether to yield windows; otherwise only speech is detected.
         encodes_text (`bool`, *optional*, defaults to `True`):
@@ -154,6 +157,7 @@ class Track:
         sampling_rate: int,
         words: Iterable[Word] = (),
         text: str | None = None,
+        face: FaceSequence | None = None,
         yields_windows: bool = True,
         encodes_text: bool = True,
     ):
@@ -165,6 +169,7 @@ class Track:
         self.options = options
         self.sampling_rate = sampling_rate
         self.text = text
+        self.face = face
         self.words: deque[Word] = deque(words)
         self.duration = 0.0
         self.audio = SampleBuffer()
@@ -363,7 +368,7 @@ class Track:
                 begin, stop = min(begin, middle - reach), max(stop, middle + reach)
             times.append((max(begin - start, 0.0), min(stop - start, end - start)))
         item = self._item(start, end)
-        if spans and (item["audio"] is not None or item["text"] is not None):
+        if spans and any(item[name] is not None for name in MODALITIES):
             window = Window(start, end, item | {"segment_times": times}, spans, seconds)
             for span in spans:
                 span.num_windows += 1
@@ -371,12 +376,14 @@ class Track:
             yield window
 
     def _item(self, start: float, end: float) -> dict[str, Any]:
-        """Returns the audio and words from `start` to `end`, in the form that the processor accepts."""
+        """Returns the audio, words and face from `start` to `end`, in the form that the processor accepts."""
         samples = self.audio.read(*(round(time * self.sampling_rate) for time in (start, end)))
         is_audible = len(samples) >= MIN_AUDIO_SECONDS * self.sampling_rate and not is_silent(samples)
         audio = samples if is_audible and self._is_voiced(start, end) else None
+        face = None if self.face is None else self.face.between(start, end)
+        video = face if face is not None and face.is_present.any() else None
         if self.text is not None or not self._encodes_text:
-            return {"audio": audio, "text": self.text, "word_times": None}
+            return {"audio": audio, "text": self.text, "video": video, "word_times": None}
         words = []
         for word, begin, stop in self.words:
             if begin >= end:
@@ -385,7 +392,7 @@ class Track:
                 begin = max(begin - start, 0.0)
                 words.append((word, begin, max(min(stop, end) - start, begin)))
         text = " ".join(word for word, _, _ in words) or None
-        return {"audio": audio, "text": text, "word_times": words or None}
+        return {"audio": audio, "text": text, "video": video, "word_times": words or None}
 
     def _drop_unneeded(self) -> None:
         """Drops the samples, frames and words that neither a later window nor an open span needs."""

@@ -103,7 +103,7 @@ class Span:
         words (`list[str]`): The words spoken in it.
         scores (`np.ndarray` of shape `(num_labels,)`, *optional*):
             Mean scores over the windows that contain it; `None` where there is neither speech nor a word.
-        modality_weights (`np.ndarray` of shape `(2,)`, *optional*): Weights of audio and text in the scores.
+        modality_weights (`np.ndarray` of shape `(modalities,)`, *optional*): Weights of the modalities in the scores.
         seconds_predicted (`float`): Seconds of it in the windows predicted so far; they weight the mean.
         num_windows (`int`): Windows that contain it.
         num_pending (`int`): Those of them without predictions yet.
@@ -141,7 +141,8 @@ class Window:
 
     Args:
         start, end (`float`): In seconds from the beginning of the track.
-        item (`dict`): `audio`, `text`, `word_times` and `segment_times`, in the form that the processor accepts.
+        item (`dict`):
+            `audio`, `text`, `word_times`, `video` and `segment_times`, in the form that the processor accepts.
         spans (`list[Span]`): The spans to predict in it.
         seconds (`list[float]`): How much of each span it contains.
     """
@@ -158,9 +159,8 @@ class Window:
 
         Args:
             scores (`np.ndarray` of shape `(spans, num_labels)`): One row per span.
-            modality_weights (`np.ndarray` of shape `(spans, 2)`):
-                Weights of audio and text. Rows of zeros mark spans in which both modalities are missing; their scores
-                are ignored.
+            modality_weights (`np.ndarray` of shape `(spans, modalities)`):
+                Rows of zeros mark spans in which all modalities are missing; their scores are ignored.
         """
         for span, span_scores, weights, seconds in zip(self.spans, scores, modality_weights, self.seconds):
             span.num_pending -= 1

@@ -20,6 +20,8 @@ from mmemo.video.tracking import FaceTracker, rank
 # The crops of all faces are kept until the face is chosen: 450 MB per face for ten minutes at 5 frames per second, 224
 # pixels.
 MAX_CROP_SECONDS = 600
+# Times are sums of frame durations in float32.
+EPSILON = 1e-4
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,45 @@ class FaceSequence:
     boxes: np.ndarray
     crops: np.ndarray | None
     duration: float
+
+    def between(self, start: float, end: float) -> "FaceSequence":
+        """Returns the frames that overlap a stretch, with times relative to its start; one may begin before it."""
+        first, last = self._overlapping(start, end)
+        chosen = slice(first, last)
+        return FaceSequence(
+            self.times[chosen] - np.float32(start),
+            self.is_present[chosen],
+            self.blendshapes[chosen],
+            self.boxes[chosen],
+            None if self.crops is None else self.crops[chosen],
+            end - start,
+        )
+
+    def presence(self, start: float, end: float) -> float:
+        """Returns the share of the frames that overlap a stretch in which the face is present; 0 without frames."""
+        first, last = self._overlapping(start, end)
+        return float(self.is_present[first:last].mean()) if last > first else 0.0
+
+    def strongest(self, start: float, end: float, count: int) -> list[tuple[str, float]]:
+        """
+        Returns the blendshapes with the highest mean over a stretch, and the means; without `_neutral`.
+
+        Args:
+            start, end (`float`): The stretch, in seconds.
+            count (`int`): Their number; none are returned if the face is absent.
+        """
+        first, last = self._overlapping(start, end)
+        values = self.blendshapes[first:last][self.is_present[first:last]]
+        if not len(values):
+            return []
+        means = values.mean(axis=0)
+        order = [index for index in np.argsort(-means, kind="stable") if BLENDSHAPES[index] != "_neutral"]
+        return [(BLENDSHAPES[index], float(means[index])) for index in order[:count]]
+
+    def _overlapping(self, start: float, end: float) -> tuple[int, int]:
+        """Returns the first and the last (exclusive) of the frames that overlap a stretch."""
+        first = int(np.searchsorted(self.times[:, 1], start + EPSILON, side="right"))
+        return first, max(int(np.searchsorted(self.times[:, 0], end - EPSILON)), first)
 
 
 def read_face(

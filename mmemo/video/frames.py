@@ -49,6 +49,8 @@ class VideoSource:
             none. 0 for one image.
         has_audio (`bool`):
             Whether the file has an audio track, which [`load_audio`] loads from the same input.
+        sound (`str`, `bytes` or `None`):
+            The file as an input of [`load_audio`], `None` without an audio track.
         is_image (`bool`):
             Whether the input is one image.
         size (`tuple[int, int]`):
@@ -57,6 +59,7 @@ class VideoSource:
 
     duration: float | None
     has_audio: bool
+    sound: str | bytes | None
     is_image: bool
     size: tuple[int, int]
 
@@ -74,6 +77,7 @@ class VideoSource:
             self._video = VideoFile(source, name)
             _refuse_fps(name, fps, self._video.fps)
         self.duration, self.has_audio = self._video.duration, self._video.has_audio
+        self.sound = source if self.has_audio and isinstance(source, (str, bytes)) else None
         self.is_image = self._video.is_image
         height, width = self._video.first.shape[:2]
         self.size = (width, height)

@@ -1,12 +1,17 @@
 """Clips of rows: checks of their files before anything is computed from them, and warnings about them."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import av
+
+from mmemo.audio.containers import DEMUXERS, MP4_DEMUXER
+from mmemo.audio.files import open_stream
 from mmemo.audio.loading import AudioBlocks
 
 
@@ -29,40 +34,74 @@ def clip_seconds(audio: Mapping[str, Any]) -> float:
     return blocks.duration or sum(block.shape[1] for block in blocks) / 16_000
 
 
-def check_clips(audio: Iterable[Mapping[str, Any] | None]) -> None:
+def check_video(video: Mapping[str, Any]) -> None:
+    """
+    Reads the header of a stored video.
+
+    Args:
+        video (`Mapping`): A cell of the column `video`, `{"bytes", "path"}`.
+
+    Raises:
+        ValueError: If the video does not exist, is not a readable video, or has no video track.
+    """
+    name = video["path"] or "video"
+    options = {"format_whitelist": f"{MP4_DEMUXER},{DEMUXERS}", "protocol_whitelist": "none"}
+    with open_stream(video["path"] if video["bytes"] is None else video["bytes"]) as stream:
+        try:
+            with av.open(stream, container_options=options, metadata_errors="replace") as container:
+                has_video_track = bool(container.streams.video)
+        except av.error.FFmpegError as error:
+            raise ValueError(
+                f"{name} is not a readable video ({error.strerror}): it is corrupt, truncated, or in an unknown "
+                "format. Convert it (ffmpeg -i INPUT output.mp4)."
+            ) from error
+    if not has_video_track:
+        raise ValueError(f"{name} has no video track; use it as audio, or a file with pictures.")
+
+
+def check_clips(audio: Iterable[Mapping[str, Any] | None], video: Iterable[Mapping[str, Any] | None] = ()) -> None:
     """
     Reads the header of every clip.
 
     Args:
         audio (`Iterable[Mapping]`): The column `audio` of rows, undecoded; `None` for rows without audio.
+        video (`Iterable[Mapping]`, *optional*): The column `video` of rows, likewise.
 
     Raises:
         ValueError: If clips are missing or unreadable; the message lists the first 10 and the number of all.
     """
-    problems, paths = [], {}
-    for stored in audio:
-        if stored is not None and stored["bytes"] is None:
-            paths[stored["path"]] = stored
-        elif stored is not None:
-            problems += _problems(stored)
-    with ThreadPoolExecutor(THREADS) as threads:
-        for found in threads.map(_problems, paths.values()):
-            problems += found
+    unreadable = {"audio": _all_problems(audio, clip_seconds), "video": _all_problems(video, check_video)}
+    problems = [problem for found in unreadable.values() for problem in found]
     if problems:
+        kinds = " and ".join(kind for kind, found in unreadable.items() if found)
         rest = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         listed = "\n".join(f"  {problem}" for problem in problems[:LISTED])
         raise ValueError(
-            f"{len(problems)} audio file(s) cannot be read. Correct their paths, which are relative to the table, or "
-            f"leave their rows out:\n{listed}{rest}"
+            f"{len(problems)} {kinds} file(s) cannot be read. Correct their paths, which are relative to the table, "
+            f"or leave their rows out:\n{listed}{rest}"
         )
 
 
-def _problems(audio: Mapping[str, Any]) -> list[str]:
+def _all_problems(clips: Iterable[Mapping[str, Any] | None], check: Callable[[Mapping[str, Any]], Any]) -> list[str]:
+    """Returns why clips are not readable; a file that several rows share is read once."""
+    problems, paths = [], {}
+    for stored in clips:
+        if stored is not None and stored["bytes"] is None:
+            paths[stored["path"]] = stored
+        elif stored is not None:
+            problems += _problems(stored, check)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for found in threads.map(_problems, paths.values(), repeat(check)):
+            problems += found
+    return problems
+
+
+def _problems(stored: Mapping[str, Any], check: Callable[[Mapping[str, Any]], Any]) -> list[str]:
     """Returns why a clip is not readable; empty if it is."""
-    if audio["bytes"] is None and not Path(audio["path"]).exists():
-        return [f"{audio['path']} does not exist."]
+    if stored["bytes"] is None and not Path(stored["path"]).exists():
+        return [f"{stored['path']} does not exist."]
     try:
-        clip_seconds(audio)
+        check(stored)
     except ValueError as error:
         return [str(error)]
     return []

@@ -18,7 +18,7 @@ from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data import layouts
 from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
-from modeling_mmemo.data.schema import as_dataset, language_of, split_of
+from modeling_mmemo.data.schema import FILE_COLUMNS, as_dataset, language_of, split_of
 from modeling_mmemo.data.unknown_labels import check_unknown_labels
 
 
@@ -44,8 +44,8 @@ class Layout:
         path (`str`): The table or folder, relative to `data_dir`.
         read (`Callable[[Path], Iterator[dict]]`): The reader, one of `modeling_mmemo.data.layouts`.
         modality (`str`):
-            The modality that carries the emotion: `"audio"` if the texts are fixed sentences, acted in every emotion,
-            `"text"` if there is only text, or `"both"`.
+            The modality, of audio and text, that carries the emotion: `"audio"` if the texts are fixed sentences,
+            acted in every emotion, `"text"` if there is only text, or `"both"`. Video always carries it.
     """
 
     path: str
@@ -61,6 +61,7 @@ class Corpus:
     Args:
         licence (`str`): Licence of the data.
         layouts (`tuple[Layout, ...]`): The supported layouts; the first one that exists is read.
+        labels (`tuple[str, ...]`): The labels of the corpus; rows without one of them are excluded by its protocol.
         folds (`tuple[tuple[str, ...], ...]`): The test speakers of each fold of the cross-validation.
         test_speakers (`tuple[str, ...]`): Speakers of the test split outside of cross-validation.
         dev_speakers (`tuple[str, ...]`): Training speakers that are set aside for development.
@@ -74,6 +75,7 @@ class Corpus:
 
     licence: str
     layouts: tuple[Layout, ...]
+    labels: tuple[str, ...] = EMOTIONS
     folds: tuple[tuple[str, ...], ...] = ()
     test_speakers: tuple[str, ...] = ()
     dev_speakers: tuple[str, ...] = ()
@@ -105,6 +107,12 @@ _RAVDESS_FOLDS = (
     ("02", "15", "16", "18"),
     ("06", "13", "17", "22"),
 )
+
+# Our own folds, which share no speaker.
+_CREMA_D_FOLDS = tuple(tuple(map(str, range(first, 1092, 5))) for first in range(1001, 1006))
+_CH_SIMS_FOLDS = tuple(tuple(f"video_{number:04}" for number in range(first, 61, 5)) for first in range(1, 6))
+
+SENTIMENTS = ("negative", "neutral", "positive")
 
 # BRIGHTER has ISO 639-3 codes and some of its own; pcm, arq, ary and vmw have no ISO 639-1 code.
 _BRIGHTER_LANGUAGES = {
@@ -150,7 +158,13 @@ CORPORA = {
         test_speakers=_RAVDESS_FOLDS[0],
         dev_speakers=("02", "03", "14", "15"),
     ),
-    "crema-d": Corpus("ODbL 1.0", _acted("crema-d", layouts.read_crema_d)),
+    "crema-d": Corpus(
+        "ODbL 1.0",
+        _acted("crema-d", layouts.read_crema_d),
+        folds=_CREMA_D_FOLDS,
+        test_speakers=_CREMA_D_FOLDS[0],
+        dev_speakers=_CREMA_D_FOLDS[1][::2],
+    ),
     "tess": Corpus("CC BY-NC-ND 4.0", _acted("tess", layouts.read_tess)),
     "savee": Corpus("research only", _acted("savee", layouts.read_savee), folds=_one_out("DC JE JK KL")),
     "emodb": Corpus("CC0", _acted("emodb", layouts.read_emodb), folds=_one_out("03 08 09 10 11 12 13 14 15 16")),
@@ -175,6 +189,17 @@ CORPORA = {
         ),
     ),
     "mosei": Corpus("research only", (Layout("mosei", layouts.read_mosei, "both"),)),
+    "mosei-sentiment": Corpus(
+        "research only", (Layout("mosei/label.csv", layouts.read_mmsa, "both"),), labels=SENTIMENTS
+    ),
+    "mosi": Corpus("research only", (Layout("mosi/label.csv", layouts.read_mmsa, "both"),), labels=SENTIMENTS),
+    # The official splits may share videos; the folds do not.
+    "ch-sims": Corpus(
+        "research only",
+        (Layout("ch-sims/label.csv", layouts.read_mmsa, "both"),),
+        labels=SENTIMENTS,
+        folds=_CH_SIMS_FOLDS,
+    ),
     "goemotions": Corpus(
         "CC BY 4.0",
         (
@@ -284,7 +309,7 @@ def _named_rows(
         speaker = record["speaker"]
         row = {
             **record,
-            "audio": None if record["audio"] is None else {"path": record["audio"], "bytes": None},
+            **{name: record[name] and {"path": record[name], "bytes": None} for name in FILE_COLUMNS},
             "label": single_label(_primary(record["label"], corpus, labels, names), labels, names),
             "speaker": None if speaker is None else f"{name}-{speaker}",
             "corpus": name,
@@ -336,15 +361,15 @@ def check_corpus_labels(
     """
     Checks the labels of a corpus, see [`check_unknown_labels`].
 
-    Label names that have none of the shared labels, or several, are excluded by the protocol of the corpus.
+    Label names that have none of the corpus's labels, or several, are excluded by its protocol.
     """
     corpus = CORPORA[name]
-    names, shared = _label_map(corpus, labels, label_map), _label_map(corpus, EMOTIONS)
+    names, own = _label_map(corpus, labels, label_map), _label_map(corpus, corpus.labels)
     primary: Counter[str] = Counter()
     for raw, count in counts.items():
         primary[_primary(raw, corpus, labels, names)] += count
     excluded = [
-        raw for raw in primary if single_label(_primary(raw, corpus, EMOTIONS, shared), EMOTIONS, shared) is None
+        raw for raw in primary if single_label(_primary(raw, corpus, corpus.labels, own), corpus.labels, own) is None
     ]
     check_unknown_labels(name, primary, labels, names, excluded, allow)
 
@@ -402,8 +427,8 @@ def read_corpus(
             Labels for label names of the corpus, in addition to the usual ones: `{"excited": "happy"}`.
         context_turns (`int`, *optional*, defaults to 0): Number of turns of context, in corpora of dialogues.
         allow_unknown_labels (`bool`, *optional*, defaults to `False`):
-            Whether more than 5 % of the rows may have a shared label that is not one of `labels`. Rows without a
-            shared label, such as boredom, are excluded by the protocol of the corpus, and do not count.
+            Whether more than 5 % of the rows may have a label of the corpus that is not one of `labels`. Rows without
+            one, such as boredom, are excluded by the protocol of the corpus, and do not count.
         languages (`Sequence[str]`, *optional*):
             ISO 639 codes of the languages to keep, two-letter ones where they exist; all by default. Rows of unknown
             language are kept.

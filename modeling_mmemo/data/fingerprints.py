@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_mmemo.data.schema import FILE_COLUMNS
+
 
 def audio_fingerprint(audio: Mapping[str, Any] | None) -> str:
     """
@@ -12,8 +14,8 @@ def audio_fingerprint(audio: Mapping[str, Any] | None) -> str:
 
     Args:
         audio (`Mapping`, *optional*):
-            A cell of the column `audio`, `{"bytes", "path"}`. Bytes are hashed. A file is identified by its path,
-            size and time of modification, without reading it; a URL by its name.
+            A cell of the column `audio` or `video`, `{"bytes", "path"}`. Bytes are hashed. A file is identified by its
+            path, size and time of modification, without reading it; a URL by its name.
     """
     if audio is None:
         return "missing"
@@ -31,8 +33,9 @@ def file_fingerprint(path: str | Path) -> str:
 
 
 def rows_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns a hash of rows with a column `audio`: of all other columns by value, of `audio` by its fingerprint."""
+    """Returns a hash of rows with the columns of `FEATURES`: of files by their fingerprints, of others by value."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr(sorted((dict(row) | {"audio": audio_fingerprint(row["audio"])}).items())).encode())
+        files = {name: audio_fingerprint(row[name]) for name in FILE_COLUMNS}
+        digest.update(repr(sorted((dict(row) | files).items())).encode())
     return digest.hexdigest()

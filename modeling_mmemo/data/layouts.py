@@ -1,10 +1,11 @@
 """
 Readers of the folder layouts of corpora.
 
-A reader takes the path in `CORPORA` and yields raw records: `audio` (path of the clip, or `None`), `text`,
-`word_times`, `label` (the name in the corpus, several joined by `|`), `speaker`, `split` (official splits), `dialogue`
-(the same for all rows of a dialogue) and `language` (as the corpus writes it); `None` if the corpus has none. Clips
-may be in deeper folders than shown, and be WAV, FLAC or Ogg.
+A reader takes the path in `CORPORA` and yields raw records: `audio` and `video` (paths of the clip, the same one if
+the sound is that of the video), `text`, `word_times`, `label` (the name in the corpus, several joined by `|`),
+`speaker`, `split` (official splits), `dialogue` (the same for all rows of a dialogue) and `language` (as the corpus
+writes it); `None` if the corpus has none. Clips may be in deeper folders than shown. Audio files may be WAV, FLAC or
+Ogg, and video files have the suffix of any video format.
 """
 
 import codecs
@@ -15,10 +16,11 @@ from collections import Counter
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from modeling_mmemo.data.clip_files import AUDIO_SUFFIXES, NO_FILES, find_files, named_files, warn_missing
 from modeling_mmemo.data.labels import label_of
-from modeling_mmemo.data.schema import comparable_text
+from modeling_mmemo.data.schema import comparable_text, is_video
 
 
 RAVDESS_LABELS = dict(
@@ -94,6 +96,10 @@ IEMOCAP_LABELS = {
     "xxx": "no agreement",
 }
 
+# A file of MELD's training videos that cannot be decoded.
+# Source: https://github.com/declare-lab/MELD/issues/39
+MELD_BROKEN = ("train", "125", "3")
+
 # The MELD tables have cp1252 punctuation as control characters, or as raw bytes if a spreadsheet saved them:
 # "surrogateescape" turns byte 0x92 into 0xDC92.
 _CP1252 = {
@@ -164,13 +170,16 @@ def read_metadata(table: Path) -> Iterator[dict]:
     """
     Reads a table of texts or clips (`file_name,label,text,speaker,split`), such as `metadata.csv` of an audiofolder.
 
-    Rows with the same `dialogue` are the turns of a dialogue, in order. `language` is the language of the row.
+    `file_name` is an audio file, or a video with sound; `video_file_name` is the video of an audio file. Rows with the
+    same `dialogue` are the turns of a dialogue, in order. `language` is the language of the row.
     """
     for row in read_csv(table):
-        clip = row.get("file_name")
+        clip = table.parent / row["file_name"] if row.get("file_name") else None
+        video = table.parent / row["video_file_name"] if row.get("video_file_name") else None
         yield _record(
             row["label"],
-            audio=table.parent / clip if clip else None,
+            audio=clip,
+            video=video or (clip if clip and is_video(clip) else None),
             text=row.get("text"),
             speaker=row.get("speaker"),
             split=row.get("split"),
@@ -180,34 +189,52 @@ def read_metadata(table: Path) -> Iterator[dict]:
 
 
 def read_ravdess(folder: Path) -> Iterator[dict]:
-    """Reads RAVDESS: `Actor_01/03-01-06-01-02-01-12.wav`; songs and videos are skipped."""
-    for clip, (emotion, statement, actor) in _clips(folder, r"03-01-(\d\d)-\d\d-(\d\d)-\d\d-(\d\d)"):
-        yield _record(RAVDESS_LABELS[emotion], audio=clip, text=RAVDESS_TEXTS[statement], speaker=actor)
+    """
+    Reads RAVDESS: `Actor_12/03-01-06-01-02-01-12.wav` and `Video_Speech_Actor_12/Actor_12/01-01-06-01-02-01-12.mp4`.
+
+    The first number is the modality: 01 is picture and sound, 02 the same picture without sound, 03 the same sound.
+    They are the files of one row; 02 is read only where 01 is missing. Songs (second number 02) are skipped.
+
+    Source: https://zenodo.org/records/1188976
+    """
+    for files, (emotion, statement, actor) in named_files(
+        folder, r"(\d\d)-\d\d-(\d\d)-\d\d-(\d\d)", prefix="0[123]-01-"
+    ):
+        video = files["video"]
+        if video is not None and video == files["audio"] and video.name.startswith("02-"):
+            files["audio"] = None
+        yield _record(RAVDESS_LABELS[emotion], **files, text=RAVDESS_TEXTS[statement], speaker=actor)
 
 
 def read_crema_d(folder: Path) -> Iterator[dict]:
-    """Reads CREMA-D: `AudioWAV/1001_DFA_ANG_XX.wav`; the label is the acted one."""
-    for clip, (actor, sentence, emotion) in _clips(folder, r"(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{1,2}"):
-        yield _record(CREMA_D_LABELS[emotion], audio=clip, text=CREMA_D_TEXTS[sentence], speaker=actor)
+    """
+    Reads CREMA-D: `AudioWAV/1001_DFA_ANG_XX.wav` and `VideoFlash/1001_DFA_ANG_XX.flv`, or one of both.
+
+    The label is the acted one. The videos may be converted, such as `VideoMP4/1001_DFA_ANG_XX.mp4`.
+
+    Source: https://github.com/CheyneyComputerScience/CREMA-D
+    """
+    for files, (actor, sentence, emotion) in named_files(folder, r"(\d{4})_([A-Z]{3})_([A-Z]{3})_[A-Z]{1,2}"):
+        yield _record(CREMA_D_LABELS[emotion], **files, text=CREMA_D_TEXTS[sentence], speaker=actor)
 
 
 def read_tess(folder: Path) -> Iterator[dict]:
     """Reads TESS: `OAF_angry/OAF_back_angry.wav`."""
     # One clip is called OA_bite_neutral.
-    for clip, (actress, word, emotion) in _clips(folder, r"([OY]A)F?_([a-z]+)_([a-z]+(?:_[a-z]+)?)"):
-        yield _record(emotion, audio=clip, text=f"Say the word {word}.", speaker=f"{actress}F")
+    for files, (actress, word, emotion) in named_files(folder, r"([OY]A)F?_([a-z]+)_([a-z]+(?:_[a-z]+)?)"):
+        yield _record(emotion, **files, text=f"Say the word {word}.", speaker=f"{actress}F")
 
 
 def read_savee(folder: Path) -> Iterator[dict]:
     """Reads SAVEE: `DC_a01.wav` or `DC/a01.wav`."""
-    for clip, (speaker, emotion) in _clips(folder, r"(DC|JE|JK|KL)[_/](a|d|f|h|n|sa|su)\d\d"):
-        yield _record(SAVEE_LABELS[emotion], audio=clip, speaker=speaker)
+    for files, (speaker, emotion) in named_files(folder, r"(DC|JE|JK|KL)[_/](a|d|f|h|n|sa|su)\d\d"):
+        yield _record(SAVEE_LABELS[emotion], **files, speaker=speaker)
 
 
 def read_emodb(folder: Path) -> Iterator[dict]:
     """Reads EmoDB: `wav/03a01Fa.wav`."""
-    for clip, (speaker, sentence, emotion) in _clips(folder, r"(\d\d)([ab]\d\d)([WLEAFTN])[a-z]"):
-        yield _record(EMODB_LABELS[emotion], audio=clip, text=EMODB_TEXTS[sentence], speaker=speaker)
+    for files, (speaker, sentence, emotion) in named_files(folder, r"(\d\d)([ab]\d\d)([WLEAFTN])[a-z]"):
+        yield _record(EMODB_LABELS[emotion], **files, text=EMODB_TEXTS[sentence], speaker=speaker)
 
 
 def read_nemo(folder: Path) -> Iterator[dict]:
@@ -269,28 +296,41 @@ def read_meld(folder: Path) -> Iterator[dict]:
     Reads MELD: `train_sent_emo.csv`, `dev_...`, `test_...`, and `dia0_utt0.mp4` in folders that name the split.
 
     The folders are `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`, or any with `train`, `dev`
-    or `test` in their name. A `.wav` of the same name has priority, and is decoded faster; make it with
-    `for clip in */*.mp4; do ffmpeg -i "$clip" -vn -ac 1 -ar 16000 "${clip%.mp4}.wav"; done`. Rows without a clip have
-    no audio.
+    or `test` in their name. A `.wav` of the same name has priority over the sound of the video, and is decoded faster;
+    make it with `for clip in */*.mp4; do ffmpeg -i "$clip" -vn -ac 1 -ar 16000 "${clip%.mp4}.wav"; done`. Rows without
+    a clip, of which the published files have two, keep their text, and a warning counts them. Videos without a row are
+    not read.
+
+    Source: https://github.com/declare-lab/MELD; issue 22 (`dia110_utt7` of dev is missing), `MELD_BROKEN`
     """
-    name = re.compile(r"dia(\d+)_utt(\d+)\.(?:wav|flac|ogg|mp4)")
-    clips: dict[tuple[str, str, str], Path] = {}
-    for path in sorted(folder.rglob("dia*_utt*.*"), key=lambda path: (path.suffix == ".mp4", path)):
-        match = name.fullmatch(path.name)
-        splits = re.findall("train|dev|test", "/".join(path.relative_to(folder).parts[:-1]))
-        if match and splits:
-            clips.setdefault((splits[-1], *match.groups()), path)
+    clips = find_files(folder, _meld_key)
+    missing, rows = [], 0
     for split in ("train", "dev", "test"):
         for table in sorted(folder.rglob(f"{split}_sent_emo.csv"))[:1]:
             for row in read_csv(table):
+                rows += 1
+                key = split, row["Dialogue_ID"], row["Utterance_ID"]
+                if key not in clips:
+                    missing.append(f"{split}/dia{key[1]}_utt{key[2]}")
                 yield _record(
                     row["Emotion"],
-                    audio=clips.get((split, row["Dialogue_ID"], row["Utterance_ID"])),
+                    **clips.get(key, NO_FILES),
                     text=row["Utterance"],
                     speaker=row["Speaker"],
                     split=split,
                     dialogue=row["Dialogue_ID"],
                 )
+    warn_missing(folder, missing, rows)
+
+
+def _meld_key(file: PurePosixPath) -> tuple[str, str, str] | None:
+    """Returns split, dialogue and utterance of a clip."""
+    match = re.fullmatch(r"dia(\d+)_utt(\d+)", file.stem)
+    splits = re.findall("train|dev|test", file.parent.as_posix())
+    if match is None or not splits:
+        return None
+    key = splits[-1], match[1], match[2]
+    return None if key == MELD_BROKEN and is_video(file) else key
 
 
 def read_mosei(folder: Path) -> Iterator[dict]:
@@ -298,29 +338,79 @@ def read_mosei(folder: Path) -> Iterator[dict]:
     Reads CMU-MOSEI as a CSV with a segment per row: `file` (or `video`), `index`, `text`, `split`, and the emotion.
 
     The emotion is `label`, or a column of intensities for each emotion: the largest positive one is the label, neutral
-    if none is positive. The clip of segment 3 of video `abc` is `abc_3.wav`, in any subfolder, or the file that `file`
-    names with its suffix; rows without a clip have no audio. Every video counts as one speaker.
+    if none is positive. The clip of segment 3 of video `abc` is `abc_3.wav` or `abc_3.mp4` in any subfolder, as in
+    `Raw/Videos/Segmented/Combined` of the published archive, or `Raw/abc/3.mp4`, as in MMSA, or the file that `file`
+    names with its suffix; rows without a clip have only text, and a warning counts them. Every video counts as one
+    speaker. A table of MMSA, which has no emotions, is skipped; [`read_mmsa`] reads it.
 
     Raises:
-        ValueError: If neither `file` nor `video` names a segment.
+        ValueError: If neither `file` nor `video` names a segment, or there is only a table of MMSA.
     """
-    clips = {clip.stem: clip for clip, _ in _clips(folder, r"[^/]+")}
-    for table in sorted(folder.glob("*.csv")):
+    clips = find_files(
+        folder, lambda file: file.stem if not file.stem.isdecimal() else f"{file.parent.name}_{file.stem}"
+    )
+    tables = sorted(folder.glob("*.csv"))
+    emotions = [table for table in tables if not _is_of_mmsa(table)]
+    if tables and not emotions:
+        raise ValueError(
+            f"{folder} has no table of emotions, only {tables[0].name} with sentiments. Read these as "
+            "mosei-sentiment, with --labels negative neutral positive."
+        )
+    missing, rows = [], 0
+    for table in emotions:
         for row in read_csv(table):
+            rows += 1
             video = row.get("file") or row.get("video")
             if not video:
                 raise ValueError(
                     f"{table} needs a column `file` or `video` that names each segment; it has {list(row)}."
                 )
             named = Path(video)
-            segment = named.stem if named.suffix in (".wav", ".flac", ".ogg") else f"{video}_{row.get('index')}"
+            is_file = named.suffix in AUDIO_SUFFIXES or is_video(named)
+            segment = named.stem if is_file else f"{video}_{row.get('index')}"
+            if segment not in clips:
+                missing.append(segment)
             yield _record(
                 row["label"] if "label" in row else _strongest_emotions(row),
-                audio=clips.get(segment),
+                **clips.get(segment, NO_FILES),
                 text=row.get("text"),
                 speaker=row.get("video") or video,
                 split=row.get("split"),
             )
+    warn_missing(folder, missing, rows)
+
+
+def _is_of_mmsa(table: Path) -> bool:
+    return {"video_id", "clip_id", "annotation"} <= set(next(read_csv(table), {}))
+
+
+def read_mmsa(table: Path) -> Iterator[dict]:
+    """
+    Reads CMU-MOSI, CMU-MOSEI or CH-SIMS in the layout of MMSA: `label.csv` beside `Raw/VIDEO/CLIP.mp4`.
+
+    The table has the columns `video_id`, `clip_id`, `text`, `annotation` (`Negative`, `Neutral` or `Positive`), which
+    is the label, and `mode` (`train`, `valid` or `test`). Intensities are not read: `label`, and in CH-SIMS `label_T`,
+    `label_A` and `label_V` for text, audio and video alone; from -3 to 3, in CH-SIMS from -1 to 1. Spreadsheets remove
+    the leading zeros of `clip_id`: clip `1` may be `0001.mp4`. Rows without a clip have only text, and a warning
+    counts them. Every video counts as one speaker.
+
+    Source: https://github.com/thuiar/MMSA-FET
+    """
+    clips = find_files(table.parent / "Raw", lambda file: (file.parent.name, file.stem.lstrip("0")))
+    missing, rows = [], 0
+    for row in read_csv(table):
+        rows += 1
+        key = row["video_id"], row["clip_id"].lstrip("0")
+        if key not in clips:
+            missing.append(f"Raw/{row['video_id']}/{row['clip_id']}")
+        yield _record(
+            row["annotation"],
+            **clips.get(key, NO_FILES),
+            text=row["text"],
+            speaker=row["video_id"],
+            split=row["mode"],
+        )
+    warn_missing(table.parent, missing, rows)
 
 
 def _strongest_emotions(row: dict[str, str]) -> str:
@@ -391,6 +481,7 @@ def _record(
     label: str,
     *,
     audio: Path | None = None,
+    video: Path | None = None,
     text: str | None = None,
     speaker: str | None = None,
     split: str | None = None,
@@ -400,6 +491,7 @@ def _record(
 ) -> dict:
     return {
         "audio": None if audio is None else str(audio),
+        "video": None if video is None else str(video),
         "text": text,
         "word_times": word_times,
         "label": label,
@@ -408,17 +500,6 @@ def _record(
         "dialogue": dialogue or None,
         "language": language or None,
     }
-
-
-def _clips(folder: Path, pattern: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yields clips whose name matches, with the groups of the match; a clip in two folders is yielded once."""
-    name = re.compile(rf"(?:^|/)({pattern})\.(?:wav|flac|ogg)$")
-    seen = set()
-    for path in sorted(folder.rglob("*.*")):
-        match = name.search(path.relative_to(folder).as_posix())
-        if match and match[1] not in seen:
-            seen.add(match[1])
-            yield path, match.groups()[1:]
 
 
 def _text(path: Path) -> str:

@@ -1,12 +1,17 @@
 """The schema of rows from every source."""
 
-from datasets import Audio, Dataset, Features, List, Value
+from pathlib import PurePath
+
+from datasets import Audio, Dataset, Features, List, Value, Video
+
+from mmemo.audio.loading import VIDEO_SUFFIXES
 
 
 FEATURES = Features(
     {
         "audio": Audio(decode=False),
         "text": Value("string"),
+        "video": Video(decode=False),
         "word_times": List({"word": Value("string"), "start": Value("float32"), "end": Value("float32")}),
         "label": Value("string"),
         "speaker": Value("string"),
@@ -19,15 +24,20 @@ FEATURES = Features(
     }
 )
 """
-Columns of every row: `audio` (`{"bytes", "path"}`, undecoded) or `None`, `text` or `None`, `word_times` (the words of
-`text` with their start and end in seconds) or `None`, `label`, `speaker` or `None`, `corpus`, and `split` (`"train"`,
-`"dev"` or `"test"`). With dialogue context: `dialogue`, its name within the split; `context`, the turns before the
-text, oldest first; `said_by`, the speaker of the text, by the name used in the turns; `None` otherwise. `language` is
-the code that the source states, ISO 639-1 (`"zh"`) where the language has one, or `None`.
+Columns of every row: `audio` and `video` (`{"bytes", "path"}`, undecoded) or `None`, `text` or `None`, `word_times`
+(the words of `text` with their start and end in seconds) or `None`, `label`, `speaker` or `None`, `corpus`, and
+`split` (`"train"`, `"dev"` or `"test"`). A row with `video` and without `audio` has the sound of the video, if the
+file has a sound track, which is not known before it is opened. With dialogue context: `dialogue`, its name within the
+split; `context`, the turns before the text, oldest first; `said_by`, the speaker of the text, by the name used in the
+turns; `None` otherwise. `language` is the code that the source states, ISO 639-1 (`"zh"`) where the language has one,
+or `None`.
 """
 
+FILE_COLUMNS = ("audio", "video")
 # Encoding an Audio column needs torchcodec even with decode=False; casting a plain struct to it does not.
-STORED_FEATURES = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Value("string")}})
+STORED_FEATURES = Features(
+    {**FEATURES, **{name: {"bytes": Value("binary"), "path": Value("string")} for name in FILE_COLUMNS}}
+)
 
 _SPLITS = {
     "train": "train",
@@ -58,6 +68,11 @@ def language_of(code: str | None) -> str | None:
     return (code or "").strip().lower() or None
 
 
+def is_video(path: str | PurePath) -> bool:
+    """Returns whether a file name has the suffix of a video format."""
+    return PurePath(path).suffix.lower() in VIDEO_SUFFIXES
+
+
 def comparable_text(text: str) -> str:
     """Returns a text without case and runs of whitespace; texts that differ in these only are the same."""
     return " ".join(text.lower().split())
@@ -72,4 +87,11 @@ def text_of(row: dict) -> dict:
 def as_dataset(rows: list[dict]) -> Dataset:
     """Returns rows as a `datasets.Dataset` with the columns of `FEATURES`; missing columns are `None`."""
     rows = [{**dict.fromkeys(FEATURES), **row} for row in rows]
-    return Dataset.from_list(rows, features=STORED_FEATURES).cast_column("audio", FEATURES["audio"])
+    return with_file_features(Dataset.from_list(rows, features=STORED_FEATURES))
+
+
+def with_file_features(rows: Dataset) -> Dataset:
+    """Returns rows with the columns of `STORED_FEATURES` as rows with those of `FEATURES`."""
+    for name in FILE_COLUMNS:
+        rows = rows.cast_column(name, FEATURES[name])
+    return rows

@@ -23,7 +23,7 @@ class SourceArguments:
     data_dir: str = field(default="data", metadata={"help": "Folder that holds the known corpora."})
     corpora: list[str] = field(default_factory=list, metadata={"help": f"Sources: {SOURCES_HELP}."})
     columns: list[str] = field(
-        default_factory=list, metadata={"help": "Column names of your tables, as in label=emotion audio=path."}
+        default_factory=list, metadata={"help": "Column names of your tables, as in label=emotion video=film."}
     )
     encoding: str | None = field(
         default=None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, ClassLabel, Dataset, IterableDataset, List, concatenate_datasets, load_dataset
+from datasets import Audio, ClassLabel, Dataset, IterableDataset, List, Video, concatenate_datasets, load_dataset
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import (
@@ -21,14 +21,22 @@ from modeling_mmemo.data.corpora import (
 from modeling_mmemo.data.dialogues import DialogueHistory
 from modeling_mmemo.data.labels import single_label
 from modeling_mmemo.data.layouts import read_csv
-from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, language_of, split_of
+from modeling_mmemo.data.schema import (
+    FEATURES,
+    FILE_COLUMNS,
+    STORED_FEATURES,
+    is_video,
+    language_of,
+    split_of,
+    with_file_features,
+)
 from modeling_mmemo.data.unknown_labels import check_unknown_labels, listed, remedy
 
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 CLIPS = (".wav", ".flac", ".ogg", ".mp3")
-# Names of the audio column, unless `columns` has one.
-_AUDIO_COLUMNS = ("audio", "file_name", "path", "file")
+# Columns of paths of audio or video files, for tables without the column `audio`.
+_PATH_COLUMNS = ("file_name", "path", "file")
 # Number of rows of a stream whose labels are checked at first.
 CHECKED = 1000
 
@@ -58,12 +66,15 @@ def read_source(
     Args:
         source (`str`):
             The first that applies: the name of one of `CORPORA`; the path of a CSV, TSV, JSON Lines or Parquet table,
-            or of a `datasets` audiofolder (with `metadata.csv` or another of these tables, or one folder per label,
-            optionally in one folder per split); a dataset of the Hub, as `owner/name` or `owner/name:config`.
+            or of a `datasets` audiofolder or videofolder (with `metadata.csv` or another of these tables, or one
+            folder per label, optionally in one folder per split); a dataset of the Hub, as `owner/name` or
+            `owner/name:config`.
         data_dir (`str` or `Path`): The folder that holds the corpora.
         columns (`Mapping[str, str]`, *optional*):
-            The source's column for each of ours, if the names differ: `{"label": "emotion"}`. The audio column may
-            also be `file_name`, `path` or `file`; its paths are relative to the table.
+            The source's column for each of ours, if the names differ: `{"label": "emotion"}`. A table without `audio`
+            may have `file_name`, `path` or `file` instead, in which the suffix of a path tells whether it is audio or
+            video. Paths are relative to the table. A row with a video and without audio keeps `audio` empty: it has
+            the sound of the video.
         labels (`Sequence[str]`, *optional*): The labels to keep.
         label_map (`Mapping[str, str]`, *optional*): Labels for label names of the source: `{"excited": "happy"}`.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -111,7 +122,7 @@ def read_source(
         check_unknown_labels(source, counts, labels, label_map, allow=allow_unknown_labels)
     rows = concatenate_datasets([_in_schema(*table, labels, label_map or {}, context_turns) for table in tables])
     kept = _keep_labelled(rows, source, labels, counts)
-    return kept if streaming else kept.cast_column("audio", FEATURES["audio"])
+    return kept if streaming else with_file_features(kept)
 
 
 def label_counts(
@@ -204,14 +215,14 @@ def _has_label(row: dict) -> bool:
 
 
 def _open(source: str, streaming: bool, encoding: str | None) -> Iterator[tuple[Rows, Path | None, str]]:
-    """Yields the tables of a source, each with the folder of its relative audio paths, and its split."""
+    """Yields the tables of a source, each with the folder of its relative paths, and its split."""
     path = Path(source)
     if path.suffix in TABLES:
         if not path.is_file():
             raise ValueError(f"{source} does not exist; paths are relative to {Path.cwd()}.")
         yield _load(path, streaming, encoding), path.parent, "train"
         return
-    # An audiofolder may have a table in the folder of each split.
+    # An audiofolder or videofolder may have a table in the folder of each split.
     tables = [table for table in sorted(path.rglob("metadata.*")) if table.suffix in TABLES] if path.is_dir() else []
     for table in tables:
         split = "train" if table.parent == path else split_of(table.parent.name)
@@ -250,11 +261,25 @@ def _rows_of(read: Callable[..., Iterator[dict]], streaming: bool, **arguments: 
 
 
 def _labelled_clips(path: Path) -> Iterator[dict[str, str]]:
-    """Yields the clips of `LABEL/clip.wav` or `SPLIT/LABEL/clip.wav`."""
-    for clip in sorted(path.rglob("*.*")):
-        *split, label, name = ("", *clip.relative_to(path).parts)
-        if label and clip.suffix.lower() in CLIPS:
-            yield {"file_name": str(Path(*split, label, name)), "label": label, "split": split[-1]}
+    """
+    Yields the clips of `LABEL/clip.wav` or `SPLIT/LABEL/clip.wav`, and the videos.
+
+    An audio and a video file that differ only in their suffixes are one clip.
+    """
+    files = [file.relative_to(path) for file in sorted(path.rglob("*.*"))]
+    videos = {file.with_suffix(""): file for file in files if is_video(file)}
+    clips = [file for file in files if file.suffix.lower() in CLIPS]
+    paired = {file.with_suffix("") for file in clips}
+    for clip in sorted([*clips, *(video for stem, video in videos.items() if stem not in paired)]):
+        *split, label, _ = ("", *clip.parts)
+        if label:
+            video = videos.get(clip.with_suffix(""))
+            yield {
+                "audio": None if clip == video else str(clip),
+                "video": None if video is None else str(video),
+                "label": label,
+                "split": split[-1],
+            }
 
 
 @dataclass(frozen=True)
@@ -265,7 +290,8 @@ class _TableFormat:
     Args:
         columns (`dict[str, str]`): The table's column for each of ours that it has.
         label_names, language_names (`tuple[str, ...]`, *optional*): The names of labels or languages that are numbers.
-        folder (`Path`, *optional*): The folder of relative audio paths.
+        folder (`Path`, *optional*): The folder of relative paths.
+        has_mixed_paths (`bool`): Whether the column for `audio` may also have the paths of videos.
         corpus, split (`str`): Defaults for rows without a corpus or a split.
     """
 
@@ -273,6 +299,7 @@ class _TableFormat:
     label_names: tuple[str, ...] | None
     language_names: tuple[str, ...] | None
     folder: Path | None
+    has_mixed_paths: bool
     corpus: str
     split: str
 
@@ -280,12 +307,13 @@ class _TableFormat:
 def _describe(
     rows: Rows, folder: Path | None, split: str, source: str, columns: Mapping[str, str]
 ) -> tuple[Rows, _TableFormat]:
-    """Returns the needed columns of a table, audio undecoded, and its format."""
+    """Returns the needed columns of a table, audio and video undecoded, and its format."""
     features = rows.features or {}
     theirs = _columns(list(features) or list(next(iter(rows), {})), source, columns)
     rows = rows.select_columns(sorted(set(theirs.values())))
-    if isinstance(features.get(theirs.get("audio")), Audio):
-        rows = rows.cast_column(theirs["audio"], Audio(decode=False))
+    for name in {theirs[name] for name in FILE_COLUMNS if name in theirs}:
+        if isinstance(features.get(name), Audio | Video):
+            rows = rows.cast_column(name, type(features[name])(decode=False))
     label = features.get(theirs["label"])
     label = label.feature if isinstance(label, List) else label
     names, language_names = (
@@ -293,7 +321,8 @@ def _describe(
         for feature in (label, features.get(theirs.get("language")))
     )
     corpus = source if folder is None else Path(source).stem
-    return rows, _TableFormat(theirs, names, language_names, folder, corpus, split)
+    has_mixed_paths = "audio" not in columns and theirs.get("audio") in _PATH_COLUMNS
+    return rows, _TableFormat(theirs, names, language_names, folder, has_mixed_paths, corpus, split)
 
 
 def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dict[str, str]:
@@ -302,8 +331,12 @@ def _columns(present: list[str], source: str, columns: Mapping[str, str]) -> dic
     if unknown:
         raise ValueError(f"columns names {unknown}, but the columns of a row are {list(FEATURES)}.")
     theirs = {ours: ours for ours in FEATURES if ours in present}
-    for name in _AUDIO_COLUMNS:
-        if name in present:
+    for name in FILE_COLUMNS:
+        # A folder of `datasets` may have several files in a row.
+        if f"{name}_file_name" in present:
+            theirs.setdefault(name, f"{name}_file_name")
+    for name in _PATH_COLUMNS:
+        if name in present and name not in columns.values():
             theirs.setdefault("audio", name)
     theirs |= columns
     missing = [column for column in theirs.values() if column not in present]
@@ -353,9 +386,12 @@ def _row(
         # JSON in a CSV.
         row[name] = json.loads(row[name]) if isinstance(row[name], str) else row[name]
     corpus = row["corpus"] or table_format.corpus
+    files = {name: _stored(row[name], table_format.folder) for name in FILE_COLUMNS}
+    if table_format.has_mixed_paths and files["audio"] is not None and is_video(files["audio"]["path"] or ""):
+        files = {"audio": None, "video": files["video"] or files["audio"]}
     return row | {
         **history.add(row, row["said_by"] or row["speaker"]),
-        "audio": _audio(row["audio"], table_format.folder),
+        **files,
         "label": single_label(_raw_label(record, table_format), labels, label_map),
         "speaker": None if row["speaker"] is None else f"{corpus}-{row['speaker']}",
         "corpus": corpus,
@@ -364,10 +400,10 @@ def _row(
     }
 
 
-def _audio(audio: str | dict | None, folder: Path | None) -> dict | None:
-    if audio is None:
+def _stored(file: str | dict | None, folder: Path | None) -> dict | None:
+    if file is None:
         return None
-    stored = {"bytes": None, "path": audio} if isinstance(audio, str) else audio
+    stored = {"bytes": None, "path": file} if isinstance(file, str) else file
     if folder is not None and stored["bytes"] is None:
         return {"bytes": None, "path": str(folder / stored["path"])}
     return stored

@@ -8,7 +8,7 @@ import pyarrow.compute as compute
 from datasets import Dataset, Value
 from transformers.utils import logging
 
-from modeling_mmemo.data.schema import FEATURES, comparable_text
+from modeling_mmemo.data.schema import FEATURES, FILE_COLUMNS, comparable_text
 
 
 logger = logging.get_logger(__name__)
@@ -22,8 +22,8 @@ def leak_check(
     """
     Checks that no value of a column occurs in two splits.
 
-    Missing values are not compared. Speakers are compared only in rows with audio, because a text does not reveal
-    the speaker's voice. Case and runs of whitespace in a value are ignored.
+    Missing values are not compared. Speakers are compared only in rows with audio or video, because a text reveals
+    neither voice nor face of the speaker. Case and runs of whitespace in a value are ignored.
 
     Args:
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
@@ -37,11 +37,12 @@ def leak_check(
     if unknown:
         raise ValueError(f"Leaks are checked by 'speaker' and 'text', not by {unknown}.")
     # Without loading the bytes of the clips.
-    has_audio = rows.select_columns("audio").with_format("arrow")[:]["audio"].is_valid().to_pylist()
+    stored = rows.select_columns(list(FILE_COLUMNS)).with_format("arrow")[:]
+    has_file = compute.or_(stored["audio"].is_valid(), stored["video"].is_valid()).to_pylist()
     for column in by:
         found: dict[str, set[str]] = {}
-        for value, split, voiced in zip(rows[column], rows["split"], has_audio):
-            if value is not None and (voiced or column != "speaker"):
+        for value, split, is_recorded in zip(rows[column], rows["split"], has_file):
+            if value is not None and (is_recorded or column != "speaker"):
                 found.setdefault(split, set()).add(comparable_text(value))
         for one, other in between:
             shared = sorted(found.get(one, set()) & found.get(other, set()))
@@ -117,8 +118,11 @@ def _draw_groups(groups: list[list[int]], wanted: float, rng: np.random.Generato
 
 
 def _files(rows: Dataset) -> list[str | None]:
-    """Returns the path of each clip that is a file, without loading the bytes of others."""
-    audio = rows.select_columns("audio").with_format("arrow")[:]["audio"]
-    is_file = compute.is_null(compute.struct_field(audio, "bytes")).to_pylist()
-    paths = compute.struct_field(audio, "path").to_pylist()
-    return [path if alone else None for path, alone in zip(paths, is_file)]
+    """Returns the path of each clip, or else of each video, that is a file, without loading the bytes of others."""
+    found: list[str | None] = [None] * len(rows)
+    for name in FILE_COLUMNS:
+        stored = rows.select_columns(name).with_format("arrow")[:][name]
+        is_file = compute.is_null(compute.struct_field(stored, "bytes")).to_pylist()
+        paths = compute.struct_field(stored, "path").to_pylist()
+        found = [known or (path if alone else None) for known, path, alone in zip(found, paths, is_file)]
+    return found
