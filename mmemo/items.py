@@ -228,10 +228,10 @@ class ItemProcessing:
         if audio is None and text is None and sequence is None:
             if given(video, f"video{place}") is not None:
                 raise ValueError(f"video{place}: no face was found, and there is neither audio nor text.")
-            others = ", text" if self.frames_per_second is None else f", text{place} and video"
-            raise ValueError(
-                f"audio{place}{others}{place} are all missing; pass at least one. A blank text counts as missing."
-            )
+            names = f"audio{place} and text{place} are both"
+            if self.frames_per_second is not None:
+                names = f"audio{place}, text{place} and video{place} are all"
+            raise ValueError(f"{names} missing; pass at least one. A blank text counts as missing.")
         return PreparedItem(
             audio=audio,
             text=text,

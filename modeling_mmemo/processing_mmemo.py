@@ -76,8 +76,8 @@ class MMEmoProcessor(ItemProcessing, ProcessorMixin):
             encoder's channels, of pixels in [0, 1]. By default the model encodes blendshapes.
 
     Raises:
-        ValueError: If nothing to process is given; if settings of the video contradict each other; if the tokenizer has
-            neither a padding nor an end-of-sequence token; if dialogue context or a prompt is used with a slow
+        ValueError: If nothing to process is given; if settings of the video contradict each other; if the tokenizer
+            has neither a padding nor an end-of-sequence token; if dialogue context or a prompt is used with a slow
             tokenizer; or if a number is negative. On a call, if speech detection is not installed.
 
     Example:

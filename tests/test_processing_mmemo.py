@@ -214,7 +214,7 @@ def test_empty_word_times_count_as_missing(processor):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "There is nothing to process; pass audio, text, or both"),
+        ({}, "There is nothing to process; pass audio, text or video"),
         ({"audio": [], "text": []}, "There is nothing to process"),
         ({"text": ["a", "b", "c"], "audio": [None, None]}, "Got 2 audios but 3 texts; they must match 1:1"),
         ({"text": ["a"], "word_times": [None, None]}, "Got 1 texts but 2 lists of word times"),
@@ -237,7 +237,7 @@ def test_a_processor_of_one_modality_raises_for_the_other(tokenizer, make_clip):
         MMEmoProcessor(tokenizer=tokenizer)(audio=make_clip())
     with pytest.raises(ValueError, match=r"text\[0\]: this processor has no tokenizer"):
         MMEmoProcessor(MMEmoFeatureExtractor())(text="so", audio=make_clip())
-    with pytest.raises(ValueError, match="needs a feature_extractor, a tokenizer, or both"):
+    with pytest.raises(ValueError, match="needs a feature_extractor, a tokenizer or"):
         MMEmoProcessor()
 
 

@@ -204,7 +204,7 @@ def test_a_long_text_without_timestamps_raises(processor, stereo):
         ({"channel": 5}, r"has 2 channel\(s\), so channel=5"),
         ({"word_times": [("so", 100.0, 101.0)]}, "'so'.* starts at 100"),
         ({"segment_s": -1}, "segment_s=-1"),
-        ({"audio": None, "text": "so"}, "needs audio, or words with timestamps"),
+        ({"audio": None, "text": "so"}, "needs audio, words with timestamps or a video"),
         ({"audio": None, "channels": "split"}, "there is none; pass audio"),
     ],
 )
