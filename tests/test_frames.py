@@ -411,16 +411,240 @@ def test_memory_does_not_grow_with_the_duration(tmp_path):
     assert peak < 5 * frame_bytes
 
 
-def test_corrupt_frames_are_skipped_with_one_warning(encoded, caplog):
-    data = bytearray(encoded("mov").read_bytes())
-    with av.open(io.BytesIO(data)) as container:
-        packets = [(packet.pos, packet.size) for packet in container.demux() if packet.size]
-    for index in (9, 10, 20):
-        place, size = packets[index]
-        data[place : place + size] = bytes(size)
+def test_corrupt_frames_are_skipped_with_one_warning(tmp_path, caplog):
+    write_video(tmp_path / "a.mov", numbered(20), FPS, codec="mjpeg")
+    data = with_zeros((tmp_path / "a.mov").read_bytes(), {0, 9, 10, 15})
 
-    found = numbers(open_video(bytes(data)))
-
-    assert found[:13] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8] or found[9:11] == [8, 8]
-    assert len(found) == 40
+    video = open_video(data)
+    assert numbers(video) == [1, *range(1, 9), 8, 8, *range(11, 15), 14, *range(16, 20)]
+    # Frames before the first one are missing from recordings that start anywhere.
     assert [record.message for record in caplog.records] == ["the video file: 3 corrupt frame(s) were skipped."]
+    assert numbers(video, start=1.2, end=1.4) == [12, 13]
+    assert len(caplog.records) == 1
+
+
+def with_zeros(data, packets):
+    """Overwrites these packets of a video."""
+    data = bytearray(data)
+    with av.open(io.BytesIO(data)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux() if packet.size]
+    for index in packets:
+        place, size = places[index]
+        data[place : place + size] = bytes(size)
+    return bytes(data)
+
+
+def test_a_file_without_any_decodable_frame_raises(tmp_path):
+    write_video(tmp_path / "a.mov", numbered(5), FPS, codec="mjpeg")
+    data = with_zeros((tmp_path / "a.mov").read_bytes(), range(5))
+
+    with pytest.raises(ValueError, match=r"the video file is not readable video \(Invalid data found"):
+        open_video(data)
+
+
+@pytest.mark.parametrize("name", ["mp4", "mov", "mkv, open groups", "webm", "avi", "flv"])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_truncated_files_raise_as_for_audio(name, share, encoded):
+    data = encoded(name).read_bytes()
+
+    with pytest.raises(
+        ValueError, match=r"is truncated: it declares more video than it contains\. Use the whole file"
+    ):
+        numbers(open_video(data[: round(share * len(data))]))
+
+
+def test_the_end_of_an_indexed_file_may_be_missing(tmp_path):
+    """The frames before it are decoded first."""
+    write_video(tmp_path / "a.flv", numbered(40), FPS, g="7")
+    data = (tmp_path / "a.flv").read_bytes()
+    frames = open_video(data[: round(0.6 * len(data))]).frames(FPS)
+
+    assert [number_of(next(frames)[1]) for _ in range(15)] == list(range(15))
+    with pytest.raises(ValueError, match="is truncated"):
+        list(frames)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_truncated_images_raise(kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    data = image_bytes(kind, Image.fromarray(pixels))
+
+    assert open_video(data).size == (800, 600)
+    with pytest.raises(ValueError, match=r"is truncated|is not readable video \("):
+        open_video(data[: len(data) // 2])
+
+
+def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path):
+    """FFmpeg takes 600 MB to decode the first."""
+    write_video(tmp_path / "a.mov", np.zeros((1, 48, 64, 3), np.uint8), FPS, codec="png")
+    data = (tmp_path / "a.mov").read_bytes()
+    with av.open(io.BytesIO(data)) as container:
+        packet = next(container.demux())
+        place, size = packet.pos, packet.size
+    large = png(16_000, 16_000)
+    # In the header of the track its size is still 64 x 48.
+    sample_size = data.index(b"stsz") + 8
+    forged = bytearray(data[:place] + large + data[place + size :])
+    forged[place - 8 : place - 4] = struct.pack(">I", len(large) + 8)
+    shift = len(large) - size
+    forged[sample_size + shift : sample_size + shift + 4] = struct.pack(">I", len(large))
+    gif = b"GIF89a" + struct.pack("<HH", 16_000, 16_000) + image_bytes("GIF")[10:]
+
+    for content in (large, bytes(forged), gif):
+        code = (
+            "import resource, sys; from mmemo.video.frames import open_video\n"
+            "import av; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "try: open_video(sys.stdin.buffer.read())\n"
+            "except ValueError as error: print(error)\n"
+            "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, check=True)
+        message, grown = done.stdout.decode().splitlines()
+        assert message.startswith("the video file is not readable video (")
+        assert int(grown) < 60, "MB"
+
+
+def test_the_size_of_frames_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_files, "MAX_PIXELS", 64 * 48 - 1)
+    write_video(tmp_path / "a.mp4", numbered(2), FPS)
+
+    with pytest.raises(ValueError, match=r"a\.mp4 has frames of 64 x 48 pixels; at most 3071 are decoded\. Scale it"):
+        open_video(tmp_path / "a.mp4")
+
+
+def test_tables_larger_than_the_file_are_refused(encoded):
+    data = bytearray(encoded("mp4").read_bytes())
+    place = data.index(b"stsz")
+    data[place + 8 : place + 16] = struct.pack(">II", 1, 80_000_000)
+
+    with pytest.raises(ValueError, match=r"is not readable video \(it declares 80000\d{3} samples in \d+ bytes\)"):
+        open_video(bytes(data))
+
+
+def test_times_are_limited(tmp_path):
+    write_video(tmp_path / "long.mkv", numbered(3), FPS, times=[0, 1, 90_000])
+    write_video(tmp_path / "dense.mkv", numbered(60), FPS, times=np.arange(60) / 1000)
+    video = open_video(tmp_path / "dense.mkv")
+
+    assert numbers(video, 1000)[:9] == [min(index + 1, 59) for index in range(9)]
+    with pytest.raises(ValueError, match=r"has frames up to 9\d{4} s; at most 86400 s are decoded\. Cut it"):
+        list(open_video(tmp_path / "long.mkv").frames(0.001))
+
+
+def test_the_number_of_frames_per_second_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_files, "MAX_FPS", 9)
+    write_video(tmp_path / "a.mp4", numbered(60), 60)
+
+    with pytest.raises(ValueError, match=r"has 1\d frames in 0\.\d+ s; at most 9 frames per second are decoded"):
+        list(open_video(tmp_path / "a.mp4").frames(1))
+
+
+def wave_bytes(kind="WAV"):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, write_tone(0.5), 48_000, format=kind)
+    return buffer.getvalue()
+
+
+def with_cover(mp3):
+    """An MP3 with a picture in its ID3 tag."""
+    picture = b"\0image/jpeg\0\x03\0" + image_bytes("JPEG")
+    frame = b"APIC" + struct.pack(">I", len(picture)) + bytes(2) + picture
+    size = bytes(len(frame) >> 7 * place & 127 for place in (3, 2, 1, 0))
+    return b"ID3\x03\0\0" + size + frame + mp3
+
+
+REFUSED = {
+    "empty": (b"", r"the video file is empty \(0 bytes\); use a whole video file"),
+    "text": (
+        b"Happy? " * 99,
+        r"the video file is not readable video \(.*: it is corrupt, truncated, or in an unknown f",
+    ),
+    "missing": ("absent.mp4", r"Cannot read absent\.mp4 \(.*No such file.*\); check the path or URL"),
+    "folder": (".", r"Cannot read \. \(.*Is a directory.*\); check the path or URL"),
+    "sound": (wave_bytes(), r"the video file has no video track; use a file with video"),
+    "sound with a cover": (with_cover(wave_bytes("MP3")), r"the video file has no video track; use a file with video"),
+    "playlist": (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:3,\na.ts\n", r"is not readable video \("),
+    "script": (b"ffconcat version 1.0\nfile a.mp4\n", r"is not readable video \("),
+    "vector graphics": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", r"is not readable video"),
+    "text file": (io.StringIO("RIFF"), r"StringIO returns str instead of bytes; open the file with"),
+    "dict without a video": (
+        {"path": None, "bytes": None},
+        r"dict with keys \['path', 'bytes'\] is not a video: it needs",
+    ),
+    "dict of a file with fps": ({"path": "a.mp4", "fps": 5}, r"fps=5 does not apply to a file; leave it out"),
+    "dict without fps": ({"frames": FRAMES}, r"array of shape \(20, 48, 64, 3\) needs fps, the number of frames per"),
+    "array without fps": (
+        FRAMES,
+        r"array of shape \(20, 48, 64, 3\) needs fps, .*: pass fps=25, or \{'frames', 'fps'\}",
+    ),
+    "list without fps": (list(FRAMES), r"list of 20 images needs fps"),
+    "floats": (FRAMES / 255, r"has dtype float64, of unknown scale; pass uint8 RGB in \[0, 255\]: \(255 \* frames\)"),
+    "grey": (FRAMES[..., :1], r"array of shape \(48, 64, 1\) is not an image; it must be RGB of shape"),
+    "batch": (
+        FRAMES[None],
+        r"array of shape \(1, 20, 48, 64, 3\) is not one video; .* Pass a batch as a list of videos",
+    ),
+    "no frames": (FRAMES[:0], r"array of shape \(0, 48, 64, 3\) has no frames"),
+    "empty list": ([], r"list of 0 images has no frames"),
+    "no pixels": (np.zeros((4, 0, 64, 3), np.uint8), r"array of shape \(0, 64, 3\) is not an image"),
+    "list of sizes": (
+        [FRAMES[0], FRAMES[0, :20]],
+        r"list of 2 images has images of different sizes, \(20, 64, 3\) and \(48, 64, 3\); resize them to one",
+    ),
+    "list of paths": (["a.png", "b.png"], r"list of 2 images: 0 is a str, not an image; pass a path or http"),
+    "number": (3.5, r"float is not a video input; pass a path or http\(s\) URL of a video or image file, its bytes"),
+    "nothing": (None, r"NoneType is not a video input"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_anything_else_is_refused_at_once(case):
+    video, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        open_video(video)
+
+
+def test_fps_is_for_bare_frames_only(encoded):
+    for video, message in (
+        (encoded("mp4"), r"fps=25 does not apply to .*\.mp4, which has its own timestamps \(10 frames per second\)"),
+        (Decoder(), r"fps=25 does not apply to Decoder, which has its own timestamps \(10 frames per second\)"),
+        (two_colours(), r"fps=25 does not apply to one image; leave it out, or pass a list of frames"),
+        ({"frames": FRAMES, "fps": 5}, r"fps=25 contradicts the fps=5 of the video's dict; leave one of them out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_video(video, fps=25)
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), True, "25", 1001])
+def test_rates_are_checked(fps):
+    with pytest.raises(ValueError, match=r"^fps=.* must be a positive number of frames|^fps=1001 is out of range"):
+        open_video(FRAMES, fps=fps)
+    with pytest.raises(
+        ValueError, match=r"^frames_per_second=.* must be a positive|^frames_per_second=1001 is out of"
+    ):
+        open_video(FRAMES, fps=25).frames(fps)
+
+
+@pytest.mark.parametrize("window", [(-1, None), (2, 1), (1, 1), (float("nan"), None), (float("inf"), None)])
+def test_windows_are_checked(window):
+    with pytest.raises(ValueError, match=r"is not a window of seconds; valid is 0 <= start < end"):
+        open_video(FRAMES, fps=25).frames(5, *window)
+
+
+def test_nothing_is_printed_and_importing_is_light(encoded):
+    code = (
+        "import sys; from mmemo.video.frames import open_video\n"
+        "assert not {'av', 'torch', 'PIL'} & sys.modules.keys()\n"
+        "print(len(list(open_video(sys.argv[1]).frames(5))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, encoded("mp4")], capture_output=True, text=True, check=True)
+
+    assert (done.stdout, done.stderr) == ("20\n", "")
+
+
+def test_without_pyav_the_error_names_it(encoded, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+
+    assert numbers(open_video(FRAMES, fps=FPS)) == list(range(20))
+    with pytest.raises(ValueError, match=r"is not readable video \(video needs PyAV; pip install av\)"):
+        open_video(encoded("mp4"))

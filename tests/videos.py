@@ -6,7 +6,7 @@ import av
 import numpy as np
 
 
-RAW = {"libx264": "yuv420p", "libvpx-vp9": "yuv420p", "mpeg4": "yuv420p", "mpeg2video": "yuv420p", "gif": "rgb8"}
+RAW = {"gif": "rgb8", "mjpeg": "yuvj420p", "png": "rgb24"}  # others: yuv420p
 FAST = {
     "libx264": {"crf": "18", "preset": "ultrafast"},
     "libvpx-vp9": {"crf": "20", "b": "0", "cpu-used": "8", "deadline": "realtime"},
@@ -49,7 +49,7 @@ def write_video(
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=fps, options=FAST.get(codec, {}) | options)
         video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = pixel_format or RAW[codec]
+        video.pix_fmt = pixel_format or RAW.get(codec, "yuv420p")
         if times is not None:
             video.codec_context.time_base = Fraction(1, TICKS)
         if aspect is not None:
