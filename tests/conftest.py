@@ -1,6 +1,7 @@
 """Tiny random models, processors and exports, built once per session; tests get copies."""
 
 import copy
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, WhisperConfig, WhisperModel
+from videos import encode_numbered
 
 from modeling_mmemo import (
     MMEmoAudioConfig,
@@ -51,6 +53,13 @@ def make_clip():
         return sum(np.sin(2 * np.pi * tone * time) for tone in tones).astype(np.float32) / 8
 
     return make
+
+
+@pytest.fixture(scope="session")
+def encoded_video(tmp_path_factory):
+    """A function that returns the path of 40 numbered frames in one of the `CODINGS` of `videos.py`."""
+    folder = tmp_path_factory.mktemp("videos")
+    return functools.cache(lambda name: encode_numbered(name, folder))
 
 
 @pytest.fixture

@@ -1,105 +1,26 @@
-"""Frames of a video on a uniform grid: containers, times, seeking, rotation, limits, and every form of input."""
+"""Frames of a video on a uniform grid: times, windows, variable rates, alignment with the sound, memory."""
 
-import gc
-import io
-import struct
 import subprocess
 import sys
 import tracemalloc
-import zlib
-from fractions import Fraction
-from types import SimpleNamespace
 
-import av
 import numpy as np
-import pyarrow as pa
 import pytest
-import soundfile
-import torch
-from PIL import Image
-from videos import number_of, numbered, write_video
+from videos import CODINGS, FPS, FRAMES, number_of, numbered, numbers, tone, write_video
 
 from mmemo.audio.loading import load_audio
 from mmemo.video import video_files
-from mmemo.video.frames import is_video_object, open_video
-
-
-FPS = 10
-# Suffix, encoder and options of files with frames of different kinds, and key frames in the middle.
-CODINGS = {
-    "mp4": ("libx264", {"g": "7"}),
-    "mp4, B-frames": ("libx264", {"preset": "medium", "g": "12", "bf": "3"}),
-    "mp4, one key frame": ("libx264", {"preset": "medium", "g": "1000", "bf": "3"}),
-    "mkv, open groups": ("libx264", {"preset": "medium", "g": "12", "bf": "3", "x264-params": "open-gop=1"}),
-    "ts, open groups": ("libx264", {"preset": "medium", "g": "12", "bf": "3", "x264-params": "open-gop=1"}),
-    "ts, intra refresh": ("libx264", {"preset": "medium", "x264-params": "intra-refresh=1:keyint=12"}),
-    "mov": ("mpeg4", {"g": "7", "b": "4M"}),
-    "avi": ("mpeg4", {"g": "7", "b": "4M"}),
-    "ts, MPEG-2": ("mpeg2video", {"g": "7", "bf": "2", "b": "4M"}),
-    "mpg": ("mpeg2video", {"g": "7", "b": "4M"}),
-    "flv": ("libx264", {"preset": "medium", "g": "7", "bf": "3"}),
-    "webm": ("libvpx-vp9", {"g": "7"}),
-    "gif": ("gif", {}),
-}
-
-
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
-    """A function that returns the path of 40 numbered frames at 10 frames per second in one of the `CODINGS`."""
-    folder, paths = tmp_path_factory.mktemp("encoded"), {}
-
-    def encode(name):
-        if name not in paths:
-            codec, options = CODINGS[name]
-            paths[name] = folder / f"{len(paths)}.{name.split(',')[0]}"
-            write_video(paths[name], numbered(40), FPS, codec=codec, **options)
-        return paths[name]
-
-    return encode
-
-
-def numbers(video, rate=FPS, **window):
-    return [number_of(pixels) for _, pixels in video.frames(rate, **window)]
+from mmemo.video.frames import open_video
 
 
 def times(video, rate=FPS, **window):
     return [time for time, _ in video.frames(rate, **window)]
 
 
-def write_tone(seconds, rate=48_000):
-    return (0.2 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
-
-
-def png(width, height):
-    """A PNG of black pixels, of few bytes."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    compressor = zlib.compressobj()
-    row = bytes(1 + 3 * width)
-    rows = b"".join([*(compressor.compress(row) for _ in range(height)), compressor.flush()])
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def image_bytes(kind="PNG", image=None, **options):
-    buffer = io.BytesIO()
-    (image or two_colours()).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def two_colours():
-    """Red above blue, 80 x 60."""
-    pixels = np.zeros((60, 80, 3), np.uint8)
-    pixels[:30], pixels[30:] = (250, 10, 10), (10, 10, 250)
-    return Image.fromarray(pixels)
-
-
 # A program stream has few timestamps.
 @pytest.mark.parametrize("name", sorted(CODINGS.keys() - {"mpg"}))
-def test_the_grid_of_every_container_is_exact(name, encoded):
-    video = open_video(encoded(name))
+def test_the_grid_of_every_container_is_exact(name, encoded_video):
+    video = open_video(encoded_video(name))
 
     assert video.size == (64, 48)
     assert not video.is_image and not video.has_audio
@@ -113,8 +34,8 @@ def test_the_grid_of_every_container_is_exact(name, encoded):
 
 
 @pytest.mark.parametrize("name", CODINGS)
-def test_a_window_equals_that_part_of_the_whole(name, encoded):
-    video = open_video(encoded(name))
+def test_a_window_equals_that_part_of_the_whole(name, encoded_video):
+    video = open_video(encoded_video(name))
     whole = list(video.frames(FPS))
 
     for start in (0, 3, 6, 7, 12, 13, 25, 31, 38):
@@ -125,8 +46,8 @@ def test_a_window_equals_that_part_of_the_whole(name, encoded):
     assert list(video.frames(FPS, start=9.0)) == []
 
 
-def test_windows_tile_the_grid(encoded):
-    video = open_video(encoded("mp4"))
+def test_windows_tile_the_grid(encoded_video):
+    video = open_video(encoded_video("mp4"))
     step = 0.7  # 7 * 0.1, which is 0.7000000000000001
 
     tiled = [time for index in range(6) for time in times(video, start=index * step, end=(index + 1) * step)]
@@ -149,8 +70,8 @@ def test_variable_frame_rates(suffix, tmp_path):
     assert numbers(open_video(path), start=0.6, end=0.9) == [2, 3, 4]
 
 
-def test_a_frame_shown_twice_is_one_array(encoded):
-    frames = [pixels for _, pixels in open_video(encoded("mp4")).frames(2 * FPS, end=0.4)]
+def test_a_frame_shown_twice_is_one_array(encoded_video):
+    frames = [pixels for _, pixels in open_video(encoded_video("mp4")).frames(2 * FPS, end=0.4)]
 
     assert [frames[index] is frames[index + 1] for index in range(7)] == [True, False] * 3 + [True]
 
@@ -174,13 +95,13 @@ def test_sound_and_frames_are_aligned(suffix, codec, sound_start, first_frame, t
     path = tmp_path / f"a.{suffix}"
     seconds = np.arange(first_frame, 2, 1 / 50)
     frames = np.where(seconds >= 0.999, 200, 20).astype(np.uint8)[:, None, None, None]
-    tone = write_tone(2 - sound_start)
-    tone[: round((1 - sound_start) * 48_000)] *= 1e-3
+    samples = tone(2 - sound_start)
+    samples[: round((1 - sound_start) * 48_000)] *= 1e-3
     write_video(
         path,
         np.broadcast_to(frames, (len(frames), 48, 64, 3)),
         50,
-        samples=tone,
+        samples=samples,
         sampling_rate=48_000,
         times=seconds,
         codec=codec,
@@ -189,202 +110,19 @@ def test_sound_and_frames_are_aligned(suffix, codec, sound_start, first_frame, t
 
     video = open_video(path)
     assert video.has_audio
-    samples = load_audio(path)
-    heard = np.argmax(np.abs(samples) > 0.1) / 16_000
+    heard = np.argmax(np.abs(load_audio(path)) > 0.1) / 16_000
     seen = next(time for time, pixels in video.frames(100) if pixels.mean() > 100)
 
     assert seen == pytest.approx(heard, abs=0.035)
 
 
-@pytest.mark.parametrize(("rotation", "corner"), [(0, (0, 0)), (90, (-1, 0)), (180, (-1, -1)), (270, (0, -1))])
-def test_rotation_is_applied(rotation, corner, tmp_path):
-    frames = np.zeros((3, 48, 64, 3), np.uint8)
-    frames[:, :24, :32] = 250  # the top left quarter
-    write_video(tmp_path / "a.mp4", frames, FPS, rotation=rotation)
-
-    video = open_video(tmp_path / "a.mp4")
-    _, pixels = next(video.frames(1))
-
-    assert video.size == ((64, 48) if rotation % 180 == 0 else (48, 64))
-    assert pixels.shape == (video.size[1], video.size[0], 3)
-    for place in [(0, 0), (0, -1), (-1, 0), (-1, -1)]:
-        assert (pixels[place] > 128).all() == (place == corner)
-
-
-def test_pixels_become_square(tmp_path):
-    write_video(tmp_path / "wide.mp4", numbered(3), FPS, aspect=Fraction(3, 2))
-    write_video(tmp_path / "absurd.mp4", numbered(3), FPS, aspect=Fraction(200, 1))
-
-    assert open_video(tmp_path / "wide.mp4").size == (96, 48)
-    assert open_video(tmp_path / "absurd.mp4").size == (64, 48)
-
-
-def test_large_frames_are_scaled_down(tmp_path):
-    large = np.broadcast_to(np.uint8(100), (2, 640, 1920, 3))
-    write_video(tmp_path / "a.mp4", large, FPS)
-
-    for video in (open_video(tmp_path / "a.mp4"), open_video(large, fps=FPS), open_video(Image.fromarray(large[0]))):
-        assert video.size == (1280, 427)
-        assert abs(next(video.frames(1))[1].astype(int) - 100).max() <= 2
-
-
-@pytest.mark.parametrize("pixel_format", ["yuv420p10le", "yuv444p", "yuvj420p", "yuv422p", "gray"])
-def test_pixel_formats(pixel_format, tmp_path):
-    write_video(tmp_path / "a.mkv", numbered(5, 50, 66), FPS, pixel_format=pixel_format)
-
-    video = open_video(tmp_path / "a.mkv")
-    assert video.size == (66, 50)
-    found = numbers(video)
-    # Grey of an untagged file is of limited range.
-    assert found == sorted(found) if pixel_format == "gray" else found == list(range(5))
-
-
-def test_colours_are_rgb(tmp_path):
-    colour = np.array([200, 60, 30], np.uint8)
-    write_video(tmp_path / "a.mp4", np.broadcast_to(colour, (3, 48, 64, 3)), FPS)
-
-    assert abs(next(open_video(tmp_path / "a.mp4").frames(1))[1].astype(int) - colour).max() <= 4
-
-
-IMAGES = {
-    "png": image_bytes("PNG"),
-    "transparent": image_bytes("PNG", two_colours().convert("RGBA")),
-    "jpeg": image_bytes("JPEG", quality=95),
-    "webp": image_bytes("WEBP", lossless=True),
-    "bmp": image_bytes("BMP"),
-    "tiff": image_bytes("TIFF"),
-    "pil": two_colours(),
-    "array": np.asarray(two_colours()),
-    "tensor": torch.tensor(np.asarray(two_colours())).permute(2, 0, 1),
-}
-
-
-@pytest.mark.parametrize("form", IMAGES)
-def test_an_image_is_one_frame(form):
-    assert is_video_object(IMAGES[form])
-    image = open_video(IMAGES[form])
-
-    ((time, pixels),) = image.frames(5)
-    assert (image.is_image, image.has_audio, image.duration, image.size) == (True, False, 0.0, (80, 60))
-    assert time == 0.0
-    np.testing.assert_allclose(pixels[10, 10], (250, 10, 10), atol=5)
-    np.testing.assert_allclose(pixels[-10, 10], (10, 10, 250), atol=5)
-    assert list(image.frames(5, start=0.2)) == []
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
-def test_pil_images_of_any_mode(mode):
-    assert open_video(two_colours().convert(mode)).size == (80, 60)
-
-
-def test_exif_rotation_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
-    data = image_bytes("JPEG", exif=exif, quality=95)
-
-    for image in (open_video(data), open_video(Image.open(io.BytesIO(data)))):
-        assert image.size == (60, 80)
-        pixels = next(image.frames(1))[1]
-        assert pixels[40, -5, 0] > 200 and pixels[40, 5, 2] > 200
-
-
-class Decoder:
-    """The protocol of `torchcodec.decoders.VideoDecoder`, of frames at 10 per second whose times start at 2 s."""
-
-    metadata = SimpleNamespace(begin_stream_seconds=2.0, end_stream_seconds=4.0, average_fps=10.0)
-
-    def get_frames_played_at(self, seconds):
-        if not all(2.0 <= second < 4.0 for second in seconds):
-            raise RuntimeError("Invalid pts")
-        frames = numbered(20)[[int((second - 2.0) * 10) for second in seconds]]
-        return SimpleNamespace(data=torch.tensor(frames).permute(0, 3, 1, 2))
-
-
-FRAMES = np.array(numbered(20))
-BARE = {
-    "array": FRAMES,
-    "channels first": FRAMES.transpose(0, 3, 1, 2),
-    "tensor": torch.tensor(FRAMES),
-    "tensor, channels first": torch.tensor(FRAMES).permute(0, 3, 1, 2),
-    "list of arrays": list(FRAMES),
-    "list of tensors": list(torch.tensor(FRAMES)),
-    "list of PIL images": [Image.fromarray(frame) for frame in FRAMES],
-    "tuple": tuple(FRAMES),
-    "dict": {"frames": FRAMES, "fps": FPS},
-    "dict of images": {"frames": list(FRAMES), "fps": FPS},
-}
-
-
-@pytest.mark.parametrize("form", BARE)
-def test_bare_frames(form):
-    video = open_video(BARE[form], fps=None if "dict" in form else FPS)
-
-    assert is_video_object(BARE[form])
-    assert (video.duration, video.size, video.has_audio, video.is_image) == (2.0, (64, 48), False, False)
-    assert numbers(video) == list(range(20))
-    assert numbers(video, 4) == [0, 2, 5, 7, 10, 12, 15, 17]
-    assert numbers(video, start=0.5, end=0.8) == [5, 6, 7]
-
-
-def test_decoders():
-    assert is_video_object(Decoder())
-    video = open_video(Decoder())
-
-    assert (video.duration, video.size, video.has_audio) == (2.0, (64, 48), False)
-    assert numbers(video) == list(range(20))
-    assert numbers(video, 4, start=0.5) == [5, 7, 10, 12, 15, 17]
-    broken = Decoder()
-    broken.get_frames_played_at = lambda seconds: Decoder.get_frames_played_at(broken, [9.0])
-    with pytest.raises(ValueError, match=r"Decoder cannot decode its video at 0.0 s: Invalid pts"):
-        open_video(broken)
-
-
-def test_the_decoder_of_torchcodec(encoded):
-    decoders = pytest.importorskip("torchcodec.decoders", exc_type=(ImportError, RuntimeError))
-
-    assert numbers(open_video(decoders.VideoDecoder(str(encoded("mp4"))))) == list(range(40))
-
-
-FILES = {
-    "path": lambda path: str(path),
-    "os.PathLike": lambda path: path,
-    "bytes": lambda path: path.read_bytes(),
-    "bytearray": lambda path: bytearray(path.read_bytes()),
-    "memoryview": lambda path: memoryview(path.read_bytes()),
-    "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
-    "open file": lambda path: path.open("rb"),
-    "dict of a path": lambda path: {"path": str(path)},
-    "dict of bytes": lambda path: {"path": None, "bytes": path.read_bytes()},
-    "arrow row": lambda path: pa.array([{"bytes": path.read_bytes(), "path": None}])[0],
-}
-
-
-@pytest.mark.parametrize("form", FILES)
-def test_every_form_of_a_file_gives_the_same_frames(form, encoded):
-    value = FILES[form](encoded("webm"))
-
-    assert is_video_object(value)
-    video = open_video(value)
-    gc.collect()
-    for _ in range(2):
-        assert numbers(video) == list(range(40))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [None, [], ["a.mp4", "b.mp4"], [FRAMES, FRAMES], {"video": "a.mp4"}, {"fps": 5}, 3.5, (0.1, 0.2), np.zeros(5)],
-)
-def test_collections_and_other_objects(value):
-    assert not is_video_object(value)
-
-
-def test_iterations_are_independent_and_close_their_files(encoded, monkeypatch):
+def test_iterations_are_independent_and_close_their_files(encoded_video, monkeypatch):
     opened = []
     open_demuxer = video_files.open_demuxer
     monkeypatch.setattr(
         video_files, "open_demuxer", lambda *args, **kwargs: opened.append(open_demuxer(*args, **kwargs)) or opened[-1]
     )
-    video = open_video(encoded("mp4"))
+    video = open_video(encoded_video("mp4"))
     first, second = video.frames(FPS), video.frames(FPS)
 
     assert [number_of(next(first)[1]), number_of(next(first)[1]), number_of(next(second)[1])] == [0, 1, 0]
@@ -411,16 +149,30 @@ def test_memory_does_not_grow_with_the_duration(tmp_path):
     assert peak < 5 * frame_bytes
 
 
-def test_corrupt_frames_are_skipped_with_one_warning(encoded, caplog):
-    data = bytearray(encoded("mov").read_bytes())
-    with av.open(io.BytesIO(data)) as container:
-        packets = [(packet.pos, packet.size) for packet in container.demux() if packet.size]
-    for index in (9, 10, 20):
-        place, size = packets[index]
-        data[place : place + size] = bytes(size)
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), True, "25", 1001])
+def test_rates_are_checked(fps):
+    with pytest.raises(ValueError, match=r"^fps=.* must be a positive number of frames|^fps=1001 is out of range"):
+        open_video(FRAMES, fps=fps)
+    with pytest.raises(
+        ValueError, match=r"^frames_per_second=.* must be a positive|^frames_per_second=1001 is out of"
+    ):
+        open_video(FRAMES, fps=25).frames(fps)
 
-    found = numbers(open_video(bytes(data)))
 
-    assert found[:13] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8] or found[9:11] == [8, 8]
-    assert len(found) == 40
-    assert [record.message for record in caplog.records] == ["the video file: 3 corrupt frame(s) were skipped."]
+@pytest.mark.parametrize("window", [(-1, None), (2, 1), (1, 1), (float("nan"), None), (float("inf"), None)])
+def test_windows_are_checked(window):
+    with pytest.raises(ValueError, match=r"is not a window of seconds; valid is 0 <= start < end"):
+        open_video(FRAMES, fps=25).frames(5, *window)
+
+
+def test_nothing_is_printed_and_importing_is_light(encoded_video):
+    code = (
+        "import sys; from mmemo.video.frames import open_video\n"
+        "assert not {'av', 'torch', 'PIL'} & sys.modules.keys()\n"
+        "print(len(list(open_video(sys.argv[1]).frames(5))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, encoded_video("mp4")], capture_output=True, text=True, check=True
+    )
+
+    assert (done.stdout, done.stderr) == ("20\n", "")

@@ -1,5 +1,6 @@
-"""Writes short video files with PyAV, for tests."""
+"""Writes short videos and images, for tests."""
 
+import io
 import tempfile
 from fractions import Fraction
 from functools import cache
@@ -7,12 +8,30 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 
-RAW = {"libx264": "yuv420p", "libvpx-vp9": "yuv420p", "mpeg4": "yuv420p", "mpeg2video": "yuv420p", "gif": "rgb8"}
+RAW = {"gif": "rgb8", "mjpeg": "yuvj420p", "png": "rgb24"}  # others: yuv420p
 FAST = {
     "libx264": {"crf": "18", "preset": "ultrafast"},
     "libvpx-vp9": {"crf": "20", "b": "0", "cpu-used": "8", "deadline": "realtime"},
+}
+FPS = 10
+# Suffix, encoder and options of files with frames of different kinds, and key frames in the middle.
+CODINGS = {
+    "mp4": ("libx264", {"g": "7"}),
+    "mp4, B-frames": ("libx264", {"preset": "medium", "g": "12", "bf": "3"}),
+    "mp4, one key frame": ("libx264", {"preset": "medium", "g": "1000", "bf": "3"}),
+    "mkv, open groups": ("libx264", {"preset": "medium", "g": "12", "bf": "3", "x264-params": "open-gop=1"}),
+    "ts, open groups": ("libx264", {"preset": "medium", "g": "12", "bf": "3", "x264-params": "open-gop=1"}),
+    "ts, intra refresh": ("libx264", {"preset": "medium", "x264-params": "intra-refresh=1:keyint=12"}),
+    "mov": ("mpeg4", {"g": "7", "b": "4M"}),
+    "avi": ("mpeg4", {"g": "7", "b": "4M"}),
+    "ts, MPEG-2": ("mpeg2video", {"g": "7", "bf": "2", "b": "4M"}),
+    "mpg": ("mpeg2video", {"g": "7", "b": "4M"}),
+    "flv": ("libx264", {"preset": "medium", "g": "7", "bf": "3"}),
+    "webm": ("libvpx-vp9", {"g": "7"}),
+    "gif": ("gif", {}),
 }
 # Of the times of `write_video`; every container can represent them.
 TICKS = 1000
@@ -62,7 +81,7 @@ def write_video(
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=fps, options=FAST.get(codec, {}) | options)
         video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = pixel_format or RAW[codec]
+        video.pix_fmt = pixel_format or RAW.get(codec, "yuv420p")
         if times is not None:
             video.codec_context.time_base = Fraction(1, TICKS)
         if aspect is not None:
@@ -108,3 +127,36 @@ def numbered(count, height=48, width=64):
 def number_of(pixels):
     """Returns the number of a decoded frame of `numbered`."""
     return round((float(pixels.mean()) - 20) / 4)
+
+
+FRAMES = np.array(numbered(20))
+
+
+def encode_numbered(name, folder):
+    """Returns the path of 40 numbered frames at 10 frames per second in one of the `CODINGS`."""
+    codec, options = CODINGS[name]
+    path = folder / f"{name}.{name.split(',')[0]}"
+    write_video(path, numbered(40), FPS, codec=codec, **options)
+    return path
+
+
+def numbers(video, rate=FPS, **window):
+    """Returns the numbers of the frames of a `VideoSource` on a grid."""
+    return [number_of(pixels) for _, pixels in video.frames(rate, **window)]
+
+
+def tone(seconds, rate=48_000):
+    return (0.2 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def image_bytes(kind="PNG", image=None, **options):
+    buffer = io.BytesIO()
+    (image or two_colours()).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def two_colours():
+    """Red above blue, 80 x 60."""
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[:30], pixels[30:] = (250, 10, 10), (10, 10, 250)
+    return Image.fromarray(pixels)

@@ -89,8 +89,8 @@ class VideoSource:
         Yields the frames that a player shows at the times 0, 1 / rate, 2 / rate, ... of the video.
 
         Time 0 is the first sample of the file's sound, as in [`load_audio`], and frames before it are left out;
-        without sound, time 0 is the first frame. Before the first frame, the first one is shown. A frame that starts
-        up to 1 ms after a time counts as shown then. One image is one frame at 0.
+        without sound, time 0 is the start of the video. Before the first frame, the first one is shown. A frame that
+        starts up to 1 ms after a time counts as shown then. One image is one frame at 0.
 
         Args:
             frames_per_second (`float`):

@@ -5,7 +5,7 @@ Deliberate choices:
 - Files are opened and checked as in `mmemo.audio`: the same inputs, demuxers, limits and errors, and a truncated file
   raises.
 - Time 0 is the first sample of the file's sound, as in `mmemo.audio`, so that sound and frames are aligned; without
-  sound, it is the first frame.
+  sound, it is the start of the video track.
 - Frames that cannot be decoded are skipped with one warning; the frame before is shown instead.
 - Each iteration opens the file again: iterations are independent, and nothing stays open between them.
 """
@@ -67,10 +67,12 @@ class VideoTrack:
     The video track of an open container, or an image, decoded forward. Times are in seconds, as the container counts.
 
     Attributes:
+        start (`float`): Start of the track.
         end (`float`): End of the last decoded frame.
         corrupt (`int`): Number of frames that could not be decoded so far, not counting those before the first one.
     """
 
+    start: float
     end: float
     corrupt: int = 0
 
@@ -89,7 +91,7 @@ class VideoTrack:
         context.options = {"max_pixels": str(MAX_PIXELS)}
         context.thread_type, context.thread_count = "AUTO", DECODING_THREADS
         self.fps = float(self._track.guessed_rate or self._track.average_rate or 25)
-        self._start = float((self._track.start_time or 0) * self._track.time_base)
+        self.start = float((self._track.start_time or 0) * self._track.time_base)
         self._packets_end = self.end = 0.0
 
     @property
@@ -111,7 +113,7 @@ class VideoTrack:
         if not TIMED & self._formats:
             return None
         if self._track.duration is not None:
-            return self._start + float(self._track.duration * self._track.time_base)
+            return self.start + float(self._track.duration * self._track.time_base)
         if self._container.duration is None:
             return None
         start = 0 if FROM_ZERO & self._formats else self._container.start_time or 0
@@ -120,7 +122,7 @@ class VideoTrack:
     def seek(self, time: float) -> bool:
         """Seeks to a key frame that starts at or before `time`; returns `False` if the track remains at its start."""
         # FFmpeg interpolates the times of an MPEG program stream from where reading starts.
-        if time <= self._start or "mpeg" in self._formats:
+        if time <= self.start or "mpeg" in self._formats:
             return False
         try:
             self._container.seek(int(time / self._track.time_base), stream=self._track)
@@ -152,7 +154,7 @@ class VideoTrack:
                     self.corrupt += time is not None
                     continue
                 if time is None:
-                    time = first = self._start if frame.time is None else frame.time
+                    time = first = self.start if frame.time is None else frame.time
                 else:
                     time = max(time, self.end if frame.time is None else frame.time)
                 count += 1
@@ -181,8 +183,8 @@ class VideoTrack:
     def _check_limits(self, seconds: float, count: int) -> None:
         if seconds > MAX_SECONDS:
             raise ValueError(
-                f"{self._name} has frames up to {seconds:.0f} s; at most {MAX_SECONDS} s are decoded. Cut it (ffmpeg -i "
-                f"INPUT -t {MAX_SECONDS} output.mp4)."
+                f"{self._name} has frames up to {seconds:.0f} s; at most {MAX_SECONDS} s are decoded. Cut it "
+                f"(ffmpeg -i INPUT -t {MAX_SECONDS} output.mp4)."
             )
         if count > MAX_FPS * (seconds + 1):
             raise ValueError(
@@ -221,12 +223,12 @@ class VideoFile:
         self._source = source
         self._name = name
         with self._open() as track:
-            start, frame = next(track.decode())
+            _, frame = next(track.decode())
             self.fps, self._aspect = track.fps, track.aspect
             self.first = FrameConverter(self._aspect)(frame)
             self.has_audio, self.is_image = track.has_audio, track.is_image
-            end = track.declared_end
-        # Of the container's times; see the module's docstring.
+            start, end = track.start, track.declared_end
+        # As the container counts; see the module's docstring.
         self._origin = self._sound_start(start) if self.has_audio else start
         self.duration = 0.0 if self.is_image else None if end is None else max(0.0, end - self._origin)
 
