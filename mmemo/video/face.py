@@ -37,8 +37,8 @@ class FaceSequence:
         blendshapes (`np.ndarray` of shape `(frames, 52)`):
             float32 in [0, 1], in the order of `BLENDSHAPES`; 0 where the face is absent.
         boxes (`np.ndarray` of shape `(frames, 4)`):
-            `x1, y1, x2, y2` around the points of the face, float32, relative to the picture's width and height; 0 where
-            the face is absent.
+            `x1, y1, x2, y2` around the points of the face, float32, relative to the picture's width and height; 0
+            where the face is absent.
         crops (`np.ndarray` of shape `(frames, crop_size, crop_size, 3)` or `None`):
             uint8, RGB, rotated so that the eyes are level, 1.4 times as large as the box; black where the face is
             absent.
