@@ -63,7 +63,7 @@ def test_one_encoder(encoders, modality):
     model, processor, new = build_model(arguments(**{f"{modality}_encoder": encoder}), LABELS)
 
     assert new == [modality]
-    assert not model.config.is_bimodal
+    assert not model.config.is_multimodal
     assert (processor.tokenizer is None) == (modality == "audio")
 
 

@@ -64,7 +64,7 @@ def test_unknown_option_raises(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "Give audio_encoder, text_encoder or both, or a model_name_or_path"),
+        ("", "Give one or several of audio_encoder, text_encoder, video_encoder, or a model_name_or_path"),
         ("--audio_encoder a --model_name_or_path m", r"model_name_or_path=m contradicts \{'audio_encoder': 'a'\}"),
         ("--text_encoder b --audio_layers 2", "audio_layers=2 contradicts audio_encoder=None"),
         ("--text_encoder b --trim_db 35", "trim_db=35.0 contradicts audio_encoder=None"),

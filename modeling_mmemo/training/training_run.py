@@ -411,7 +411,7 @@ def check_bias_correction(args: ModelArguments, model: MMEmoForEmotionRecognitio
     """Raises a `ValueError` if a modality of `bias_correction` has no head whose biases determine its predictions."""
     for modality in args.bias_correction:
         head = getattr(model, f"{modality}_classifier")
-        if head is None or head.bias is None or (model.config.is_bimodal and model.vote is None):
+        if head is None or head.bias is None or (model.config.is_multimodal and model.vote is None):
             raise ValueError(
                 f"bias_correction={args.bias_correction} contradicts the model, whose predictions for {modality} "
                 "alone do not come from a head with biases. It needs this modality, and fusion=late or hybrid if the "
