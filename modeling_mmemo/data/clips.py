@@ -114,7 +114,7 @@ def _problems(stored: Mapping[str, Any], check: Callable[[Mapping[str, Any]], An
 
 @contextmanager
 def without_item_warnings() -> Iterator[None]:
-    """Hides warnings about single items: augmentation and test conditions remove speech, texts and faces on purpose."""
+    """Hides warnings about single items: augmentation and test conditions remove speech, text and faces on purpose."""
     loggers = [logging.getLogger(name) for name in ("mmemo.items", "mmemo.recognition", "mmemo.video.face")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -6,8 +6,8 @@ Deliberate choices:
   result is small: 100 kB for a minute at 5 frames per second.
 - The key of a file is the fingerprint of its video, see [`file_fingerprint`], the settings of the processor and the
   weights of the landmarker. Runs with the same settings share it, and an interrupted run continues.
-- Crops, for image encoders, are stored uncompressed with the face if they take at most `MAX_CROP_BYTES`; those of longer
-  videos are computed whenever they are used.
+- Crops, for image encoders, are stored uncompressed with the face if they take at most `MAX_CROP_BYTES`; those of
+  longer videos are computed whenever they are used.
 """
 
 import hashlib

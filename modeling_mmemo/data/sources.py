@@ -73,8 +73,8 @@ def read_source(
         columns (`Mapping[str, str]`, *optional*):
             The source's column for each of ours, if the names differ: `{"label": "emotion"}`. A table without `audio`
             may have `file_name`, `path` or `file` instead, in which the suffix of a path tells whether it is audio or
-            video; an image is a video of one frame. Paths are relative to the table. A row with a video and without audio keeps `audio` empty: it has
-            the sound of the video.
+            video; an image is a video of one frame. Paths are relative to the table. A row with a video and without
+            audio keeps `audio` empty: it has the sound of the video.
         labels (`Sequence[str]`, *optional*): The labels to keep.
         label_map (`Mapping[str, str]`, *optional*): Labels for label names of the source: `{"excited": "happy"}`.
         streaming (`bool`, *optional*, defaults to `False`):

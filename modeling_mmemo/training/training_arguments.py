@@ -83,8 +83,8 @@ class ModelArguments:
     video_encoder: str | None = field(
         default=None,
         metadata={
-            "help": "Hub name or folder of an image encoder (ViT, CLIP, DINOv2), or of an mmemo model whose video half "
-            f"is used; or {NEW_VIDEO_ENCODER} for a small new network over 52 blendshapes of the face."
+            "help": "Hub name or folder of an image encoder (ViT, CLIP, DINOv2), or of an mmemo model whose video "
+            f"half is used; or {NEW_VIDEO_ENCODER} for a small new network over 52 blendshapes of the face."
         },
     )
     audio_layers: int | None = field(
@@ -184,7 +184,8 @@ class ModelArguments:
     )
     fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout on top of the encoders."})
     modality_dropout: float = field(
-        default=0.0, metadata={"help": "Probability in training that a sample loses some of its modalities, but not all."}
+        default=0.0,
+        metadata={"help": "Probability in training that a sample loses some of its modalities, but not all."},
     )
     modality_loss_weight: float = field(default=0.3, metadata={"help": "Weight of the loss of each modality's head."})
     class_weights: str = field(
@@ -204,8 +205,8 @@ class ModelArguments:
     bias_correction: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Some of audio, text and video: adds a bias for each label to the head of a modality, fitted on the "
-            "development rows; corrects the shift by class_weights."
+            "help": "Some of audio, text and video: adds a bias for each label to the head of a modality, fitted on "
+            "the development rows; corrects the shift by class_weights."
         },
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all labels."})
@@ -248,7 +249,9 @@ class ModelArguments:
         encoders = {f"{modality}_encoder": getattr(self, f"{modality}_encoder") for modality in MODALITIES}
         given = {name: value for name, value in encoders.items() if value is not None}
         if self.model_name_or_path is None and not given:
-            raise ValueError(f"Give one or several of {', '.join(encoders)}, or a model_name_or_path to continue from.")
+            raise ValueError(
+                f"Give one or several of {', '.join(encoders)}, or a model_name_or_path to continue from."
+            )
         if self.model_name_or_path is not None:
             if given:
                 raise ValueError(
@@ -582,7 +585,12 @@ def _check_several_encoders(model: ModelArguments, data: DataArguments) -> None:
     """Raises a `ValueError` for options about samples with several modalities that the new encoders cannot have."""
     given = {modality for modality in MODALITIES if getattr(model, f"{modality}_encoder") is not None}
     for name, value, is_possible, needed in (
-        ("pair_probability", data.pair_probability, "text" in given and len(given) > 1, "a text encoder and another one"),
+        (
+            "pair_probability",
+            data.pair_probability,
+            "text" in given and len(given) > 1,
+            "a text encoder and another one",
+        ),
         ("blank_probability", data.blank_probability, {"audio", "text"} <= given, "encoders of audio and text"),
         ("modality_dropout", model.modality_dropout, len(given) > 1, "two encoders"),
     ):
