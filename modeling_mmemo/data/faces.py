@@ -31,7 +31,7 @@ from transformers.utils import logging
 from mmemo.items import ItemProcessing
 from mmemo.video.face import FaceSequence
 from mmemo.video.landmarks import MODELS
-from modeling_mmemo.data.clips import has_sound, unreadable
+from modeling_mmemo.data.clips import check_clips, has_sound, unreadable
 from modeling_mmemo.data.fingerprints import audio_fingerprint
 from modeling_mmemo.data.schema import STORED_FEATURES
 
@@ -139,45 +139,49 @@ class Faces(Sequence):
         return 0 if face is None else len(face.times)
 
 
-def resolve_videos(rows: Dataset, cache: FaceCache, takes_sound: bool) -> Dataset:
+def with_sounds(rows: Dataset) -> Dataset:
     """
-    Returns rows with the sound of their videos, and only with videos that have a face.
-
-    A row with `video` and without `audio` gets the video as its `audio`, if the file has an audio track. A video in
-    which no face is found counts as missing; one warning counts them.
-
-    Args:
-        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
-        cache (`FaceCache`): Follows the faces.
-        takes_sound (`bool`): Whether the model encodes audio.
+    Returns rows with the columns of `FEATURES`, in which a row with `video` and without `audio` has the sound of its
+    video as `audio`, if the file has an audio track.
 
     Raises:
-        ValueError: If videos cannot be read.
+        ValueError: If videos cannot be read; the message lists the first 10 and the number of all.
     """
-    audio, videos = list(rows["audio"]), list(rows["video"])
-    if takes_sound:
-        audio = [sound_of(video) if clip is None else clip for clip, video in zip(audio, videos)]
+    check_clips((), rows["video"])
+    clips = zip(rows["audio"], rows["video"])
+    return _with_files(rows, "audio", [sound_of(video) if audio is None else audio for audio, video in clips])
+
+
+def with_faces(rows: Dataset, cache: FaceCache) -> Dataset:
+    """
+    Returns rows with the columns of `FEATURES`, in which a video without a face is missing; one warning counts them.
+
+    Raises:
+        ValueError: If videos cannot be read; the message lists the first 10 and the number of all.
+    """
+    videos = list(rows["video"])
     found = [face is not None and bool(face.is_present.any()) for face in cache.read_all(videos)]
     count = sum(video is not None for video in videos)
     if missing := count - sum(found):
         logger.warning(f"No face was found in {missing} of {count} videos; these videos count as missing.")
-    videos = [video if is_found else None for video, is_found in zip(videos, found)]
-    # As a plain struct, because encoding an Audio column again would need torchcodec.
-    return rows.cast(STORED_FEATURES).map(
-        lambda _, indices: {
-            "audio": [audio[index] for index in indices],
-            "video": [videos[index] for index in indices],
-        },
-        batched=True,
-        with_indices=True,
-        features=STORED_FEATURES,
-        load_from_cache_file=False,
-    )
+    return _with_files(rows, "video", [video if is_found else None for video, is_found in zip(videos, found)])
 
 
 def sound_of(video: Stored | None) -> Stored | None:
     """Returns a stored video as a cell of the column `audio`; `None` if it has no audio track."""
     return video if video is not None and has_sound(video) else None
+
+
+def _with_files(rows: Dataset, column: str, files: Sequence[Stored | None]) -> Dataset:
+    """Returns rows with other files in one column."""
+    # As a plain struct, because encoding an Audio column again would need torchcodec.
+    return rows.cast(STORED_FEATURES).map(
+        lambda _, indices: {column: [files[index] for index in indices]},
+        batched=True,
+        with_indices=True,
+        features=STORED_FEATURES,
+        load_from_cache_file=False,
+    )
 
 
 @cache

@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from mmemo.modalities import MODALITIES
 from modeling_mmemo.data.augmentation import NOISE_COLORS, Augmentation, make_noise
 from modeling_mmemo.data.clips import clip_seconds
-from modeling_mmemo.data.faces import FaceCache, Faces, sound_of
+from modeling_mmemo.data.faces import FaceCache, Faces
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.training.features import PooledStates, TowerStates
@@ -359,15 +359,13 @@ class StreamedRows(torch.utils.data.IterableDataset):
             rng = np.random.default_rng((self.seed, epoch, position))
             if row["text"] is not None:
                 item |= drop_context(text_of(row), self.context_dropout, rng)
-            audio, face = row["audio"], None
+            face = None
             if self.faces is not None and row["video"] is not None:
                 face = self.faces.read(row["video"])
                 face = face if face.is_present.any() else None
-                if audio is None and self.processor.feature_extractor is not None:
-                    audio = sound_of(row["video"])
-            if audio is not None:
+            if row["audio"] is not None:
                 is_timed = face is not None
-                item |= load_clip(audio, row["word_times"], self.processor, self.augmentation, rng, is_timed)
+                item |= load_clip(row["audio"], row["word_times"], self.processor, self.augmentation, rng, is_timed)
             speed = item.pop("speed", 1.0)
             if face is not None:
                 item["video"] = replace(face, times=face.times / np.float32(speed))

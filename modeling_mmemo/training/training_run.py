@@ -19,7 +19,7 @@ from modeling_mmemo.adapter_mmemo import EMBEDDED_LICENSE, EMBEDDED_MODEL, refer
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.clips import check_clips, without_item_warnings
 from modeling_mmemo.data.corpora import CORPORA, find_layout
-from modeling_mmemo.data.faces import FaceCache, Faces, resolve_videos
+from modeling_mmemo.data.faces import FaceCache, Faces, sound_of, with_faces
 from modeling_mmemo.data.schema import FILE_COLUMNS, STORED_FEATURES
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
 from modeling_mmemo.data.unknown_labels import listed
@@ -51,9 +51,6 @@ CALIBRATED_ON = {
     name: (name, *(pairs for given, pairs in PAIRS.items() if presence_of({*given, "text"}) == name))
     for name in PRESENCES
 }
-
-# The columns that decide whether a row is used.
-_FILTERED = ["split", *MODALITIES]
 
 
 class RunRows(NamedTuple):
@@ -229,7 +226,7 @@ def build_rows(
         # One process fills the caches, the others load them.
         with training_args.main_process_first(desc="following faces"):
             cache = FaceCache(processor, args.cache_dir)
-            rows, weights = _resolve_videos(rows, weights, cache, "audio" in towers)
+            rows, weights = _only_with_faces(rows, weights, cache)
             faces = Faces(cache, rows["video"])
     splits = list(rows["split"])
     train_indices = [i for i, split in enumerate(splits) if split == "train"]
@@ -342,10 +339,9 @@ def read_rows(
         if not args.allow_leaks:
             leak_check(rows, by=args.leak_columns)
         tested += [source] if "test" in set(rows["split"]) else []
-        rows = _keep_modalities(rows, source, args, modalities).filter(
-            lambda split, *values: split != "test" and any(value is not None for value in values),
-            input_columns=_FILTERED,
-        )
+        rows = rows.filter(lambda split: split != "test", input_columns="split")
+        check_clips((), rows["video"] if {"audio", "video"} & set(modalities) else ())
+        rows = _keep_modalities(rows, source, args, modalities).filter(_has_any, input_columns=list(MODALITIES))
         if not len(rows):
             raise ValueError(
                 f"{source} has no row for a model of {' and '.join(modalities)}; leave it out of corpora."
@@ -353,21 +349,21 @@ def read_rows(
         parts.append(rows)
         weights += [weight] * len(rows)
     rows = concatenate_datasets(parts)
-    check_clips(rows["audio"], rows["video"])
+    check_clips(rows["audio"])
     _check_labels(rows, args)
     return rows, weights, tested
 
 
-def _resolve_videos(
-    rows: Dataset, weights: list[float], cache: FaceCache, takes_sound: bool
-) -> tuple[Dataset, list[float]]:
-    """Returns rows after [`resolve_videos`], without those that had nothing but a video without a face, and their
-    weights."""
-    rows = resolve_videos(rows, cache, takes_sound)
-    kept = [index for index, values in enumerate(zip(*(rows[name] for name in MODALITIES))) if any(values)]
-    rows = rows.select(kept)
-    check_clips(rows["audio"])
-    return rows, [weights[index] for index in kept]
+def _only_with_faces(rows: Dataset, weights: list[float], cache: FaceCache) -> tuple[Dataset, list[float]]:
+    """Returns rows after [`with_faces`], without those that had nothing but a video, and their weights."""
+    rows = with_faces(rows, cache)
+    kept = [index for index, values in enumerate(zip(*(rows[name] for name in MODALITIES))) if _has_any(*values)]
+    return rows.select(kept), [weights[index] for index in kept]
+
+
+def _has_any(*values) -> bool:
+    """Whether a row has any of some columns."""
+    return any(value is not None for value in values)
 
 
 def _check_labels(rows: Dataset, args: DataArguments) -> None:
@@ -395,8 +391,7 @@ def read_streams(args: DataArguments, modalities: Collection[str], context_turns
     """Returns a stream of the training rows of all `args.corpora`, sampled by their weights; see [`read_rows`]."""
     streams = [
         _keep_modalities(args.read(source, context_turns, True, args.fold), source, args, modalities).filter(
-            lambda split, *values: split == "train" and any(value is not None for value in values),
-            input_columns=_FILTERED,
+            lambda split, *values: split == "train" and _has_any(*values), input_columns=["split", *MODALITIES]
         )
         for source in args.corpora
     ]
@@ -405,18 +400,21 @@ def read_streams(args: DataArguments, modalities: Collection[str], context_turns
 
 
 def _keep_modalities(rows, source: str, args: DataArguments, modalities: Collection[str]):
-    """Removes modalities that the model lacks, and those that carry no emotion in a known corpus."""
+    """Removes modalities that the model lacks, and those that carry no emotion in a known corpus; adds the sound of
+    videos, as in [`with_sounds`]."""
     carries = find_layout(source, args.data_dir).modality if source in CORPORA else "both"
     kept = [name for name in modalities if carries in (name, "both") or name == "video"]
+
+    def keep(batch: dict[str, list]) -> dict[str, list]:
+        columns = {name: batch[name] if name in kept else [None] * len(batch[name]) for name in FILE_COLUMNS}
+        if "audio" in kept:
+            clips = zip(batch["audio"], batch["video"])
+            columns["audio"] = [sound_of(video) if audio is None else audio for audio, video in clips]
+        columns["text"] = [text if "text" in kept and text and text.strip() else None for text in batch["text"]]
+        return columns
+
     # As a plain struct, because encoding an Audio column again would need torchcodec.
-    return rows.cast(STORED_FEATURES).map(
-        lambda batch: {
-            **{name: batch[name] if name in kept else [None] * len(batch[name]) for name in FILE_COLUMNS},
-            "text": [text if "text" in kept and text and text.strip() else None for text in batch["text"]],
-        },
-        batched=True,
-        features=STORED_FEATURES,
-    )
+    return rows.cast(STORED_FEATURES).map(keep, batched=True, features=STORED_FEATURES)
 
 
 def balanced_weights(rows: EmotionRows, num_labels: int, power: float = 1.0) -> list[float]:
