@@ -64,7 +64,7 @@ def trained_folds(monkeypatch):
         trained.append(arguments)
         Path(arguments[-1].output_dir).mkdir(parents=True, exist_ok=True)
 
-    def score(emotion, condition, rows, lengths, available):
+    def score(emotion, condition, rows, lengths, carriers, faces):
         return np.random.default_rng(len(rows)).random((len(rows), 7))
 
     monkeypatch.setattr("modeling_mmemo.training.folds.train", train)

@@ -46,7 +46,8 @@ class Condition:
         blank_text (`bool`, *optional*, defaults to `False`): Whether to replace the text by an empty string.
         change_frame (`Callable`, *optional*):
             Function from a frame and the first frame of its video, `(height, width, 3)`, uint8 RGB, to another frame.
-        dropped (`str`, *optional*): Modality that is removed; a row must have another one.
+        dropped (`str`, *optional*): Modality that is removed.
+        needs_others (`bool`, *optional*, defaults to `False`): Whether a row must have more modalities than `needs`.
         drop_context (`bool`, *optional*, defaults to `False`):
             Whether to remove the speaker of the text and the turns before it.
         shuffled (`str`, *optional*): Modality to take from another row.
@@ -60,6 +61,7 @@ class Condition:
     blank_text: bool = False
     change_frame: FrameChange | None = None
     dropped: str | None = None
+    needs_others: bool = False
     drop_context: bool = False
     shuffled: str | None = None
     word_times: Callable[[str, np.ndarray, int, np.random.Generator], list] | None = None
@@ -124,7 +126,9 @@ BLANK = {
 }
 VIDEO_CONDITIONS = {
     **VIDEO_ABLATION,
-    "face missing": Condition("The other modalities; the video is missing.", ("video",), dropped="video"),
+    "face missing": Condition(
+        "The other modalities; the video is missing.", ("video",), dropped="video", needs_others=True
+    ),
     "blurred face": Condition(
         f"Frames blurred, with a standard deviation of {BLUR_SHARE:.0%} of their height.",
         ("video",),
@@ -132,7 +136,7 @@ VIDEO_CONDITIONS = {
     ),
     "dark face": Condition(f"Frames at {DARK_SHARE:.0%} of their brightness.", ("video",), change_frame=_darken),
     "frozen face": Condition("The first frame during the whole video.", ("video",), change_frame=_freeze),
-    "shuffled video": Condition("The video of another row.", ("video",), shuffled="video"),
+    "shuffled video": Condition("The video of another row.", ("video",), shuffled="video", needs_others=True),
 }
 CONDITIONS = {
     **ABLATION,
@@ -181,12 +185,13 @@ def applicable_conditions(names: list[str], available: set[str], carriers: set[s
     """
     if unknown := [name for name in names if name not in CONDITIONS]:
         raise ValueError(f"Unknown conditions {unknown}; choose among {list(CONDITIONS)}.")
-    return [
-        name
-        for name in names
-        if set(CONDITIONS[name].needs) <= (available if name in ABLATIONS else carriers)
-        and (CONDITIONS[name].dropped is None or carriers & {*MODALITIES} - {CONDITIONS[name].dropped})
-    ]
+
+    def applies(name: str) -> bool:
+        condition, found = CONDITIONS[name], available if name in ABLATIONS else carriers
+        others = found & {*MODALITIES} - {*condition.needs}
+        return set(condition.needs) <= found and (bool(others) or not condition.needs_others)
+
+    return [name for name in names if applies(name)]
 
 
 def ablation_of(modalities: Collection[str]) -> str:
