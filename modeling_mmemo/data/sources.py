@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, ClassLabel, Dataset, IterableDataset, List, Video, concatenate_datasets, load_dataset
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    Image,
+    IterableDataset,
+    List,
+    Video,
+    concatenate_datasets,
+    load_dataset,
+)
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import (
@@ -312,7 +322,7 @@ def _describe(
     theirs = _columns(list(features) or list(next(iter(rows), {})), source, columns)
     rows = rows.select_columns(sorted(set(theirs.values())))
     for name in {theirs[name] for name in FILE_COLUMNS if name in theirs}:
-        if isinstance(features.get(name), Audio | Video):
+        if isinstance(features.get(name), Audio | Image | Video):
             rows = rows.cast_column(name, type(features[name])(decode=False))
     label = features.get(theirs["label"])
     label = label.feature if isinstance(label, List) else label

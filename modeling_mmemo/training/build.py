@@ -42,6 +42,8 @@ logger = logging.get_logger(__name__)
 WHISPER_LIKE = ("whisper", "mmemo_audio")
 SETTINGS = {"audio": AUDIO_SETTINGS, "text": TEXT_SETTINGS, "video": VIDEO_SETTINGS}
 FRAMES_PER_SECOND = 5.0
+# Image encoders that take pictures of any size.
+ANY_SIZE = ("dinov2", "dinov2_with_registers")
 
 
 @dataclass(kw_only=True)
@@ -315,7 +317,7 @@ def _image_settings(name: str) -> dict[str, Any]:
     Returns the settings of the pictures that an image encoder takes.
 
     Raises:
-        ValueError: If the image processor of the encoder does not return square pictures of its size.
+        ValueError: If the image processor of the encoder does not return square pictures of the encoder's size.
     """
     # Without torchvision, which no other part needs.
     images = AutoImageProcessor.from_pretrained(name, backend="pil")
@@ -325,6 +327,13 @@ def _image_settings(name: str) -> dict[str, Any]:
         raise ValueError(
             f"video_encoder={name} takes pictures of {size}, but those of faces are square; choose an encoder of "
             "square pictures, such as ViT, CLIP or DINOv2."
+        )
+    config = AutoConfig.from_pretrained(name)
+    config = getattr(config, "vision_config", config)
+    if config.image_size != height and config.model_type not in ANY_SIZE:
+        raise ValueError(
+            f"video_encoder={name} encodes pictures of {config.image_size} pixels, but its image processor returns "
+            f"{height}; correct its preprocessor_config.json, or choose another encoder."
         )
     return {"crop_size": height, "image_mean": list(images.image_mean), "image_std": list(images.image_std)}
 
