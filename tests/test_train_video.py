@@ -18,6 +18,7 @@ import eval as evaluation
 import train
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, pipeline
 from modeling_mmemo.data.clips import has_sound
+from modeling_mmemo.evaluation.conditions import CONDITIONS
 from modeling_mmemo.training import training_run
 
 
@@ -138,27 +139,46 @@ def test_a_face_head_learns_from_pictures(run, tables, tmp_path):
     assert emotion({"video": Image.fromarray(OPEN)})[0]["label"] == "happy"
 
 
-def test_three_modalities_train_with_cached_faces_and_states(run, encoders, tables, tmp_path, monkeypatch):
-    options = {"audio_encoder": encoders[0], "text_encoder": encoders[1], "audio_layers": 2, "max_steps": 4}
-    # The clips are tones, in which no speech would be detected.
-    options |= {"audio_mode": "frozen", "text_mode": "frozen", "modality_dropout": 0.5, "cut_to_speech": "false"}
-    folder = run(tmp_path / "first", "talk", "videos", **options)
-
-    sets = {"audio", "text", "video", "both", "audio+video", "text+video", "audio+text+video"}
-    assert sets == {name.removeprefix("eval_").removesuffix("_wa") for name in scores(folder) if name.endswith("_wa")}
-    model = MMEmoForEmotionRecognition.from_pretrained(folder)
-    assert model.missing_keys_on_load == () and model.config.modalities == ("audio", "text", "video")
-    prediction = pipeline("multimodal-emotion", model=str(folder))(
-        {"video": str(tables["talk"].parent / "talk0.mp4"), "text": "i am so"}, return_modality_weights=True
-    )
-    assert all(weight > 0 for weight in prediction["modality_weights"].values())
-
+def test_faces_are_followed_once(run, face_model, tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("A face was followed again.")
 
     monkeypatch.setattr("mmemo.items.read_face", fail)
-    again = run(tmp_path / "again", "talk", "videos", **options)
-    assert scores(again)["eval_mean_uar"] == scores(folder)["eval_mean_uar"]
+
+    folder = run(tmp_path, "videos", max_steps=1)
+
+    assert scores(folder).keys() == scores(face_model).keys()
+
+
+@pytest.fixture(scope="module")
+def whole(run, encoders, tmp_path_factory):
+    """A model of all modalities."""
+    options = {"audio_encoder": encoders[0], "text_encoder": encoders[1], "audio_layers": 2, "max_steps": 4}
+    # The clips are tones, in which no speech would be detected.
+    options |= {"audio_mode": "frozen", "text_mode": "frozen", "modality_dropout": 0.5, "cut_to_speech": "false"}
+    return run(tmp_path_factory.mktemp("whole"), "talk", "videos", **options)
+
+
+def test_three_modalities_train_and_are_scored_in_every_set(whole, tables):
+    sets = {"audio", "text", "video", "both", "audio+video", "text+video", "audio+text+video"}
+    assert sets == {name.removeprefix("eval_").removesuffix("_wa") for name in scores(whole) if name.endswith("_wa")}
+    model = MMEmoForEmotionRecognition.from_pretrained(whole)
+    assert model.missing_keys_on_load == () and model.config.modalities == ("audio", "text", "video")
+    talk = {"video": str(tables["talk"].parent / "talk0.mp4"), "text": "i am so"}
+    prediction = pipeline("multimodal-emotion", model=str(whole))(talk, return_modality_weights=True)
+    assert all(weight > 0 for weight in prediction["modality_weights"].values())
+
+
+@pytest.mark.slow
+def test_three_modalities_are_evaluated_under_conditions_of_the_face(whole, tables, tmp_path):
+    options = {"model": whole, "corpora": tables["talk"], "split": "dev", "output_dir": tmp_path}
+
+    evaluation.main(as_flags({**options, "cache_dir": tmp_path / "cache"}))
+
+    (table,) = json.loads((tmp_path / "results.json").read_text())["corpora"]
+    assert (table["headline"], table["rows"]) == ("all", 4)
+    assert set(table["conditions"]) == set(CONDITIONS) - {"no context"}
+    assert table["conditions"]["face missing"] == table["conditions"]["both"]
 
 
 def test_videos_without_a_face_are_left_out_with_one_warning(run, tmp_path, caplog, monkeypatch):
@@ -171,6 +191,7 @@ def test_videos_without_a_face_are_left_out_with_one_warning(run, tmp_path, capl
     assert len(trained[0]) == 4
 
 
+@pytest.mark.slow
 def test_an_audio_model_takes_the_sound_of_videos(run, encoders, tmp_path, tables):
     options = {"video_encoder": None, "audio_encoder": encoders[0], "audio_layers": 2, "max_steps": 1}
 
@@ -196,6 +217,7 @@ def test_an_image_encoder_with_lora_is_saved_as_adapter(run, vit, tables, tmp_pa
         torch.testing.assert_close(adapted(**inputs).logits, model(**inputs).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_an_adapter_holds_a_new_face_encoder(run, encoders, tables, tmp_path):
     options = {"text_encoder": encoders[1], "max_steps": 2}
     folder = run(tmp_path, "talk", **options)
@@ -208,6 +230,7 @@ def test_an_adapter_holds_a_new_face_encoder(run, encoders, tables, tmp_path):
         assert torch.equal(weight, adapted.mmemo.video_tower.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_trained_face_is_half_of_another_model(run, face_model, encoders, tmp_path):
     options = {"text_encoder": encoders[1], "text_mode": "frozen", "video_mode": "frozen", "max_steps": 2}
 
@@ -220,7 +243,7 @@ def test_a_trained_face_is_half_of_another_model(run, face_model, encoders, tmp_
     assert scores(folder)["eval_video_wa"] == 1.0
 
 
-def test_a_model_of_all_modalities_is_evaluated_under_conditions_of_the_face(run, face_model, tables, tmp_path):
+def test_a_model_of_faces_is_evaluated_under_conditions_of_the_face(run, face_model, tables, tmp_path):
     measured = {"model": face_model, "corpora": tables["videos"], "split": "dev", "output_dir": tmp_path}
 
     evaluation.main(as_flags({**measured, "cache_dir": tmp_path / "cache"}))
