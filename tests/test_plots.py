@@ -128,6 +128,25 @@ def test_spans_are_shaded_except_for_silence(result, make_clip):
     assert edges == [[0, 0.5], [2.5, 3]]
 
 
+def test_a_face_has_a_panel(result):
+    shapes = [("jawOpen", 0.5), ("mouthPucker", 0.4), ("jawOpen", 0.3), ("browDownLeft", 0.2)]
+    for entry, (name, score), presence in zip(result["timeline"], shapes, (1.0, 0.5, 0.0, 1.0)):
+        blendshapes = [{"name": name, "score": score}] if presence else []
+        entry["face"] = {"presence": presence, "blendshapes": blendshapes}
+
+    axes = panels(plot_timeline(result))["face"]
+
+    assert list(panels(plot_timeline(result))) == ["scores", "face", "words"]
+    presence = areas(axes)["presence"]
+    heights = [max(band(presence, time), default=0) for time in (0.2, 0.7, 1.5, 2.5)]
+    assert heights == about([1, 0.5, 0, 1])
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert list(lines) == ["jawOpen", "mouthPucker", "browDownLeft"]
+    jaw = lines["jawOpen"]
+    # Not where it is none of the strongest, or the face is absent.
+    assert np.nanmax(jaw[:, 0][np.isfinite(jaw[:, 1])]) == 0.5 and np.nanmax(jaw[:, 1]) == 0.5
+
+
 def test_the_legend_is_outside_in_the_order_of_the_stack(result):
     result["timeline"][-1]["words"] = ["wait"]  # has glyphs in the default font
     figure = plot_timeline(result)
