@@ -22,7 +22,7 @@ from mmemo.answers import AnswerFormatter, mean_prediction
 from mmemo.audio.channels import channels_differ
 from mmemo.audio.files import BinaryFile
 from mmemo.audio.inputs import AUDIO_KEYS, is_audio_object
-from mmemo.audio.loading import AudioBlocks
+from mmemo.audio.loading import AudioBlocks, SilentAudioError
 from mmemo.audio.voice_activity import SAMPLING_RATE
 from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
 from mmemo.modalities import MODALITIES
@@ -159,9 +159,19 @@ class EmotionRecognition:
         if item.get("audio") is None:
             return self.processor.prepare(**item)
         blocks = self._open_audio(item, video)
+        clip = None
         with prefixed("audio"):
-            clip = _load_clip(blocks, channel)
+            try:
+                clip = _load_clip(blocks, channel)
+            except SilentAudioError:
+                # Videos may have a track without sound.
+                if video is None:
+                    raise
+                logger.warning("audio: it is silent, so it counts as missing.")
+                item["audio"] = None
             _warn_of_mixing(blocks, channel)
+        if item["audio"] is None:
+            return self.processor.prepare(**item)
         rate = blocks.target_rate
         recording = PreparedItem(recording={**item, "audio": blocks}, channel=channel)
         if clip is None:

@@ -54,6 +54,10 @@ SAMPLING_RATES = (1_000, 1_000_000)
 MAX_BLOCK_SAMPLES = 2**22
 
 
+class SilentAudioError(ValueError):
+    """A clip is silent."""
+
+
 def load_audio(
     audio: AudioInput,
     sampling_rate: float | None = None,
@@ -94,7 +98,7 @@ def _finish_clip(name: str, mono: np.ndarray, rate: float, target_sampling_rate:
     mono = _without_offset(mono, rate)
     resampled = resample(mono, rate, target_sampling_rate)
     if is_silent(mono) or is_silent(resampled):
-        raise ValueError(
+        raise SilentAudioError(
             f"{name} is silent: its peak is {min(peak(mono), peak(resampled)):.1e}, and audio must reach "
             f"{SILENCE_PEAK} (-80 dBFS) around its mean. Leave it out; if only the mean of its channels is silent, "
             "select one channel."
