@@ -18,9 +18,8 @@ model. The embedded model was trained on acted emotion, which is not felt emotio
 on its predictions. Inferring the emotions of people at work or in education is prohibited in the European Union (AI
 Act, Art. 5(1)(f)).
 
-Voices and faces are personal data and may be biometric data. The service stores neither them nor anything computed
-from them: until its response a request is in memory, and above 1 MiB in an unnamed temporary file. Nobody is
-identified.
+Voices are personal data, and faces are biometric data. The service stores neither them nor anything computed from
+them: until its response a request is in memory, and above 1 MiB in an unnamed temporary file. Nobody is identified.
 
 `WS /stream` predicts emotions of live audio; OpenAPI cannot describe it: see docs/deploy.md.
 """
