@@ -11,6 +11,7 @@ import pytest
 from running import running
 from starlette.exceptions import HTTPException
 from test_app import close_to
+from test_fuzz import mutate
 from videos import short_video, write_video
 
 from mmemo import EmotionPredictor
@@ -197,3 +198,25 @@ def test_videos_have_a_limit_of_their_own(video_model):
 def test_decoding_a_video_ends_when_the_request_is_out_of_time():
     with until(time.monotonic() - 1), pytest.raises(OutOfTimeError):
         open_limited_video(short_video(), ServiceSettings())
+
+
+def send_damaged_videos(service, count, seed):
+    rng = np.random.default_rng(seed)
+    videos = [short_video(suffix) for suffix in (".mp4", ".mkv", ".mov", ".avi", ".ts")]
+    statuses = set()
+    for number in range(count):
+        data = mutate(videos[number % len(videos)], rng)
+        response = post(service, {"video_file": data}, **({"return_timeline": "1"} if number % 3 == 0 else {}))
+        assert response.status_code in (200, 413, 422), (number, response.text)
+        statuses.add(response.status_code)
+    assert service.process.poll() is None and '"level": "error"' not in service.log
+    assert statuses >= {200, 422}
+
+
+def test_damaged_videos(service):
+    send_damaged_videos(service, 25, seed=0)
+
+
+@pytest.mark.slow
+def test_more_damaged_videos(service):
+    send_damaged_videos(service, 1000, seed=1)
