@@ -151,10 +151,11 @@ class EmotionRecognition:
         item = self.as_item(inputs)
         if item.get("word_times") and "text" not in self.answers.modalities:
             raise ValueError("this model has no text encoder; leave 'word_times' out.")
+        video = item.get("video")
         item |= self._follow_face(item, face)
         if item.get("audio") is None:
             return self.processor.prepare(**item)
-        blocks = self._open_audio(item)
+        blocks = self._open_audio(item, video)
         with prefixed("audio"):
             clip = _load_clip(blocks, channel)
             _warn_of_mixing(blocks, channel)
@@ -183,13 +184,12 @@ class EmotionRecognition:
         with prefixed("video"):
             return {"video": self.processor.load_video(item["video"], face=face)}
 
-    def _open_audio(self, item: dict[str, Any]) -> AudioBlocks:
-        """Opens the audio of an item; raises a `ValueError` if it is invalid."""
+    def _open_audio(self, item: dict[str, Any], video: Any) -> AudioBlocks:
+        """Opens the audio of an item, which may be that of its open video; raises a `ValueError` if it is invalid."""
         try:
             with prefixed("audio"):
-                return AudioBlocks(
-                    item["audio"], item.get("sampling_rate"), self.processor.feature_extractor.sampling_rate
-                )
+                rate = self.processor.feature_extractor.sampling_rate
+                return AudioBlocks(item["audio"], item.get("sampling_rate"), rate, owner=video)
         except ValueError as error:
             audio = item["audio"]
             if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
@@ -305,9 +305,10 @@ class EmotionRecognition:
         speakers = SpeakerOptions(channel, channels, speaker_turns, customer, everyone)
         options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
         item = self.as_item(inputs)
+        video = item.get("video")
         item |= self._follow_face(item, face)
         if item.get("audio") is not None:
-            item["audio"] = self._open_audio(item)
+            item["audio"] = self._open_audio(item, video)
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
         if isinstance(recording.blocks, AudioBlocks) and channels is None:
             _warn_of_mixing(recording.blocks, channel)

@@ -184,6 +184,8 @@ class AudioBlocks:
             Sampling rate of the blocks in Hz. The resampler, of soxr's high quality, keeps its state between blocks.
         block_seconds (`float`, *optional*, defaults to 30.0):
             Length of a block in seconds; shorter where it would exceed 2^22 samples over all channels.
+        owner (*optional*):
+            Kept alive with this object: the owner of a temporary file that `audio` names.
 
     Attributes:
         channels (`int`):
@@ -220,7 +222,9 @@ class AudioBlocks:
         sampling_rate: float | None = None,
         target_sampling_rate: int = 16_000,
         block_seconds: float = 30.0,
+        owner: object = None,
     ):
+        self._owner = owner
         if not 0 < block_seconds < math.inf:
             raise ValueError(f"block_seconds={block_seconds} must be a positive number of seconds, such as 30.")
         name, source, rate = resolve(audio, target_sampling_rate if sampling_rate is None else sampling_rate)
