@@ -123,8 +123,8 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
                 with gr.Tab("Audio"):
                     audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Audio", buttons=[])
                 with gr.Tab("Video"):
-                    video = gr.Video(sources=["upload", "webcam"], label="Video", buttons=[], height=300)
-                    face = gr.Number(label="Face, if there are several: 0 speaks longest", precision=0, minimum=0)
+                    video = gr.Video(sources=["upload", "webcam"], label="Video", buttons=[])
+                    face = gr.Number(0, label="Face, if there are several: 0 speaks longest", precision=0, minimum=0)
                 text = gr.Textbox(label="Text", placeholder="The text spoken in the recording, or any text", lines=2)
                 subtitles = gr.File(label="Subtitles of the recording", file_types=[".srt", ".vtt"], height=140)
                 button = gr.Button("Predict", variant="primary")
@@ -152,11 +152,13 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
                 )
                 file = gr.File(label="Result as JSON", interactive=False, height=100, elem_id="result")
         picture = gr.Plot(label="Over time", show_label=False, format="png")
-        note = gr.Markdown(elem_id="note")
-        faces = gr.Video(label="Faces", interactive=False, buttons=[], height=400, elem_id="faces")
-        blendshapes = gr.Plot(label="Blendshapes", show_label=False, format="png", elem_id="blendshapes")
+        with gr.Column(visible=False) as seen:
+            note = gr.Markdown(elem_id="note")
+            faces = gr.Video(label="Faces", interactive=False, buttons=[], height=400, elem_id="faces")
+            blendshapes = gr.Plot(label="Blendshapes", show_label=False, format="png", elem_id="blendshapes")
         inputs = [audio, text, subtitles, video, face]
         outputs = [emotion, weights, words, picture, file, note, faces, blendshapes]
+        video.change(lambda path: gr.Column(visible=path is not None), video, seen, api_visibility="private")
         button.click(partial(predict_page, predict), inputs, outputs, api_name="answer")
     return demo.queue(max_size=MAX_WAITING)
 

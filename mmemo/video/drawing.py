@@ -19,7 +19,7 @@ from mmemo.video.face import FaceSequence
 # Of the longer side, in pixels; larger pictures are scaled down.
 MAX_DRAWN_SIDE = 640
 NUM_NAMES = 5
-CHOSEN_COLOR, OTHER_COLOR, BACKGROUND = "#E69F00", "#BBBBBB", "#000000"
+CHOSEN_COLOR, OTHER_COLOR = "#E69F00", "#BBBBBB"
 FONT_SIZE, MARGIN, LINE_WIDTH = 14, 4, 2
 
 
@@ -51,7 +51,7 @@ def draw_faces(picture: np.ndarray, faces: list[FaceSequence], chosen: int, fram
         if number == chosen:
             strongest = face.strongest(*face.times[frame].tolist(), NUM_NAMES)
             lines += [f"{name} {score:.2f}" for name, score in strongest]
-        _write(canvas, image.size, "\n".join(lines), (left, top, right), color)
+        _write(canvas, image.size, "\n".join(lines), (left, top, right))
     return image
 
 
@@ -82,9 +82,7 @@ def encode_faces(
     return file.getvalue()
 
 
-def _write(
-    canvas: ImageDraw.ImageDraw, size: tuple[int, int], text: str, box: tuple[float, float, float], color: str
-) -> None:
+def _write(canvas: ImageDraw.ImageDraw, size: tuple[int, int], text: str, box: tuple[float, float, float]) -> None:
     """Writes lines on a picture of that width and height, on the side of a box (left, top, right) with more room."""
     (width, height), (left, top, right) = size, box
     font = ImageFont.load_default(FONT_SIZE)
@@ -92,5 +90,5 @@ def _write(
     x = right + MARGIN if width - right >= left else left - MARGIN - text_width
     x = max(0.0, min(x, width - text_width))
     y = max(0.0, min(top, height - text_height))
-    canvas.rectangle((x - MARGIN / 2, y, x + text_width + MARGIN / 2, y + text_height + MARGIN), fill=BACKGROUND)
-    canvas.multiline_text((x, y), text, fill=color, font=font)
+    canvas.rectangle((x - MARGIN / 2, y, x + text_width + MARGIN / 2, y + text_height + MARGIN), fill="black")
+    canvas.multiline_text((x, y), text, fill="white", font=font)
