@@ -367,7 +367,8 @@ def _describe_faces(predict: EmotionPredictor, result: dict[str, Any], followed:
     found = f"found in {presence:.0%} of the pictures."
     sentences = [f"The video has one face, {found}"]
     if count > 1:
-        sentences = [f"The video has {count} faces, of which 0 speaks longest. Face {followed.chosen} is {found}"]
+        ranked = f"The video has {count} faces; those that speak longest come first."
+        sentences = [f"{ranked} Face {followed.chosen} is {found}"]
     if "video" not in predict.answers.modalities:
         sentences.append(NO_FACE_ENCODER)
     if not result["scores"]:

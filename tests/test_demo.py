@@ -11,11 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import av
 import numpy as np
 import pytest
 import soundfile
+from faces import place, read_portrait, resize
+from test_video_items import make_pipeline
+from videos import write_video
 
 from mmemo import EmotionPredictor
+from modeling_mmemo import MMEmoVideoConfig
 
 
 gr = pytest.importorskip("gradio", minversion="6", reason="the page needs gradio: pip install 'mmemo[demo]'")
@@ -30,6 +35,8 @@ CLIPS = Path(__file__).parents[1] / "examples" / "audio"
 CLIP = str(CLIPS / "03b01Wa.flac")
 SENTENCE = "What are those bags?"
 SUBTITLES = "1\n00:00:00,100 --> 00:00:01,600\nWhat are those bags?\n"
+PORTRAIT = read_portrait()[:256, 96:352]
+ORANGE = (230, 159, 0)  # the box of the chosen face
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_ARGS = (
     "--no-sandbox",  # which containers forbid
@@ -48,6 +55,50 @@ CHROMIUM_ARGS = (
 @pytest.fixture(scope="module")
 def predict():
     return EmotionPredictor()
+
+
+class FacePredictor:
+    """The pipeline of a random model with a face encoder, called as `EmotionPredictor` is."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+        self.answers, self.processor = pipeline.answers, pipeline.processor
+
+    def __call__(self, audio=None, text=None, video=None, word_times=None, **options):
+        item = {"audio": audio, "text": text, "video": video, "word_times": word_times}
+        return self.pipeline(item, **options)
+
+
+@pytest.fixture(scope="module")
+def predict_face(session_tokenizer):
+    return FacePredictor(make_pipeline(session_tokenizer, MMEmoVideoConfig(hidden_size=16), frames_per_second=5))
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory):
+    """Path of a video of 2.2 s: a face that moves, and the sound of the clip."""
+    path = tmp_path_factory.mktemp("videos") / "talk.mp4"
+    samples, rate = soundfile.read(CLIP, dtype="float32")
+    frames = [place((256, 320), (PORTRAIT, 2 * index, 0)) for index in range(22)]
+    write_video(path, np.stack(frames), samples=samples, sampling_rate=rate)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """Path of a video of 0.4 s without sound: two faces, the left one larger."""
+    path = tmp_path_factory.mktemp("videos") / "silent.mp4"
+    write_video(path, place((256, 512), (PORTRAIT, 0, 0), (resize(PORTRAIT, 200), 256, 0))[None].repeat(4, axis=0))
+    return str(path)
+
+
+def read_frames(path):
+    with av.open(path) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def is_orange(pixels):
+    return np.abs(pixels.astype(int) - ORANGE).max(axis=2) < 40
 
 
 def as_json(result):
@@ -196,6 +247,77 @@ class TestPredictPage:
             demo.predict_page(predict, None, "word " * 400 + "word", None)
 
 
+class TestVideos:
+    @pytest.fixture(autouse=True)
+    def _files(self, files):
+        """All tests write there."""
+
+    def test_a_model_without_a_face_encoder_predicts_the_sound(self, predict, talk):
+        output = demo.predict_page(predict, None, None, None, talk)
+
+        expected = predict(talk, return_timeline=True)
+        result = json.loads(Path(output.file).read_text())
+        assert result.pop("face")["blendshapes"][0]["name"].startswith("mouthSmile")
+        assert result == as_json(expected)
+        assert output.emotion == {entry["label"]: entry["score"] for entry in expected["scores"]}
+        assert output.note == f"The video has one face, found in 100% of the pictures. {demo.NO_FACE_ENCODER}"
+        assert "mouthSmileLeft" in [text.get_text() for text in output.blendshapes.axes[0].get_legend().texts]
+        frames = read_frames(output.faces)
+        boxes = [np.flatnonzero(is_orange(pixels).any(axis=0))[0] for pixels in frames]
+        assert len(frames) == 22
+        assert np.diff(boxes) == pytest.approx(4, abs=3), "the box moves with the face, twice enlarged"
+
+    def test_a_model_with_a_face_encoder(self, predict_face, talk):
+        output = demo.predict_page(predict_face, None, "I am sad", None, talk)
+
+        result = json.loads(Path(output.file).read_text())
+        assert output.weights == result["modality_weights"]
+        assert {name for name, weight in output.weights.items() if weight} == {"audio", "text", "video"}
+        assert result["timeline"][0]["face"]["presence"] == 1
+        assert [axes.get_ylabel() for axes in output.picture.axes] == ["waveform", "scores"]
+        assert output.note == "The video has one face, found in 100% of the pictures."
+
+    def test_a_face_alone(self, predict_face, silent):
+        output = demo.predict_page(predict_face, None, None, None, silent)
+
+        assert output.weights == {"audio": 0, "text": 0, "video": pytest.approx(1)}
+        assert [axes.get_ylabel() for axes in output.picture.axes] == ["scores"]
+
+    @pytest.mark.parametrize("text", [None, SENTENCE])
+    def test_without_speech_the_face_is_shown(self, predict, silent, text):
+        output = demo.predict_page(predict, None, text, None, silent, 1)
+
+        assert output.emotion == ({} if text is None else demo.predict_page(predict, None, text, None).emotion)
+        assert output.note.endswith(demo.NO_SPEECH) is (text is None)
+        assert output.note.startswith("The video has 2 faces; those that speak longest come first. Face 1 is found")
+        assert np.flatnonzero(is_orange(read_frames(output.faces)[0]).any(axis=0))[0] > 320, "the right face"
+
+    def test_a_sound_without_speech(self, predict, tmp_path):
+        path = tmp_path / "tone.mp4"
+        write_video(path, PORTRAIT[None].repeat(5, axis=0), samples=np.sin(np.arange(8000)) / 4)
+        output = demo.predict_page(predict, None, None, None, str(path))
+
+        assert output.emotion == {} and output.picture is None and output.faces is not None
+        assert output.note.endswith(demo.NO_SPEECH)
+
+    def test_invalid_videos_raise(self, predict, talk, silent, tmp_path, monkeypatch):
+        bad, empty = tmp_path / "bad.mp4", tmp_path / "empty.mp4"
+        bad.write_bytes(b"nonsense")
+        write_video(empty, np.full((3, 64, 64, 3), 99, np.uint8))
+        with raises(r"bad\.mp4 is not readable video"):
+            demo.predict_page(predict, None, None, None, str(bad))
+        with raises(r"There is no face in empty\.mp4\. Choose a video with a face"):
+            demo.predict_page(predict, None, None, None, str(empty))
+        with raises("face=2 is not in the video: it has 2 faces, numbered from 0"):
+            demo.predict_page(predict, None, None, None, silent, 2)
+        with raises("There are a recording and a video"):
+            demo.predict_page(predict, CLIP, None, None, silent)
+        monkeypatch.setattr(demo, "MAX_VIDEO_SECONDS", 0.3)
+        for path in (talk, silent):
+            with raises(rf"{Path(path).name} is longer than 0\.3 s, the maximum on this page"):
+                demo.predict_page(predict, None, None, None, path)
+
+
 def test_the_examples_are_the_clips():
     examples = demo.find_examples()
 
@@ -218,7 +340,7 @@ def test_torch_is_not_imported():
 class TestServed:
     def test_prediction_over_http(self, served, predict, subtitles, tmp_path):
         client = Client(served.local_url, verbose=False, download_files=tmp_path)
-        emotion, weights, words, picture, file = client.predict(
+        emotion, weights, words, picture, file, *_ = client.predict(
             handle_file(CLIP), "", handle_file(subtitles), api_name="/answer"
         )
 
@@ -254,6 +376,20 @@ class TestServed:
         assert left() == (1, 1)
         served.close()
         assert left() == (0, 0)
+
+    def test_videos_of_visitors_are_deleted_on_close(self, predict, files, talk, tmp_path):
+        served = demo.serve_demo(predict, "127.0.0.1", wait=False)
+        # Other tests leave the results of other content.
+        mine = tmp_path / "mine.mp4"
+        write_video(mine, PORTRAIT[None, :200].repeat(2, axis=0))
+        before = set(files.rglob("*.*"))
+        client = Client(served.local_url, verbose=False, download_files=False)
+        *_, note, faces, blendshapes = client.predict(None, "", None, handle_file(str(mine)), 0, api_name="/answer")
+
+        assert note.startswith("The video has one face")
+        assert {path.name for path in set(files.rglob("*.*")) - before} == {"mine.mp4", "faces.mp4", "emotion.json"}
+        served.close()
+        assert set(files.rglob("*.*")) == before
 
 
 @pytest.mark.browser

@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 from mmemo.video.face import FaceSequence
 
 
-# Of the longer side, in pixels; larger pictures are scaled down.
-MAX_DRAWN_SIDE = 640
+# The longer side of drawn pictures in pixels; smaller ones have no room for the names beside a face.
+DRAWN_SIDE = 640
 NUM_NAMES = 5
-CHOSEN_COLOR, OTHER_COLOR = "#E69F00", "#BBBBBB"
+CHOSEN_COLOR, OTHER_COLOR = "#E69F00", "#56B4E9"
 FONT_SIZE, MARGIN, LINE_WIDTH = 14, 4, 2
 
 
@@ -34,10 +34,10 @@ def draw_faces(picture: np.ndarray, faces: list[FaceSequence], chosen: int, fram
         frame (`int`): Position of the frame in the sequences.
 
     Returns:
-        `PIL.Image.Image`: The picture, scaled to at most `MAX_DRAWN_SIDE`, with even sides.
+        `PIL.Image.Image`: The picture, scaled to `DRAWN_SIDE`, with even sides, as H.264 needs them.
     """
     image = Image.fromarray(picture)
-    scale = min(1.0, MAX_DRAWN_SIDE / max(image.size))
+    scale = DRAWN_SIDE / max(image.size)
     width, height = (max(2, 2 * round(scale * side / 2)) for side in image.size)
     image = image.resize((width, height))
     canvas = ImageDraw.Draw(image)
