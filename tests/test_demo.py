@@ -46,7 +46,7 @@ CHROMIUM_ARGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # A fake microphone that records a tone.
+    # A fake microphone that records a tone, and a fake camera.
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
@@ -95,6 +95,16 @@ def silent(tmp_path_factory):
 def read_frames(path):
     with av.open(path) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def write_raw_video(path, frames):
+    """Writes a YUV4MPEG2 file of 10 frames per second, as fake cameras of Chromium need it."""
+    height, width = frames[0].shape[:2]
+    with path.open("wb") as file:
+        file.write(f"YUV4MPEG2 W{width} H{height} F10:1 Ip A1:1 C420jpeg\n".encode())
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+            file.write(b"FRAME\n" + frame.to_ndarray().tobytes())
 
 
 def is_orange(pixels):
@@ -384,9 +394,9 @@ class TestServed:
         write_video(mine, PORTRAIT[None, :200].repeat(2, axis=0))
         before = set(files.rglob("*.*"))
         client = Client(served.local_url, verbose=False, download_files=False)
-        *_, note, faces, blendshapes = client.predict(None, "", None, handle_file(str(mine)), 0, api_name="/answer")
+        output = client.predict(None, "", None, handle_file(str(mine)), 0, api_name="/answer")
 
-        assert note.startswith("The video has one face")
+        assert output[5].startswith("The video has one face")
         assert {path.name for path in set(files.rglob("*.*")) - before} == {"mine.mp4", "faces.mp4", "emotion.json"}
         served.close()
         assert set(files.rglob("*.*")) == before
@@ -395,12 +405,15 @@ class TestServed:
 @pytest.mark.browser
 class TestBrowser:
     @pytest.fixture(scope="class")
-    def browser(self):
+    def browser(self, tmp_path_factory):
         sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
         if CHROMIUM is None:
             pytest.skip("there is no chromium: apt-get install chromium")
+        camera = tmp_path_factory.mktemp("camera") / "camera.y4m"
+        write_raw_video(camera, [place((240, 320), (PORTRAIT, 2 * index, 0)) for index in range(20)])
         with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+            args = [*CHROMIUM_ARGS, f"--use-file-for-fake-video-capture={camera}"]
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
             yield browser
             browser.close()
 
@@ -429,7 +442,7 @@ class TestBrowser:
     @staticmethod
     def result(page, folder):
         """The result as JSON, once there is one."""
-        page.get_by_test_id("matplotlib").wait_for()
+        page.get_by_test_id("matplotlib").first.wait_for()
         with page.expect_download() as download:
             page.get_by_test_id("download-link").last.click()
         download.value.save_as(folder / "result.json")
@@ -478,6 +491,63 @@ class TestBrowser:
         # The recording contains a tone.
         page.get_by_test_id("toast-text").get_by_text("There is no speech in").wait_for()
         assert page.errors == []
+
+    @staticmethod
+    def count_orange(page):
+        """The number of orange pixels in the drawn video, as the browser shows it."""
+        page.locator("#faces video").wait_for()
+        return page.locator("#faces video").evaluate(
+            """async (video, orange) => {
+                if (video.readyState < 2) await new Promise(done => video.addEventListener("loadeddata", done));
+                const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+                const context = canvas.getContext("2d");
+                context.drawImage(video, 0, 0);
+                const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+                let count = 0;
+                for (let first = 0; first < pixels.length; first += 4)
+                    count += orange.every((value, channel) => Math.abs(pixels[first + channel] - value) < 40);
+                return count;
+            }""",
+            ORANGE,
+        )
+
+    def test_a_video(self, page, predict, talk, tmp_path):
+        page.get_by_role("tab", name="Video").click()
+        self.upload(page, "input[accept*=video]", talk)
+        self.press(page)
+
+        assert self.count_orange(page) > 300
+        page.get_by_text("The video has one face, found in 100% of the pictures.").wait_for()
+        blendshapes = page.locator("#blendshapes img")
+        assert blendshapes.evaluate("image => image.naturalWidth") > 1000
+        result = self.result(page, tmp_path)
+        assert result["label"] == predict(talk, return_timeline=True)["label"]
+        assert result["face"]["blendshapes"][0]["name"].startswith("mouthSmile")
+        assert page.errors == []
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+
+    def test_the_camera(self, page):
+        page.get_by_role("tab", name="Video").click()
+        page.get_by_label("Capture from camera").click()
+        page.get_by_text("Click to Access Webcam").click()
+        page.get_by_label("start recording").click()
+        page.wait_for_timeout(1500)
+        with page.expect_response(lambda response: "/upload" in response.url):
+            page.locator(".capture-button").click()
+        self.press(page)
+
+        assert self.count_orange(page) > 300
+        page.get_by_text(demo.NO_SPEECH).wait_for()
+        assert page.errors == []
+
+    def test_a_video_without_a_face_shows_an_error(self, page, tmp_path):
+        write_video(tmp_path / "empty.mp4", np.full((3, 64, 64, 3), 99, np.uint8))
+        page.get_by_role("tab", name="Video").click()
+        self.upload(page, "input[accept*=video]", tmp_path / "empty.mp4")
+        self.press(page)
+
+        page.get_by_test_id("toast-text").get_by_text("There is no face in empty.mp4").wait_for()
+        assert str(tmp_path) not in page.inner_text("body")
 
     def test_an_invalid_file_shows_an_error(self, page, tmp_path):
         (tmp_path / "bad.wav").write_bytes(b"RIFF nonsense")
