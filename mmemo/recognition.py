@@ -104,7 +104,10 @@ class EmotionRecognition:
                 item[part] = given(item[part], part)
         for modality in MODALITIES:
             if item.get(modality) is not None and modality not in self.answers.modalities:
-                raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")
+                raise ValueError(
+                    f"this model has no {modality} encoder; leave {modality!r} out, or train a model with "
+                    f"--{modality}_encoder."
+                )
         if item.get("video") is not None:
             item |= self._open_video(item)
         text = item.get("text")

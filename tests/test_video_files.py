@@ -163,3 +163,23 @@ def test_without_pyav_the_error_names_it(encoded_video, monkeypatch):
     assert numbers(open_video(FRAMES, fps=FPS)) == list(range(20))
     with pytest.raises(ValueError, match=r"is not readable video \(video needs PyAV; pip install av\)"):
         open_video(encoded_video("mp4"))
+
+
+def test_tracks_that_appear_midway_are_ignored(tmp_path):
+    """PyAV raises an `IndexError` at the end of such recordings of broadcasts."""
+    noise = np.random.default_rng(0).integers(0, 256, (30, 480, 640, 3), np.uint8)
+    write_video(tmp_path / "a.ts", noise, FPS)
+    broadcast = (tmp_path / "a.ts").read_bytes()
+    assert len(broadcast) > 5_000_000, "FFmpeg would find all tracks when it opens the file"
+    sound = io.BytesIO()
+    with av.open(sound, "w", format="mpegts", options={"mpegts_start_pid": "512"}) as container:
+        stream = container.add_stream("mp2", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), "s16", "mono")
+        frame.sample_rate = 48_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+    video = open_video(broadcast + sound.getvalue() + broadcast)
+
+    assert not video.has_audio
+    assert len(numbers(video)) == 30

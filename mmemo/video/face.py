@@ -3,8 +3,8 @@ The face of a video as a sequence of blendshapes.
 
 Deliberate choices:
 - A video has one face: by default the one whose mouth moves longest. If none moves, as in a picture, the largest.
-- Frames are read one at a time. Kept are 56 numbers per face and frame, 4 MB for a face over an hour at 5 frames per
-  second, and crops if asked for, of which there may be ten minutes.
+- Frames are read one at a time. Blendshapes and boxes are kept of all faces, 10 MB for a face over an hour at 5 frames
+  per second, and crops if asked for, of at most ten minutes.
 """
 
 import logging

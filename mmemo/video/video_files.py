@@ -22,6 +22,7 @@ from mmemo.audio.containers import (
     DECLARING,
     MISSING_SECONDS,
     MISSING_SHARE,
+    demux,
     find_track,
     import_av,
     is_cut,
@@ -167,18 +168,15 @@ class VideoTrack:
             raise truncated(self._name, "video")
 
     def _packets(self, has_sought: bool) -> Iterator[Any]:
-        try:
-            for packet in self._container.demux(self._track):
-                if has_sought and packet.size and not packet.is_keyframe:
-                    continue
-                has_sought = False
-                time = packet.pts if packet.pts is not None else packet.dts
-                if time is not None:
-                    end = float((time + (packet.duration or 0)) * packet.time_base)
-                    self._packets_end = max(self._packets_end, end)
-                yield packet
-        except self._av.error.FFmpegError as error:
-            raise unreadable(self._name, reason_of(error), "video") from error
+        for packet in demux(self._container, self._track, self._name, "video"):
+            if has_sought and packet.size and not packet.is_keyframe:
+                continue
+            has_sought = False
+            time = packet.pts if packet.pts is not None else packet.dts
+            if time is not None:
+                end = float((time + (packet.duration or 0)) * packet.time_base)
+                self._packets_end = max(self._packets_end, end)
+            yield packet
 
     def _check_limits(self, seconds: float, count: int) -> None:
         if seconds > MAX_SECONDS:
