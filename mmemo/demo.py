@@ -55,8 +55,8 @@ NOTE = (
     "results are deleted after two hours at most; nothing else is stored."
 )
 NO_FACE_ENCODER = (
-    "This model has no face encoder, so its emotion is that of voice and text; docs/faces.md describes how to train "
-    "one that has."
+    "This model has no face encoder, so its emotion is that of voice and text; docs/faces.md describes how to train a "
+    "model that has one."
 )
 NO_SPEECH = "There is neither speech in the video nor a text, so this model predicts no emotion."
 # Replaces gradio styles that are hard to read, or as high as the page.
@@ -235,7 +235,10 @@ def predict_page(
     try:
         _check_sizes(audio, text, subtitles, video)
         followed = None if video is None else follow_faces(predict, video, face)
-        sound = video if followed is not None and followed.source.has_audio else audio
+        if followed is not None and followed.source.has_audio and "audio" in predict.answers.modalities:
+            sound = video
+        else:
+            sound = audio
         result, sound = _predict(predict, sound, text, subtitles, followed)
     except ValueError as error:
         message = str(error)

@@ -20,7 +20,13 @@ from test_video_items import make_pipeline
 from videos import write_video
 
 from mmemo import EmotionPredictor
-from modeling_mmemo import MMEmoVideoConfig
+from modeling_mmemo import (
+    MMEmoConfig,
+    MMEmoForEmotionRecognition,
+    MMEmoProcessor,
+    MMEmoVideoConfig,
+    MultimodalEmotionPipeline,
+)
 
 
 gr = pytest.importorskip("gradio", minversion="6", reason="the page needs gradio: pip install 'mmemo[demo]'")
@@ -286,6 +292,17 @@ class TestVideos:
         assert result["timeline"][0]["face"]["presence"] == 1
         assert [axes.get_ylabel() for axes in output.picture.axes] == ["waveform", "scores"]
         assert output.note == "The video has one face, found in 100% of the pictures."
+
+    def test_a_model_of_faces_ignores_the_sound(self, talk):
+        config = MMEmoConfig(
+            video_config=MMEmoVideoConfig(hidden_size=16), fusion_hidden_size=16, num_attention_heads=2
+        )
+        processor = MMEmoProcessor(frames_per_second=5)
+        predict = FacePredictor(MultimodalEmotionPipeline(MMEmoForEmotionRecognition(config), processor))
+        output = demo.predict_page(predict, None, None, None, talk)
+
+        assert output.weights == {"audio": 0, "text": 0, "video": pytest.approx(1)}
+        assert len(json.loads(Path(output.file).read_text())["timeline"]) == 5
 
     def test_a_face_alone(self, predict_face, silent):
         output = demo.predict_page(predict_face, None, None, None, silent)

@@ -49,8 +49,8 @@ def draw_faces(picture: np.ndarray, faces: list[FaceSequence], chosen: int, fram
         canvas.rectangle((left, top, right, bottom), outline=color, width=LINE_WIDTH)
         lines = [f"face {number}"]
         if number == chosen:
-            strongest = face.strongest(*face.times[frame].tolist(), NUM_NAMES)
-            lines += [f"{name} {score:.2f}" for name, score in strongest]
+            start, end = face.times[frame].tolist()
+            lines += [f"{name} {score:.2f}" for name, score in face.strongest(start, end, NUM_NAMES)]
         _write(canvas, image.size, "\n".join(lines), (left, top, right))
     return image
 
