@@ -42,7 +42,7 @@ class ReportingTyper(typer.Typer):
 
 # Tracebacks appear only with --debug, and then as Python prints them.
 app = ReportingTyper(
-    help="Multimodal emotion recognition from audio, text, or both.",
+    help="Multimodal emotion recognition from audio, text, video, or several of them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -113,7 +113,7 @@ def main_options(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Multimodal emotion recognition from audio, text, or both."""
+    """Multimodal emotion recognition from audio, text, video, or several of them."""
 
 
 @app.command()
@@ -140,6 +140,21 @@ def predict(
     channel: Annotated[
         int | None, typer.Option(help="Audio channel, counted from 0; the mean of all channels by default.", min=0)
     ] = None,
+    video: Annotated[
+        bool,
+        typer.Option(
+            "--video",
+            help="Predict the face in a video as well as its sound, with a model that has a video encoder. In "
+            "folders, only video files are predicted.",
+        ),
+    ] = False,
+    face: Annotated[
+        int | None,
+        typer.Option(
+            help="Face of the video, counted from 0; by default 0, the face whose mouth moves longest.",
+            min=0,
+        ),
+    ] = None,
     threshold: Threshold = None,
     coverage: Coverage = None,
     model: Model = None,
@@ -164,6 +179,10 @@ def predict(
     if files and "-" in files and (len(files) > 1 or text == "-"):
         raise typer.BadParameter("- is the file on standard input; pass it as the only file, or as --text alone.")
     kind = _output_kind(as_json, as_csv, output)
+    if face is not None and not video:
+        raise typer.BadParameter("--face needs --video.")
+    if video and not files:
+        raise typer.BadParameter("--video needs files: videos, or folders of them.")
     if not timeline and (plot is not None or (srt is not None and not files)):
         raise typer.BadParameter("--plot, and --srt without an audio file, need --timeline.")
 
@@ -172,6 +191,7 @@ def predict(
     archive = ArchiveOptions(
         files=files,
         recursive=recursive,
+        video=video,
         model=model,
         revision=revision,
         kind=kind,
@@ -183,7 +203,7 @@ def predict(
         granularity=None if granularity is None else granularity.value,
         debug=_is_debugging(context),
     )
-    if predict_archive(archive, text, srt, timeline, channel):
+    if predict_archive(archive, text, srt, timeline, channel, face):
         raise typer.Exit(1)
 
 
@@ -229,6 +249,7 @@ def call(
     revision: Revision = None,
     top_k: TopK = 3,
     recursive: Recursive = True,
+    video: Annotated[bool, typer.Option("--video", hidden=True)] = False,
     as_json: AsJson = False,
     as_csv: Annotated[
         bool,
@@ -246,6 +267,11 @@ def call(
 
     The output as JSON or CSV has every call; `error` says why one failed. The exit status is 1 if any call failed.
     """
+    if video:
+        raise typer.BadParameter(
+            "--video is for mmemo predict: a call has several speakers, and it is unknown which of them a face is. "
+            "mmemo call predicts the sound of videos."
+        )
     if not files:
         raise typer.BadParameter("Pass recordings of calls: files or folders.")
     if "-" in files and len(files) > 1:
@@ -268,6 +294,7 @@ def call(
     archive = ArchiveOptions(
         files=files,
         recursive=recursive,
+        video=video,
         model=model,
         revision=revision,
         kind=kind,
@@ -357,7 +384,7 @@ def demo(
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 7860,
     share: Annotated[bool, typer.Option("--share", help="Create a public link through gradio's tunnel.")] = False,
 ) -> None:
-    """Serves a web page that predicts recordings, uploads and text."""
+    """Serves a web page that predicts recordings, videos and text."""
     typer.echo("Loading the model and gradio, which takes a few seconds ...")
     from mmemo.demo import serve_demo
     from mmemo.runtime.predictor import EmotionPredictor

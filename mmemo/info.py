@@ -33,6 +33,7 @@ def describe(model: str | None = None, revision: str | None = None) -> str:
         "labels": ", ".join(config["id2label"][str(index)] for index in range(len(config["id2label"]))),
         "audio": _tower(config.get("audio_config")),
         "text": _tower(config.get("text_config")),
+        "video": _tower(config.get("video_config")),
         "fusion": config.get("fusion"),
         "problem": config.get("problem_type") or "single_label_classification",
         "temperature": _rounded(config.get("temperature")),

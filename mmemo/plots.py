@@ -1,5 +1,5 @@
 """
-Plots of one recording: its timeline, and the cross-modal attention of its words. No display is needed.
+Plots of one recording: its timeline, its face, and the cross-modal attention of its words. No display is needed.
 
 Deliberate choices:
 - Drawing time does not depend on the length: waveform and scores are reduced to about the plot's width in pixels.
@@ -12,6 +12,7 @@ import math
 import os
 import unicodedata
 import warnings
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from numpy.typing import ArrayLike
 
 from mmemo.audio.loading import AudioBlocks, AudioInput, check_channel, to_mono
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
+from mmemo.video.face import FaceSequence
+from mmemo.video.landmarks import BLENDSHAPES
 
 
 # A palette for colour-blind readers. Source: Okabe and Ito, "Color Universal Design" (2008).
@@ -39,12 +42,16 @@ COLORS = {
 OTHER_COLORS = colormaps["tab20b"]
 UNCERTAIN_COLOR, UNCERTAIN_HATCH = "#777777", "///"
 SHADE = 0.4  # opacity
+PRESENCE_COLOR = "#dddddd"
+# Blendshapes that are drawn: those with the largest sum over the timeline.
+MAX_BLENDSHAPES = 4
 
 FORMATS = (".png", ".svg")
 DOTS_PER_INCH = 120
 WIDTH_INCHES = 12
 MAX_COLUMNS = 2000
 MAX_LABELS, MAX_ROWS = 120, 12
+NUM_LINES = 8
 # Font size of the words; a letter is about 0.6 em wide.
 FONT_POINTS = 7
 LETTER_INCHES = 0.6 * FONT_POINTS / 72
@@ -53,6 +60,8 @@ SAMPLING_RATE = 16_000
 # Tolerance between the duration of the audio and of the result: in seconds, and relative.
 DURATION_TOLERANCE = 0.5, 0.05
 GAP_SECONDS = 1e-6
+# To the right of the panel.
+LEGEND: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
 
 
 def plot_timeline(
@@ -66,8 +75,9 @@ def plot_timeline(
     Plots the emotions of a recording over time.
 
     The panels share one time axis: the waveform, shaded by the emotion of each span, if there is audio; the stacked
-    scores of the segments, with gaps for silence and hatching for uncertain segments; the words, if there are any.
-    Words that need more than 120 labels, or more than 12 rows, are left out, which the title states.
+    scores of the segments, with gaps for silence and hatching for uncertain segments; for a video, the share of frames
+    in which the face was found, and its strongest blendshapes, with gaps where an entry does not list them; the words,
+    if there are any. Words that need more than 120 labels, or more than 12 rows, are left out, which the title states.
 
     Args:
         result (`dict`):
@@ -97,9 +107,12 @@ def plot_timeline(
     duration, timeline = result["duration"], result["timeline"]
     samples = None if audio is None else _load(audio, sampling_rate, duration, channel)
     words, note = _place_words(timeline, duration)
-    heights = {"waveform": 1.6, "scores": 2.4, "words": 0.2 + 0.15 * (1 + max((row for *_, row in words), default=0))}
+    heights = {"waveform": 1.6, "scores": 2.4, "face": 1.4}
+    heights["words"] = 0.2 + 0.15 * (1 + max((row for *_, row in words), default=0))
     if samples is None:
         del heights["waveform"]
+    if "face" not in timeline[0]:
+        del heights["face"]
     if not words:
         del heights["words"]
     figure = Figure(figsize=(WIDTH_INCHES, 0.7 + sum(heights.values())), dpi=DOTS_PER_INCH, layout="constrained")
@@ -111,6 +124,8 @@ def plot_timeline(
         _draw_waveform(axes["waveform"], samples, spans, colors)
     _draw_scores(axes["scores"], timeline, colors)
     axes["scores"].set_title(note, loc="right", fontsize=FONT_POINTS)
+    if "face" in axes:
+        _draw_face(axes["face"], timeline)
     if words:
         _draw_words(axes["words"], words)
     panels[-1].set(xlabel="seconds", xlim=(0, duration))
@@ -191,7 +206,24 @@ def _draw_scores(axes: Axes, timeline: list[dict], colors: dict[str, Any]) -> No
         _shade(axes, [(run[0]["start"], run[-1]["end"]) for run in runs], UNCERTAIN, colors)
     axes.set(ylabel="scores", ylim=(0, top))
     if labels or runs:
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), reverse=True, frameon=False)
+        axes.legend(**LEGEND, reverse=True)
+
+
+def _draw_face(axes: Axes, timeline: list[dict]) -> None:
+    totals: Counter[str] = Counter()
+    faces = []
+    for entry in timeline:
+        shapes = {shape["name"]: shape["score"] for shape in entry["face"]["blendshapes"]}
+        totals.update(shapes)
+        scores = {"presence": entry["face"]["presence"], **shapes}
+        faces.append({**entry, "scores": [{"label": name, "score": score} for name, score in scores.items()]})
+    names = [name for name, _ in totals.most_common(MAX_BLENDSHAPES)]
+    times, (presence, *lines) = (columns.T for columns in _score_columns(faces, ["presence", *names]))
+    axes.fill_between(times, presence, color=PRESENCE_COLOR, linewidth=0, label="presence")
+    for name, values in zip(names, lines):
+        axes.plot(times, np.where(values > 0, values, np.nan), linewidth=1.2, label=name)
+    axes.set(ylabel="face", ylim=(0, 1))
+    axes.legend(**LEGEND)
 
 
 def _score_columns(timeline: list[dict], labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -249,6 +281,35 @@ def _draw_words(axes: Axes, words: list[tuple[float, str, int]]) -> None:
     for start, text, row in words:
         axes.text(start, row, text, fontsize=FONT_POINTS, va="center", parse_math=False).set_in_layout(False)
     axes.set(ylabel="words", ylim=(max(row for *_, row in words) + 0.5, -0.5), yticks=[])
+
+
+def plot_blendshapes(face: FaceSequence, path: str | os.PathLike | None = None) -> Figure:
+    """
+    Plots the eight blendshapes of a face with the highest mean over time, with gaps where the face is absent.
+
+    Args:
+        face ([`FaceSequence`]): The face, present in at least one frame.
+        path (`str` or `os.PathLike`, *optional*): Where to save the plot, ending in .png or .svg.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If the face is absent in all frames, or the path has another suffix.
+    """
+    names = [name for name, _ in face.strongest(0, face.duration, NUM_LINES)]
+    if not names:
+        raise ValueError(f"The face is absent in all {len(face.is_present)} frames; there is nothing to plot.")
+    _check_path(path)
+    figure = Figure(figsize=(WIDTH_INCHES, 3), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    values = np.where(face.is_present[:, None], face.blendshapes, np.nan)
+    # Of a frame between two others without the face, a line alone would not be drawn.
+    lines = axes.plot(face.times.mean(axis=1), values[:, [BLENDSHAPES.index(name) for name in names]], marker=".")
+    axes.legend(lines, names, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.set(xlabel="seconds", xlim=(0, face.duration), ylabel="blendshapes", ylim=(0, 1))
+    _save(figure, path)
+    return figure
 
 
 def plot_attention(

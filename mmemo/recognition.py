@@ -22,7 +22,7 @@ from mmemo.answers import AnswerFormatter, mean_prediction
 from mmemo.audio.channels import channels_differ
 from mmemo.audio.files import BinaryFile
 from mmemo.audio.inputs import AUDIO_KEYS, is_audio_object
-from mmemo.audio.loading import AudioBlocks
+from mmemo.audio.loading import AudioBlocks, SilentAudioError
 from mmemo.audio.voice_activity import SAMPLING_RATE
 from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
 from mmemo.modalities import MODALITIES
@@ -104,7 +104,10 @@ class EmotionRecognition:
                 item[part] = given(item[part], part)
         for modality in MODALITIES:
             if item.get(modality) is not None and modality not in self.answers.modalities:
-                raise ValueError(f"this model has no {modality} encoder; leave {modality!r} out.")
+                raise ValueError(
+                    f"this model has no {modality} encoder; leave {modality!r} out, or train a model with "
+                    f"--{modality}_encoder."
+                )
         if item.get("video") is not None:
             item |= self._open_video(item)
         text = item.get("text")
@@ -151,13 +154,24 @@ class EmotionRecognition:
         item = self.as_item(inputs)
         if item.get("word_times") and "text" not in self.answers.modalities:
             raise ValueError("this model has no text encoder; leave 'word_times' out.")
+        video = item.get("video")
         item |= self._follow_face(item, face)
         if item.get("audio") is None:
             return self.processor.prepare(**item)
-        blocks = self._open_audio(item)
+        blocks = self._open_audio(item, video)
+        clip = None
         with prefixed("audio"):
-            clip = _load_clip(blocks, channel)
+            try:
+                clip = _load_clip(blocks, channel)
+            except SilentAudioError:
+                # Videos may have a track without sound.
+                if video is None:
+                    raise
+                logger.warning("audio: it is silent, so it counts as missing.")
+                item["audio"] = None
             _warn_of_mixing(blocks, channel)
+        if item["audio"] is None:
+            return self.processor.prepare(**item)
         rate = blocks.target_rate
         recording = PreparedItem(recording={**item, "audio": blocks}, channel=channel)
         if clip is None:
@@ -183,13 +197,12 @@ class EmotionRecognition:
         with prefixed("video"):
             return {"video": self.processor.load_video(item["video"], face=face)}
 
-    def _open_audio(self, item: dict[str, Any]) -> AudioBlocks:
-        """Opens the audio of an item; raises a `ValueError` if it is invalid."""
+    def _open_audio(self, item: dict[str, Any], video: Any) -> AudioBlocks:
+        """Opens the audio of an item, which may be that of its open video; raises a `ValueError` if it is invalid."""
         try:
             with prefixed("audio"):
-                return AudioBlocks(
-                    item["audio"], item.get("sampling_rate"), self.processor.feature_extractor.sampling_rate
-                )
+                rate = self.processor.feature_extractor.sampling_rate
+                return AudioBlocks(item["audio"], item.get("sampling_rate"), rate, owner=video)
         except ValueError as error:
             audio = item["audio"]
             if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
@@ -305,9 +318,10 @@ class EmotionRecognition:
         speakers = SpeakerOptions(channel, channels, speaker_turns, customer, everyone)
         options = TimelineOptions(**{name: value for name, value in timeline.items() if value is not None})
         item = self.as_item(inputs)
+        video = item.get("video")
         item |= self._follow_face(item, face)
         if item.get("audio") is not None:
-            item["audio"] = self._open_audio(item)
+            item["audio"] = self._open_audio(item, video)
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
         if isinstance(recording.blocks, AudioBlocks) and channels is None:
             _warn_of_mixing(recording.blocks, channel)

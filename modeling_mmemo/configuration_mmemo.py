@@ -117,10 +117,10 @@ class MMEmoAudioConfig(PreTrainedConfig):
 
 @strict
 class MMEmoVideoConfig(PreTrainedConfig):
-    """Configuration of [`MMEmoVideoEncoder`], a small temporal network over features of a face in each frame.
+    """Configuration of [`MMEmoVideoEncoder`], a small temporal network over the blendshapes of a face in each frame.
 
     Args:
-        num_features (`int`, defaults to 52): Features per frame; 52 blendshapes by default.
+        num_features (`int`, defaults to 52): Blendshapes per frame.
         hidden_size (`int`, defaults to 64): Width of the layers.
         num_hidden_layers (`int`, defaults to 2): Number of convolutional layers.
         kernel_size (`int`, defaults to 5): Frames that a convolution sees; odd.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from optimum.modeling_base import OptimizedModel
 
+from mmemo.modalities import MODALITIES
 from mmemo.runtime.graph import EmotionGraph, find_graph, local_folder
 from modeling_mmemo.configuration_mmemo import MMEmoConfig
 from modeling_mmemo.outputs_mmemo import MMEmoEmotionOutput
@@ -30,7 +31,7 @@ class MMEmoOnnxModel(OptimizedModel):
 
     config_class = MMEmoConfig
     main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
+    input_modalities = MODALITIES
     # A graph contains all its weights.
     missing_keys_on_load: tuple[str, ...] = ()
 
@@ -77,14 +78,14 @@ class MMEmoOnnxModel(OptimizedModel):
     def forward(self, **inputs: torch.Tensor | None) -> MMEmoEmotionOutput:
         """
         Args:
-            inputs (`torch.Tensor`): Inputs of [`MMEmoForEmotionRecognition`], without labels; one modality may be
-                missing.
+            inputs (`torch.Tensor`): Inputs of [`MMEmoForEmotionRecognition`], without labels, of at least one
+                modality.
 
         Returns:
             [`MMEmoEmotionOutput`]: The outputs of the graph, on the CPU.
 
         Raises:
-            ValueError: If an input is unknown, or both modalities are missing.
+            ValueError: If an input is unknown, or all modalities are missing.
         """
         given = {name: value.cpu().numpy() for name, value in inputs.items() if value is not None}
         outputs = self.model.predict(given)

@@ -226,9 +226,10 @@ def encode_video(
     if tower.main_input_name != IMAGE_INPUT:
         output = tower(inputs, attention_mask=mask.long(), output_hidden_states=True, return_dict=True)
         return _states(output), mask
-    # A graph has no branches; here, frames without a face are not encoded.
-    chosen = torch.ones_like(mask) if torch.compiler.is_compiling() or not mask.any() else mask
-    states = _states(tower(inputs[chosen], output_hidden_states=True, return_dict=True))
+    # Frames without a face are not encoded, except in a graph, which has no branches.
+    is_whole = torch.compiler.is_compiling() or not mask.any()
+    images = inputs.flatten(0, 1) if is_whole else inputs[mask]
+    states = _states(tower(images, output_hidden_states=True, return_dict=True))
     shapes = {tuple(layer.shape[2:]) for layer in states}
     if shapes != {(tower.config.hidden_size,)}:
         raise ValueError(
@@ -236,8 +237,10 @@ def encode_video(
             "encoder whose layers have one width, such as ViT, CLIP or DINOv2."
         )
     frames = [layer.mean(dim=1) for layer in states]
+    if is_whole:
+        return tuple(layer.unflatten(0, mask.shape) for layer in frames), mask
     placed = [layer.new_zeros(*mask.shape, layer.shape[1]) for layer in frames]
-    return tuple(zeros.masked_scatter(chosen.unsqueeze(-1), layer) for zeros, layer in zip(placed, frames)), mask
+    return tuple(zeros.masked_scatter(mask.unsqueeze(-1), layer) for zeros, layer in zip(placed, frames)), mask
 
 
 def _encode_by_length(tower: PreTrainedModel, inputs: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -18,6 +18,7 @@ import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, WhisperConfig, WhisperModel
+from video_model import save_video_model, write_portrait
 from videos import encode_numbered
 
 from modeling_mmemo import (
@@ -203,6 +204,20 @@ def exported(tmp_path_factory, session_model, session_tokenizer):
     save_analysis(processor, folder)
     MMEmoQuantizer.from_pretrained(folder).quantize(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def video_model(tmp_path_factory, session_model, session_tokenizer):
+    """A folder of an exported model of audio, text and video; see `video_model.py`."""
+    folder = tmp_path_factory.mktemp("video_model")
+    return save_video_model(folder, copy.deepcopy(session_model.config), copy.deepcopy(session_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def portrait(tmp_path_factory, example_audio):
+    """Path of a video of 2 s with a smiling face, in which somebody off screen speaks."""
+    samples, _ = soundfile.read(example_audio, frames=32_000, dtype="float32")
+    return write_portrait(tmp_path_factory.mktemp("portrait") / "clip.mp4", seconds=2, samples=samples)
 
 
 @pytest.fixture

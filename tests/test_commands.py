@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from typer.testing import CliRunner
+from videos import short_video
 
 from mmemo import EmotionPredictor
 from mmemo.cli import Granularity, app
@@ -218,6 +219,44 @@ def test_a_file_and_a_text_on_standard_input(run, exported, example_audio):
     assert json.loads(windows.stdout) == json.loads(text.stdout)
     both = run("predict", example_audio, "--text", "-", "--model", exported, "--json", stdin="so happy")
     assert json.loads(both.stdout)["modality_weights"]["text"] > 0
+
+
+def test_faces_of_the_videos_in_a_folder_are_predicted(run, video_model, portrait, example_audio, tmp_path):
+    shutil.copy(portrait, tmp_path / "a.mp4")
+    (tmp_path / "b.mkv").write_bytes(short_video(".mkv", has_sound=False))
+    shutil.copy(example_audio, tmp_path / "c.flac")  # no video
+
+    result = run("predict", tmp_path, "--video", "--csv", "--model", video_model)
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"Warning: {tmp_path / 'b.mkv'}: No face found in 3 frames.",
+        f"Error: {tmp_path / 'b.mkv'}: video: no face was found, and there is neither audio nor text.",
+    ]
+    face, failed = table(result.stdout)
+    assert (face["label"], face["audio_weight"], face["text_weight"], face["video_weight"]) == (
+        "happy",
+        "0.5",
+        "0.0",
+        "0.5",
+    )
+    assert failed["error"] == "video: no face was found, and there is neither audio nor text."
+    sound = run("predict", tmp_path / "a.mp4", "--csv", "--model", video_model).stdout
+    assert table(sound)[0]["label"] == "sad" and "weight" not in sound
+
+
+def test_a_timeline_of_a_video_with_a_text_and_a_plot(run, video_model, portrait, tmp_path):
+    command = ("predict", portrait, "--video", "--face", 0, "--timeline", "--text", "so sad", "--model", video_model)
+
+    result = run(*command, "--json", "--plot", tmp_path)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    (line,) = map(json.loads, result.stdout.splitlines())
+    assert line["modality_weights"] == pytest.approx({"audio": 1 / 3, "text": 1 / 3, "video": 1 / 3})
+    assert line["timeline"][0]["face"]["presence"] == 1
+    assert (tmp_path / "clip.png").stat().st_size > 1000
+    missing = run("predict", portrait, "--video", "--face", 2, "--model", video_model)
+    assert "face=2 is not in the video: it has 1 faces, numbered from 0." in missing.stderr
 
 
 def test_subfolders_are_searched_on_request(run, exported, folder):

@@ -4,8 +4,8 @@ Rules for a page:
   - Its Python blocks share a namespace and run in order, in a folder with the files that pages name: the clips of
     `examples/`, `call.wav`, `stereo.wav`, `memo.m4a` and other encodings of a clip, two of them and a truncated one in
     `inbox`, every block with a `title="..."` as a file of that name, a trained model in `runs/calls`, its graphs in
-    `exported` where the code names that folder, and tiny encoders under Hub names. `microphone` yields chunks of
-    `call.wav`.
+    `exported` where the code names that folder, a model with a video encoder in `runs/faces` and a video `clip.mp4`
+    likewise, and tiny encoders under Hub names. `microphone` yields chunks of `call.wav`.
   - A comment directly below an expression, or a literal on the same line, is the expected value or printed output.
     Decimal numbers may differ by 0.02; `...` matches anything. Put other comments before the expression or after a
     blank line.
@@ -173,6 +173,9 @@ def namespace(page, material, tmp_path, monkeypatch, request):
     folder = shutil.copytree(material, tmp_path / "page", symlinks=True)
     if any('"exported"' in block.code for block in blocks_of(page)):
         shutil.copytree(request.getfixturevalue("exported"), folder / "exported")
+    if any('"runs/faces"' in block.code for block in blocks_of(page)):
+        shutil.copytree(request.getfixturevalue("video_model"), folder / "runs" / "faces")
+        shutil.copy(request.getfixturevalue("portrait"), folder / "clip.mp4")
     if any('"runs/calls/adapter"' in block.code for block in blocks_of(page)):
         save_adapter(folder / "runs" / "calls" / "adapter")
     monkeypatch.chdir(folder)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mmemo.video.landmarks import (
     load_landmarker,
     sample,
 )
+from modeling_mmemo.hub.remote_code import remote_code
 
 
 @pytest.mark.parametrize("version", read_reference())
@@ -145,3 +147,16 @@ def test_importing_is_light():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert loaded.stdout.split() == []
+
+
+def test_the_code_of_a_saved_model_takes_the_graphs_of_the_package(tmp_path, monkeypatch):
+    path = tmp_path / "mmemo_video_landmarks.py"
+    path.write_text(remote_code()[path.name], encoding="utf-8")
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    assert module._models_folder().joinpath("detector.onnx").is_file()
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="needs the graphs of the package"):
+        module._models_folder()

@@ -69,6 +69,7 @@ IMAGES = {
     "webp": image_bytes("WEBP", lossless=True),
     "bmp": image_bytes("BMP"),
     "tiff": image_bytes("TIFF"),
+    "avif": image_bytes("AVIF"),
     "pil": two_colours(),
     "array": np.asarray(two_colours()),
     "tensor": torch.tensor(np.asarray(two_colours())).permute(2, 0, 1),

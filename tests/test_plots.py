@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb, to_rgba
 
-from mmemo.plots import COLORS, MAX_COLUMNS, SHADE, UNCERTAIN_COLOR, plot_attention, plot_timeline
+from mmemo.plots import (
+    COLORS,
+    MAX_COLUMNS,
+    NUM_LINES,
+    SHADE,
+    UNCERTAIN_COLOR,
+    plot_attention,
+    plot_blendshapes,
+    plot_timeline,
+)
+from mmemo.video.face import FaceSequence
+from mmemo.video.landmarks import BLENDSHAPES
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 
 
@@ -126,6 +137,25 @@ def test_spans_are_shaded_except_for_silence(result, make_clip):
     assert "silence" not in spans
     edges = [sorted(set(path.vertices[:, 0])) for path in spans["angry"].get_paths()]
     assert edges == [[0, 0.5], [2.5, 3]]
+
+
+def test_a_face_has_a_panel(result):
+    shapes = [("jawOpen", 0.5), ("mouthPucker", 0.4), ("jawOpen", 0.3), ("browDownLeft", 0.2)]
+    for entry, (name, score), presence in zip(result["timeline"], shapes, (1.0, 0.5, 0.0, 1.0)):
+        blendshapes = [{"name": name, "score": score}] if presence else []
+        entry["face"] = {"presence": presence, "blendshapes": blendshapes}
+
+    axes = panels(plot_timeline(result))["face"]
+
+    assert list(panels(plot_timeline(result))) == ["scores", "face", "words"]
+    presence = areas(axes)["presence"]
+    heights = [max(band(presence, time), default=0) for time in (0.2, 0.7, 1.5, 2.5)]
+    assert heights == about([1, 0.5, 0, 1])
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert list(lines) == ["jawOpen", "mouthPucker", "browDownLeft"]
+    jaw = lines["jawOpen"]
+    # Not where it is none of the strongest, or the face is absent.
+    assert np.nanmax(jaw[:, 0][np.isfinite(jaw[:, 1])]) == 0.5 and np.nanmax(jaw[:, 1]) == 0.5
 
 
 def test_the_legend_is_outside_in_the_order_of_the_stack(result):
@@ -297,3 +327,35 @@ def test_the_waveform_of_one_channel(result, make_clip):
     assert heights[1] == pytest.approx(np.multiply(heights[0], 2))
     with pytest.raises(ValueError, match=r"2 channel\(s\), so channel=2 does not exist"):
         plot_timeline(result, samples, channel=2)
+
+
+def face_sequence(present, **blendshapes):
+    """Ten frames per second; the blendshapes are those of every frame."""
+    values = np.zeros((len(present), len(BLENDSHAPES)), np.float32)
+    for name, value in blendshapes.items():
+        values[:, BLENDSHAPES.index(name)] = value
+    starts = np.arange(len(present), dtype=np.float32) / 10
+    boxes = np.zeros((len(present), 4), np.float32)
+    return FaceSequence(
+        np.stack([starts, starts + 0.1], axis=1), np.array(present), values, boxes, None, len(present) / 10
+    )
+
+
+def test_blendshapes_over_time(tmp_path):
+    jaw = [0.2, 0.4, 0.9, 0.6]
+    face = face_sequence([True, True, False, True], jawOpen=jaw, cheekPuff=0.3, _neutral=1)
+    figure = plot_blendshapes(face, tmp_path / "face.png")
+
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[:2] == ["jawOpen", "cheekPuff"] and len(names) == len(axes.lines) == NUM_LINES
+    assert axes.lines[0].get_xdata() == pytest.approx([0.05, 0.15, 0.25, 0.35])
+    assert axes.lines[0].get_ydata() == pytest.approx([0.2, 0.4, np.nan, 0.6], nan_ok=True)
+    assert axes.get_xlim() == (0, 0.4) and (tmp_path / "face.png").stat().st_size > 1000
+
+
+def test_an_absent_face_cannot_be_plotted():
+    with pytest.raises(ValueError, match="The face is absent in all 2 frames"):
+        plot_blendshapes(face_sequence([False, False]))
+    with pytest.raises(ValueError, match=r"path='face\.gif' must end in one of"):
+        plot_blendshapes(face_sequence([True]), "face.gif")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny
+from video_model import write_portrait
 
 from mmemo import EmotionPredictor, items, recognition
 from mmemo.answers import AnswerFormatter
@@ -491,3 +492,15 @@ def test_a_text_of_mostly_unknown_tokens_is_encoded_with_a_warning(predictor, ca
 def test_errors_of_workers_are_the_errors_of_their_items(pipe, audio):
     with pytest.raises(ValueError, match=r"^Item 1: audio: Cannot read no_such.wav"):
         list(pipe([audio[CLIP], "no_such.wav"], num_workers=1))
+
+
+def test_a_video_with_a_silent_track_is_predicted_from_its_face(video_model, tmp_path, caplog):
+    path = write_portrait(tmp_path / "mute.mp4", samples=np.zeros(RATE, np.float32))
+
+    answer = EmotionPredictor(video_model)(video=path, return_modality_weights=True)
+
+    assert answer["scores"][0]["label"] == "happy"
+    assert answer["modality_weights"] == {"audio": 0, "text": 0, "video": 1}
+    assert caplog.messages == ["audio: it is silent, so it counts as missing."]
+    with pytest.raises(ValueError, match="is silent: its peak is"):
+        EmotionPredictor(video_model)(str(path))

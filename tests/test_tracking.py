@@ -154,6 +154,14 @@ def test_crop_averages_blocks():
     assert crop(board, Region(20, 20, 20, 0.0), 10) == pytest.approx(np.full((10, 10, 3), 127.5), abs=1)
 
 
+@pytest.mark.parametrize("centre", [(-130, 50), (50, 230), (-75, 50), (-1e5, 1e5)])
+def test_a_crop_outside_of_the_picture_is_black(centre):
+    white = np.full((100, 100, 3), 255, np.uint8)
+
+    # Near the corner at (-75, 50) a part of the picture lies inside.
+    assert (crop(white, Region(*centre, 200, 0.0), 8) > 0).any() == (centre == (-75, 50))
+
+
 def test_crops_are_kept_with_a_crop_size():
     (track,) = follow([PORTRAIT, np.zeros_like(PORTRAIT), PORTRAIT], crop_size=48)
 

@@ -1,3 +1,5 @@
+from math import log
+
 import pytest
 import torch
 from tiny import video_config, video_inputs
@@ -33,10 +35,19 @@ def test_changes_are_those_between_frames_with_a_face():
     encoder = MMEmoVideoEncoder(MMEmoVideoConfig(num_features=1, hidden_size=2, num_hidden_layers=1)).eval()
     with torch.no_grad():
         encoder.embedding.weight.copy_(torch.eye(2))  # the feature itself, then its change
-    features = torch.tensor([[[0.5], [0.7], [9.0], [0.4], [0.1]]])
+    # Logits of 0, ln 3, one that does not count, ln 3 and 0; standardised with mean -5 and standard deviation 3.
+    features = torch.tensor([[[0.5], [0.75], [9.0], [0.75], [0.5]]])
     first = encode(encoder, features, torch.tensor([[1, 1, 0, 1, 1]]))[0][0] - encoder.embedding.bias.detach()
-    expected = [[0.5, 0.0], [0.7, 0.2], [0.4, 0.0], [0.1, -0.3]]
+    low, high, change = 5 / 3, (5 + log(3)) / 3, log(3) / 3
+    expected = [[low, 0.0], [high, change], [high, 0.0], [low, -change]]
     torch.testing.assert_close(first[[0, 1, 3, 4]], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_blendshapes_of_0_and_1_are_finite(encoder, dtype):
+    for value in (0.0, 1.0):
+        features = torch.full((1, 2, 6), value, dtype=dtype)
+        assert encode(encoder.to(dtype), features)[-1].isfinite().all()
 
 
 def test_one_picture_is_a_video_of_one_frame(encoder):

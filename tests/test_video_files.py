@@ -14,6 +14,7 @@ from videos import FPS, FRAMES, image_bytes, number_of, numbered, numbers, write
 
 from mmemo.video import video_files
 from mmemo.video.frames import open_video
+from mmemo.video.video_files import DecodingLimits, VideoLimitError
 
 
 def test_corrupt_frames_are_skipped_with_one_warning(tmp_path, caplog):
@@ -122,12 +123,30 @@ def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path):
         assert int(grown) < 60, "MB"
 
 
-def test_the_size_of_frames_is_limited(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_files, "MAX_PIXELS", 64 * 48 - 1)
+def test_the_size_of_frames_is_limited(tmp_path):
     write_video(tmp_path / "a.mp4", numbered(2), FPS)
 
-    with pytest.raises(ValueError, match=r"a\.mp4 has frames of 64 x 48 pixels; at most 3071 are decoded\. Scale it"):
-        open_video(tmp_path / "a.mp4")
+    with pytest.raises(
+        VideoLimitError, match=r"a\.mp4 has frames of 64 x 48 pixels; at most 3071 are decoded\. Scale"
+    ):
+        open_video(tmp_path / "a.mp4", limits=DecodingLimits(max_pixels=64 * 48 - 1))
+
+
+def test_decoding_ends_at_a_limit_of_seconds_or_on_request(tmp_path):
+    write_video(tmp_path / "a.mp4", numbered(20), FPS)
+    decoded = []
+
+    def check():
+        decoded.append(1)
+        if len(decoded) > 5:
+            raise LookupError
+
+    short = open_video(tmp_path / "a.mp4", limits=DecodingLimits(max_seconds=1))
+    with pytest.raises(VideoLimitError, match=r"has frames up to 1 s; at most 1 s are decoded\. Cut it"):
+        list(short.frames(FPS))
+    with pytest.raises(LookupError):
+        list(open_video(tmp_path / "a.mp4", limits=DecodingLimits(check=check)).frames(FPS))
+    assert len(list(open_video(tmp_path / "a.mp4", limits=DecodingLimits(max_seconds=2)).frames(FPS))) == 20
 
 
 def test_tables_larger_than_the_file_are_refused(encoded_video):
@@ -163,3 +182,23 @@ def test_without_pyav_the_error_names_it(encoded_video, monkeypatch):
     assert numbers(open_video(FRAMES, fps=FPS)) == list(range(20))
     with pytest.raises(ValueError, match=r"is not readable video \(video needs PyAV; pip install av\)"):
         open_video(encoded_video("mp4"))
+
+
+def test_tracks_that_appear_midway_are_ignored(tmp_path):
+    """PyAV raises an `IndexError` at the end of such recordings of broadcasts."""
+    noise = np.random.default_rng(0).integers(0, 256, (30, 480, 640, 3), np.uint8)
+    write_video(tmp_path / "a.ts", noise, FPS)
+    broadcast = (tmp_path / "a.ts").read_bytes()
+    assert len(broadcast) > 5_000_000, "FFmpeg would find all tracks when it opens the file"
+    sound = io.BytesIO()
+    with av.open(sound, "w", format="mpegts", options={"mpegts_start_pid": "512"}) as container:
+        stream = container.add_stream("mp2", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), "s16", "mono")
+        frame.sample_rate = 48_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+    video = open_video(broadcast + sound.getvalue() + broadcast)
+
+    assert not video.has_audio
+    assert len(numbers(video)) == 30

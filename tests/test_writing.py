@@ -82,6 +82,32 @@ def test_a_timeline_has_a_row_for_each_entry(capsys):
     ]
 
 
+def test_predictions_of_videos_have_columns_for_weights_and_faces(capsys):
+    weights = {"audio": 0.5, "text": 0.0, "video": 0.5}
+    face = {
+        "presence": 0.6,
+        "blendshapes": [{"name": "jawOpen", "score": 0.4}, {"name": "browDownLeft", "score": 0.31}],
+    }
+    span = {**SPAN, "modality_weights": weights, "face": face}
+    silence = {"label": "silence", "scores": [], "modality_weights": dict.fromkeys(weights, 0.0)}
+    empty = {"duration": 0.0, **silence, "timeline": [], "spans": []}
+
+    PredictionWriter("csv", ItemLayout(LABELS, has_video=True)).add(
+        "a.mp4", None, RESULT | {"modality_weights": weights}
+    )
+    writer = PredictionWriter("csv", TimelineLayout(LABELS, has_video=True))
+    writer.add("a.mp4", None, {**TIMELINE, "timeline": [span]})
+    writer.add("b.mp4", None, empty)
+
+    assert capsys.readouterr().out == (
+        "file,label,score,angry,sad,audio_weight,text_weight,video_weight,error\n"
+        "a.mp4,sad,0.75,0.25,0.75,0.5,0.0,0.5,\n"
+        "file,start,end,words,label,score,angry,sad,audio_weight,text_weight,video_weight,face_presence,blendshapes,error\n"
+        "a.mp4,0.0,0.5,so sad,sad,0.75,0.25,0.75,0.5,0.0,0.5,0.6,jawOpen=0.40 browDownLeft=0.31,\n"
+        "b.mp4,,,,silence,,,,0.0,0.0,0.0,,,\n"
+    )
+
+
 def test_the_prediction_set_is_a_column(capsys):
     writer = PredictionWriter("csv", ItemLayout(LABELS, has_label_set=True))
     writer.add("a.wav", None, {**RESULT, "label": "uncertain", "label_set": ["sad", "angry"]})

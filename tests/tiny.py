@@ -182,7 +182,7 @@ def video_inputs(name="mmemo_video"):
     times = torch.stack([starts, starts + 0.2], dim=1).expand(4, -1, -1).where(mask.bool().unsqueeze(2), -1.0)
     times[3] = -1.0
     input_name, shape = ("video_features", (6,)) if name == "mmemo_video" else ("pixel_values", (3, 8, 8))
-    values = torch.randn(4, 5, *shape, generator=generator)
+    values = torch.rand(4, 5, *shape, generator=generator)
     return {input_name: values, "video_attention_mask": mask, "video_times": times}
 
 

@@ -22,6 +22,7 @@ from mmemo.archives.folders import (
 from mmemo.archives.jobs import CallJob, ItemJob, ReportingPredictor, run_job
 from mmemo.archives.reporting import progress_bar, report_error, warn
 from mmemo.archives.writing import STANDARD_INPUT, ItemLayout, PredictionWriter, TimelineLayout
+from mmemo.audio.loading import VIDEO_SUFFIXES
 from mmemo.timeline.windows import TimelineOptions
 from mmemo.words.decoding import decode_text
 
@@ -33,6 +34,7 @@ class ArchiveOptions:
 
     Args:
         files (`list[str]`, *optional*), recursive (`bool`): The inputs; see [`find_files`].
+        video (`bool`): Whether to predict faces: of folders, only video files are inputs.
         model, revision (`str`, *optional*): See [`EmotionPredictor`].
         kind (`str`), output (`Path`, *optional*): See [`PredictionWriter`].
         plot (`Path`, *optional*): Folder of the plots.
@@ -44,6 +46,7 @@ class ArchiveOptions:
 
     files: list[str] | None
     recursive: bool
+    video: bool
     model: str | None
     revision: str | None
     kind: str
@@ -62,7 +65,7 @@ class ArchiveOptions:
         if self.files == [STANDARD_INPUT]:
             content = {"bytes": sys.stdin.buffer.read(), "path": "standard input"}
             return [Input(STANDARD_INPUT, content, Path("stdin"))], 0
-        found, problems = find_files(self.files, self.recursive)
+        found, problems = find_files(self.files, self.recursive, *([VIDEO_SUFFIXES] if self.video else []))
         for problem in problems:
             report_error(ValueError(problem))
         return found, len(problems)
@@ -78,6 +81,12 @@ class ArchiveOptions:
     def predictor(self, inputs: list[Input]) -> ReportingPredictor:
         """Loads the model and checks the options against it."""
         predictor = ReportingPredictor(self.model, self.revision, shows_progress=len(inputs) == 1)
+        if self.video and "video" not in predictor.answers.modalities:
+            raise ValueError(
+                f"--video needs a model with a video encoder; {self.model or 'the embedded model'} encodes "
+                f"{' and '.join(predictor.answers.modalities)} only. Train and export one (docs/faces.md), and pass "
+                "it as --model; without --video, the sound of videos is predicted."
+            )
         predictor.answers.check_options(top_k=self.top_k, threshold=self.threshold, coverage=self.coverage)
         return predictor
 
@@ -97,7 +106,12 @@ class ArchiveOptions:
 
 
 def predict_archive(
-    archive: ArchiveOptions, text: str | None, srt: Path | None, timeline: bool, channel: int | None
+    archive: ArchiveOptions,
+    text: str | None,
+    srt: Path | None,
+    timeline: bool,
+    channel: int | None,
+    face: int | None,
 ) -> int:
     """
     Predicts recordings, or a text; see `mmemo predict --help`.
@@ -105,7 +119,7 @@ def predict_archive(
     Returns:
         `int`: Number of inputs that failed.
     """
-    options = {"channel": channel, **archive.answer_options()}
+    options = {"channel": channel, "face": face, **archive.answer_options()}
     if archive.granularity is not None:
         options["granularity"] = TimelineOptions(granularity=archive.granularity).granularity
     inputs, unread = archive.inputs()
@@ -121,8 +135,10 @@ def predict_archive(
     plots = archive.plots(inputs)
     predictor = archive.predictor(inputs)
     _warn_of_missing_subtitles(missing, inputs, srt)
-    layout = (TimelineLayout if timeline else ItemLayout)(predictor.answers.labels, archive.coverage is not None)
-    return unread + archive.run(ItemJob(predictor, text, srt, timeline, options, plots), layout, inputs, text)
+    kind = TimelineLayout if timeline else ItemLayout
+    layout = kind(predictor.answers.labels, archive.coverage is not None, archive.video)
+    job = ItemJob(predictor, text, srt, timeline, archive.video, options, plots)
+    return unread + archive.run(job, layout, inputs, text)
 
 
 def predict_calls(

@@ -10,7 +10,7 @@ Deliberate choices:
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -37,13 +37,16 @@ class Input(NamedTuple):
 TEXT_INPUT = Input(None, None, Path("text"))
 
 
-def find_files(patterns: Iterable[str], recursive: bool = True) -> tuple[list[Input], list[str]]:
+def find_files(
+    patterns: Iterable[str], recursive: bool = True, suffixes: Set[str] = AUDIO_SUFFIXES | VIDEO_SUFFIXES
+) -> tuple[list[Input], list[str]]:
     """
     Returns the recordings that paths, folders and globs refer to, in order, each once.
 
     Args:
         patterns (`Iterable[str]`): Paths, folders and globs.
         recursive (`bool`, *optional*, defaults to `True`): Whether to search the subfolders of folders.
+        suffixes (`Set[str]`, *optional*): Suffixes of the recordings in folders; audio and video by default.
 
     Returns:
         The inputs, and a message for each subfolder that cannot be read.
@@ -58,7 +61,7 @@ def find_files(patterns: Iterable[str], recursive: bool = True) -> tuple[list[In
         if pattern.startswith(("http://", "https://")):
             inputs = [Input(pattern, pattern, Path(PurePosixPath(urlsplit(pattern).path).name or "download"))]
         elif path.is_dir():
-            inputs = _search(path, recursive, problems)
+            inputs = _search(path, recursive, suffixes, problems)
         elif path.exists() or not glob.has_magic(pattern):
             inputs = [Input(str(path), path, Path(path.name))]
         else:
@@ -71,9 +74,8 @@ def find_files(patterns: Iterable[str], recursive: bool = True) -> tuple[list[In
     return list(found.values()), problems
 
 
-def _search(folder: Path, recursive: bool, problems: list[str]) -> list[Input]:
+def _search(folder: Path, recursive: bool, suffixes: Set[str], problems: list[str]) -> list[Input]:
     """Returns the recordings in a folder, and appends a message for each subfolder that cannot be read."""
-    suffixes = AUDIO_SUFFIXES | VIDEO_SUFFIXES
     inputs, skipped = [], 0
     for file in _walk(folder, recursive, problems):
         if file.suffix.lower() in suffixes:
@@ -82,10 +84,9 @@ def _search(folder: Path, recursive: bool, problems: list[str]) -> list[Input]:
             skipped += 1
     if not inputs and not problems:
         where = "" if recursive else " itself, and --no-recursive leaves its subfolders out"
+        kind = "video" if suffixes == VIDEO_SUFFIXES else "audio or video"
         others = f" Pass files with other suffixes by name; it has {skipped}." if skipped else ""
-        raise ValueError(
-            f"{folder} contains no audio or video file{where}; valid suffixes are {sorted(suffixes)}.{others}"
-        )
+        raise ValueError(f"{folder} contains no {kind} file{where}; valid suffixes are {sorted(suffixes)}.{others}")
     return sorted(inputs, key=lambda one: one.audio)
 
 

@@ -30,6 +30,7 @@ from mmemo.archives.writing import PredictionWriter
 from mmemo.recognition import PROGRESS_FROM
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.timeline.calls import summarize_call
+from mmemo.video.frames import open_video
 
 
 class ReportingPredictor(EmotionPredictor):
@@ -103,6 +104,7 @@ class ItemJob:
         text (`str`, *optional*): The text spoken in the recording, or a text alone.
         srt (`Path`, *optional*): Subtitles, or a folder of them; see [`find_companion`].
         timeline (`bool`, *optional*, defaults to `False`): Whether to predict timelines.
+        video (`bool`, *optional*, defaults to `False`): Whether to predict the face of a video as well as its sound.
         options (`dict`, *optional*): Options of the call, such as `threshold` and `channel`.
         plots (`dict`, *optional*): Paths of the plots without suffix; see [`plot_paths`].
     """
@@ -111,6 +113,7 @@ class ItemJob:
     text: str | None = None
     srt: Path | None = None
     timeline: bool = False
+    video: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     plots: dict[str | None, Path] = field(default_factory=dict)
 
@@ -118,9 +121,11 @@ class ItemJob:
         channel = self.options.get("channel")
         words = find_companion(self.srt, one, SUBTITLE_SUFFIXES)
         requested: dict[str, Any] = {"return_timeline": True} if self.timeline else {"return_modality_weights": True}
-        result = self.predictor(one.audio, self.text, word_times=words, **requested, **self.options)
+        video = open_video(one.audio) if self.video else None
+        media = {"audio": one.audio} if video is None else {"video": video}
+        result = self.predictor(text=self.text, word_times=words, **media, **requested, **self.options)
         if self.plots:
-            _plot(result, one.audio, self.plots[one.name], channel)
+            _plot(result, one.audio if video is None else video.sound, self.plots[one.name], channel)
         return result if self.timeline else {"label": result["scores"][0]["label"], **result}
 
 

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmemo.modalities import MODALITIES
+
 
 STANDARD_INPUT = "-"
 # Names of files need not be valid Unicode: JSON can escape such bytes, CSV contains them as they are.
@@ -24,6 +26,9 @@ ENCODING_ERRORS = {"json": "backslashreplace", "csv": "surrogateescape"}
 # Keys of results that tell the layouts apart in JSON lines.
 MARKS = ("timeline", "speakers")
 MAX_TEXT_WIDTH = 72
+# Columns of predictions from videos.
+WEIGHT_COLUMNS = {f"{modality}_weight": modality for modality in MODALITIES}
+FACE_COLUMNS = ("face_presence", "blendshapes")
 
 
 class ItemLayout:
@@ -33,6 +38,7 @@ class ItemLayout:
     Args:
         labels (`list[str]`): The model's labels, in order.
         has_label_set (`bool`, *optional*, defaults to `False`): Whether predictions have a prediction set.
+        has_video (`bool`, *optional*, defaults to `False`): Whether they are of videos, which adds modality weights.
     """
 
     mark: str | None = None
@@ -42,14 +48,17 @@ class ItemLayout:
     place: tuple[str, ...] = ()
     """Columns before the label."""
 
-    def __init__(self, labels: list[str], has_label_set: bool = False):
+    def __init__(self, labels: list[str], has_label_set: bool = False, has_video: bool = False):
         self.labels = labels
         self.has_label_set = has_label_set
+        self.has_video = has_video
 
     @property
     def columns(self) -> list[str]:
         """The columns in CSV between `file` and `error`."""
-        return [*self.place, "label", "score", *(["label_set"] if self.has_label_set else []), *self.labels]
+        label_set = ["label_set"] if self.has_label_set else []
+        weights = WEIGHT_COLUMNS if self.has_video else []
+        return [*self.place, "label", "score", *label_set, *self.labels, *weights]
 
     def rows(self, result: dict[str, Any]) -> Iterator[list[Any]]:
         """Yields the rows of a result in CSV, at least one."""
@@ -60,7 +69,9 @@ class ItemLayout:
         scores = {score["label"]: round(score["score"], 6) for score in entry["scores"]}
         label_set = [" ".join(entry.get("label_set", ()))] if self.has_label_set else []
         best = max(scores.values(), default="")
-        return [*place, entry["label"], best, *label_set, *(scores.get(label, "") for label in self.labels)]
+        weights = WEIGHT_COLUMNS.values() if self.has_video else ()
+        shares = [round(entry["modality_weights"][modality], 6) for modality in weights]
+        return [*place, entry["label"], best, *label_set, *(scores.get(label, "") for label in self.labels), *shares]
 
     def lines(self, name: str, result: dict[str, Any]) -> Iterator[str]:
         """Yields the lines of a result as text."""
@@ -73,6 +84,15 @@ class TimelineLayout(ItemLayout):
     mark = "timeline"
     has_many_rows = True
     place = ("start", "end", "words")
+
+    @property
+    def columns(self) -> list[str]:
+        return [*super().columns, *(FACE_COLUMNS if self.has_video else ())]
+
+    def row(self, place: tuple[Any, ...], entry: dict[str, Any]) -> list[Any]:
+        face = entry.get("face", {"presence": "", "blendshapes": []})
+        names = " ".join(f"{shape['name']}={shape['score']:.2f}" for shape in face["blendshapes"])
+        return [*super().row(place, entry), *((face["presence"], names) if self.has_video else ())]
 
     def rows(self, result: dict[str, Any]) -> Iterator[list[Any]]:
         entries = result["timeline"] or [{**result, "start": "", "end": "", "words": []}]

@@ -137,7 +137,7 @@ class ContainerTrack:
         Packets before the first frame may be undecodable: recordings of broadcasts start anywhere.
         """
         has_started, failure = False, None
-        for packet in self._packets():
+        for packet in demux(self._container, self._track, self._name):
             try:
                 frames = packet.decode()
             except self._av.error.FFmpegError as error:
@@ -156,12 +156,6 @@ class ContainerTrack:
         is_cut = self._packet is not None and self._packet.is_corrupt and not self._codec.startswith("pcm")
         if has_started and (is_cut or self._is_short()):
             raise truncated(self._name)
-
-    def _packets(self) -> Iterator[Any]:
-        try:
-            yield from self._container.demux(self._track)
-        except self._av.error.FFmpegError as error:
-            raise unreadable(self._name, reason_of(error)) from error
 
     def _is_short(self) -> bool:
         """Whether the track ended long before its declared end."""
@@ -242,6 +236,23 @@ def open_demuxer(
     }
     # Metadata in another encoding must not prevent decoding.
     return av.open(stream, container_options=allowed, metadata_errors="replace", **options)
+
+
+def demux(container: Any, track: Any, name: str, medium: str = "audio") -> Iterator[Any]:
+    """
+    Yields the packets of a track, the last of which is empty.
+
+    Raises:
+        ValueError: If the container cannot be read further.
+    """
+    av = import_av(name, medium)
+    try:
+        yield from container.demux(track)
+    except av.error.FFmpegError as error:
+        raise unreadable(name, reason_of(error), medium) from error
+    except IndexError:
+        # After the packets of this track, PyAV looks for those of tracks that appeared midway, which it does not know.
+        return
 
 
 def unreadable(name: str, reason: str, medium: str = "audio") -> ValueError:

@@ -54,6 +54,10 @@ SAMPLING_RATES = (1_000, 1_000_000)
 MAX_BLOCK_SAMPLES = 2**22
 
 
+class SilentAudioError(ValueError):
+    """A clip is silent."""
+
+
 def load_audio(
     audio: AudioInput,
     sampling_rate: float | None = None,
@@ -94,7 +98,7 @@ def _finish_clip(name: str, mono: np.ndarray, rate: float, target_sampling_rate:
     mono = _without_offset(mono, rate)
     resampled = resample(mono, rate, target_sampling_rate)
     if is_silent(mono) or is_silent(resampled):
-        raise ValueError(
+        raise SilentAudioError(
             f"{name} is silent: its peak is {min(peak(mono), peak(resampled)):.1e}, and audio must reach "
             f"{SILENCE_PEAK} (-80 dBFS) around its mean. Leave it out; if only the mean of its channels is silent, "
             "select one channel."
@@ -184,6 +188,8 @@ class AudioBlocks:
             Sampling rate of the blocks in Hz. The resampler, of soxr's high quality, keeps its state between blocks.
         block_seconds (`float`, *optional*, defaults to 30.0):
             Length of a block in seconds; shorter where it would exceed 2^22 samples over all channels.
+        owner (*optional*):
+            Kept alive with this object: the owner of a temporary file that `audio` names.
 
     Attributes:
         channels (`int`):
@@ -220,7 +226,9 @@ class AudioBlocks:
         sampling_rate: float | None = None,
         target_sampling_rate: int = 16_000,
         block_seconds: float = 30.0,
+        owner: object = None,
     ):
+        self._owner = owner
         if not 0 < block_seconds < math.inf:
             raise ValueError(f"block_seconds={block_seconds} must be a positive number of seconds, such as 30.")
         name, source, rate = resolve(audio, target_sampling_rate if sampling_rate is None else sampling_rate)

@@ -26,11 +26,15 @@ GRAPH_FILES = ("model_int8.onnx", "model.onnx")
 # Window, filterbank and cosines of the feature extractor.
 ANALYSIS_FILE = "features.safetensors"
 EXPORTED_FILES = ("*.json", "*.onnx", "*.onnx.data", f"*{ANALYSIS_FILE}")
-MASKED_BY = {
-    "input_features": "audio_attention_mask",
-    "input_values": "audio_attention_mask",
-    "input_ids": "attention_mask",
+# The mask of each modality, and the inputs that it covers, by the axis of their positions.
+MASKS = {"audio": "audio_attention_mask", "text": "attention_mask", "video": "video_attention_mask"}
+MASKED_AXES = {
+    "audio": {"input_features": 2, "input_values": 1},
+    "text": {"input_ids": 1},
+    "video": {"video_features": 1, "pixel_values": 1},
 }
+# Times of positions, by the mask over them.
+TIMES = {"token_times": "attention_mask", "video_times": "video_attention_mask"}
 # Length of a missing waveform: the receptive field of convolutional encoders is 25 ms at most.
 MISSING_SAMPLES = 400
 EXPORT_REMEDY = "Export the model: mmemo export MODEL --output FOLDER (pip install 'mmemo[onnx]')."
@@ -123,7 +127,7 @@ def checksum(path: Path) -> int:
 
 class EmotionGraph:
     """
-    An exported model in a session of ONNX Runtime: predicts from audio, text, or both.
+    An exported model in a session of ONNX Runtime: predicts from any of its modalities.
 
     Args:
         path (`str` or `os.PathLike`): The `.onnx` file.
@@ -133,6 +137,7 @@ class EmotionGraph:
     Attributes:
         metadata (`dict`): Description of the model, written at export.
         input_shapes, output_shapes (`dict[str, list]`): Axes by name: an `int` if fixed, a `str` if dynamic.
+        modality_inputs (`dict[str, str]`): The input of each modality of the graph: `{"audio": "input_features"}`.
 
     Raises:
         ImportError: If ONNX Runtime is not installed.
@@ -164,6 +169,9 @@ class EmotionGraph:
         self.metadata = self._checked_metadata()
         self.input_shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self.output_shapes = {value.name: value.shape for value in self._session.get_outputs()}
+        self.modality_inputs = {
+            modality: name for modality, names in MASKED_AXES.items() for name in names if name in self.input_shapes
+        }
 
     def _checked_metadata(self) -> dict[str, Any]:
         found = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -198,20 +206,19 @@ class EmotionGraph:
         Runs the graph on a batch.
 
         Args:
-            inputs (`Mapping[str, np.ndarray]`): The processor's output for a batch, by name: one modality or both.
+            inputs (`Mapping[str, np.ndarray]`): The processor's output for a batch, by name: at least one modality.
 
         Returns:
             `dict[str, np.ndarray]`: The outputs of [`MMEmoEmotionOutput`]; with `segment_times` those of segments.
 
         Raises:
-            ValueError: If an input is unknown, or both modalities are missing.
+            ValueError: If an input is unknown, or all modalities are missing.
         """
         if unknown := sorted(inputs.keys() - self.input_shapes.keys()):
             raise ValueError(f"The graph {self.path.name} has no inputs {unknown}; it has {list(self.input_shapes)}.")
-        if not inputs.keys() & MASKED_BY.keys():
-            raise ValueError(
-                "Got neither audio (input_features or input_values) nor text (input_ids); pass at least one."
-            )
+        if not inputs.keys() & set(self.modality_inputs.values()):
+            takes = " nor ".join(f"{modality} ({name})" for modality, name in self.modality_inputs.items())
+            raise ValueError(f"Got neither {takes}; pass at least one.")
         outputs = self.run(self.complete(inputs))
         if "segment_times" not in inputs:
             outputs = {name: values for name, values in outputs.items() if not name.startswith("segment_")}
@@ -220,23 +227,22 @@ class EmotionGraph:
     def complete(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Adds the missing inputs: zeros under masks of zeros, timestamps of -1."""
         batch = len(next(iter(inputs.values())))
-        feed: dict[str, np.ndarray] = {}
-        for name, (_, *shape) in self.input_shapes.items():
-            if name in inputs:
-                feed[name] = np.ascontiguousarray(inputs[name])
-            elif name in MASKED_BY.values():
-                masked = next(other for other, mask in MASKED_BY.items() if mask == name and other in feed)
-                length = shape[0] if isinstance(shape[0], int) else feed[masked].shape[-1]
+        feed = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
+        for modality, name in self.modality_inputs.items():
+            mask = MASKS[modality]
+            if name not in feed:
+                least = MISSING_SAMPLES if name == "input_values" else 1
+                shape = [axis if isinstance(axis, int) else least for axis in self.input_shapes[name][1:]]
+                feed[name] = np.zeros((batch, *shape), np.int64 if name == "input_ids" else np.float32)
+            if mask not in feed:
                 # Without a mask, everything is real.
-                feed[name] = np.full((batch, length), masked in inputs, np.int64)
+                length = feed[name].shape[MASKED_AXES[modality][name]]
+                feed[mask] = np.full((batch, length), name in inputs, np.int64)
+        for name in self.input_shapes.keys() - feed.keys():
+            if name in TIMES:
+                feed[name] = np.full((*feed[TIMES[name]].shape, 2), -1, np.float32)
             elif name == "context_mask":
                 feed[name] = np.zeros_like(feed["input_ids"])
             elif name == "segment_times":
                 feed[name] = np.zeros((batch, 0, 2), np.float32)
-            elif name == "token_times":
-                feed[name] = np.full((batch, feed["input_ids"].shape[1], 2), -1, np.float32)
-            else:
-                least = MISSING_SAMPLES if name == "input_values" else 1
-                shape = [axis if isinstance(axis, int) else least for axis in shape]
-                feed[name] = np.zeros((batch, *shape), np.int64 if name == "input_ids" else np.float32)
         return feed

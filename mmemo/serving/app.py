@@ -2,7 +2,8 @@
 The application: its paths and its error responses.
 
 Deliberate choices:
-- A request is rejected as early as possible: by its key, its size, the load, its audio header, and then its samples.
+- A request is rejected as early as possible: by its key, its size, the load, the header of its audio or video, and
+  then its samples.
 - Every error response is JSON with one sentence in `detail`.
 - The handlers read the body themselves, because `/predict` accepts both forms and JSON.
 """
@@ -33,6 +34,7 @@ from mmemo.serving.reading import read_batch, read_form, read_item
 from mmemo.serving.schemas import ErrorResponse, PredictBatchResponse, PredictResponse, VersionResponse
 from mmemo.serving.service import Service, warm_up
 from mmemo.serving.settings import ServiceSettings
+from mmemo.video.video_files import VideoLimitError
 
 
 logger = logging.getLogger("mmemo.serving")
@@ -104,7 +106,8 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     async def disconnected(request: Request, error: Any) -> Response:
         return Response(status_code=499)
 
-    app.add_exception_handler(TooLargeError, reject("too large", 413))
+    for error in (TooLargeError, VideoLimitError):
+        app.add_exception_handler(error, reject("too large", 413))
     app.add_exception_handler(ValueError, reject("refused", 422))
     app.add_exception_handler(StarletteHTTPException, http_error)
     app.add_exception_handler(ClientDisconnect, disconnected)
@@ -131,7 +134,7 @@ def _add_predict_paths(app: FastAPI, service: Service) -> None:
 
     @app.post("/predict", response_model=PredictResponse, summary="Predict one item", **documented)
     async def predict(request: Request) -> dict[str, Any]:
-        """Predicts the emotions in audio, text, or both; over time if `return_timeline` is set."""
+        """Predicts the emotions in audio, text, video, or several; over time if `return_timeline` is set."""
         check_key(request)
         if _content_type(request, JSON, FORM) == JSON:
             return await predict_one(*await _read(read_item, await request.body(), settings))
@@ -213,6 +216,7 @@ def _add_status_paths(app: FastAPI, service: Service) -> None:
             model=Path(service.settings.model).name if service.settings.model else "embedded",
             precision=service.predictor.graph.metadata["precision"],
             labels=service.predictor.answers.labels,
+            modalities=list(service.predictor.answers.modalities),
         )
 
     @app.get("/metrics", response_class=Response, summary="Prometheus metrics")

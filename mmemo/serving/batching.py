@@ -35,12 +35,19 @@ class OutOfTimeError(Exception):
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Makes a [`QueuedPredictor`] in this thread raise after `deadline`, a value of `time.monotonic()`."""
+    """Sets the deadline of this thread, a value of `time.monotonic()`; see [`check_deadline`]."""
     token = _deadline.set(deadline)
     try:
         yield
     finally:
         _deadline.reset(token)
+
+
+def check_deadline() -> None:
+    """Raises an [`OutOfTimeError`] if the deadline of this thread has passed; see [`until`]."""
+    deadline = _deadline.get()
+    if deadline is not None and time.monotonic() > deadline:
+        raise OutOfTimeError
 
 
 @dataclass(eq=False)
@@ -191,7 +198,7 @@ class QueuedPredictor(EmotionPredictor):
         Raises:
             OutOfTimeError: If the deadline of the caller has passed, see [`until`], or the predictor is stopped.
         """
-        deadline = _deadline.get()
-        if self._is_stopped or (deadline is not None and time.monotonic() > deadline):
+        check_deadline()
+        if self._is_stopped:
             raise OutOfTimeError
         return self.batcher.submit(items)

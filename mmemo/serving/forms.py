@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 
-MAX_FILES, MAX_FIELDS = 2, 32
+MAX_FILES, MAX_FIELDS = 3, 32
 
 
 class FormReader(MultiPartParser):

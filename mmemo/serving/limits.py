@@ -5,6 +5,8 @@ Deliberate choices:
 - Bytes are counted as they arrive, independently of `Content-Length`; a request over the limit is rejected at once.
 - The header of an audio file gives its duration, channels and sampling rate, and decoding never goes beyond the
   duration given there. A file without a duration is decoded once, block by block, to measure it.
+- The header of a video gives its size and duration. Decoding ends with an error beyond the limits, whatever the header
+  declares, and when the request is out of time.
 """
 
 import asyncio
@@ -17,9 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from mmemo.audio.loading import AudioBlocks
+from mmemo.serving.batching import check_deadline
 from mmemo.serving.schemas import PredictBatchRequest, PredictForm, PredictItem, PredictOptions
 from mmemo.serving.settings import ServiceSettings
 from mmemo.timeline.speaker_turns import SpeakerTurns, read_speaker_turns
+from mmemo.video.frames import VideoSource, open_video
+from mmemo.video.video_files import DecodingLimits
 from mmemo.words.times import read_word_times
 
 
@@ -176,6 +181,28 @@ def _exceeds(blocks: AudioBlocks, max_seconds: float) -> bool:
         if seconds > max_seconds:
             return True
     return False
+
+
+def open_limited_video(data: bytes, settings: ServiceSettings) -> VideoSource:
+    """
+    Opens a video file under the limits of the service.
+
+    Args:
+        data (`bytes`): Content of the file.
+        settings ([`ServiceSettings`]): The limits.
+
+    Raises:
+        TooLargeError, VideoLimitError: If it is too long, or its frames have too many pixels; for a file that declares
+            no duration, or a wrong one, while its frames are read.
+        ValueError: If it is not a readable video; see [`open_video`].
+    """
+    limits = DecodingLimits(settings.max_pixels, settings.max_video_s, check_deadline)
+    video = open_video(data, limits=limits)
+    if video.duration is not None and video.duration > settings.max_video_s:
+        raise TooLargeError(
+            f"The video is longer than {settings.max_video_s:g} s, the limit of this service. Send a shorter file."
+        )
+    return video
 
 
 class PendingBytes:

@@ -13,9 +13,13 @@ PATHS = frozenset(
     {"/predict", "/predict/batch", "/health", "/ready", "/version", "/metrics", "/openapi.json", "/docs"}
 )
 DESCRIPTION = """
-Multimodal emotion recognition from audio, text, or both. The embedded model was trained on acted emotion, which is not
-felt emotion; do not base decisions about people on its predictions. Inferring the emotions of people at work or in
-education is prohibited in the European Union (AI Act, Art. 5(1)(f)).
+Multimodal emotion recognition from audio, text, video, or several of them; `/version` lists the modalities of the
+model. The embedded model was trained on acted emotion, which is not felt emotion; do not base decisions about people
+on its predictions. Inferring the emotions of people at work or in education is prohibited in the European Union (AI
+Act, Art. 5(1)(f)).
+
+Voices are personal data, and faces are biometric data. The service stores neither them nor anything computed from
+them: until its response a request is in memory, and above 1 MiB in an unnamed temporary file. Nobody is identified.
 
 `WS /stream` predicts emotions of live audio; OpenAPI cannot describe it: see docs/deploy.md.
 """
@@ -25,7 +29,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     408: {"model": ErrorResponse, "description": "The body took too long to arrive."},
     413: {"model": ErrorResponse, "description": "The request exceeds a limit of the service."},
     415: {"model": ErrorResponse, "description": "The body is neither a form nor JSON."},
-    422: {"model": ErrorResponse, "description": "A field is invalid, or the audio is unreadable or silent."},
+    422: {
+        "model": ErrorResponse,
+        "description": "A field is invalid, a file is unreadable, the audio is silent, or the video has no face and "
+        "there is nothing else to predict.",
+    },
     503: {
         "model": ErrorResponse,
         "description": "Too many requests, or a timeout; try again later.",
@@ -50,6 +58,12 @@ def openapi_document(app: FastAPI, has_keys: bool) -> dict[str, Any]:
         components.update(definitions["$defs"])
         components["PredictForm"]["properties"] |= {
             "audio_file": {"type": "string", "format": "binary", "description": "An audio file."},
+            "video_file": {
+                "type": "string",
+                "format": "binary",
+                "description": "A video or image file, for models with a video encoder. Its sound is the audio of "
+                "the item unless there is an `audio_file`.",
+            },
             "subtitles": {"type": "string", "format": "binary", "description": "An SRT or WebVTT file."},
             "speaker_turns": {"type": "string", "description": "Speaker turns, as JSON."},
         }

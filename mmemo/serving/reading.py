@@ -28,7 +28,8 @@ from mmemo.timeline.windows import TimelineOptions
 
 
 Model = TypeVar("Model", bound=BaseModel)
-FILES = ("audio_file", "subtitles")
+MEDIA_FILES = ("audio_file", "video_file")
+FILES = (*MEDIA_FILES, "subtitles")
 # Fields of a form with JSON inside.
 JSON_FIELDS: dict[str, TypeAdapter] = {
     "speaker_turns": TypeAdapter(SpeakerTurnRequests),
@@ -86,9 +87,10 @@ def read_form(
         ValueError: If a field or a file is unknown or invalid.
     """
     if unknown := files.keys() - set(FILES):
-        raise ValueError(f"{', '.join(sorted(unknown))}: unknown file; the form accepts {' and '.join(FILES)}.")
-    if "audio_file" in fields:
-        raise ValueError("audio_file: is a text field; send it as a file.")
+        raise ValueError(f"{', '.join(sorted(unknown))}: unknown file; the form accepts {', '.join(FILES)}.")
+    for name in MEDIA_FILES:
+        if name in fields:
+            raise ValueError(f"{name}: is a text field; send it as a file.")
     values: dict[str, Any] = {name: value for name, value in fields.items() if value}
     if files.get("subtitles"):
         try:
@@ -107,7 +109,7 @@ def read_form(
     except ValidationError as error:
         raise ValueError(first_error(error)) from error
     check_sizes(form, settings)
-    return to_item(form, files.get("audio_file")), to_options(form)
+    return to_item(form, files.get("audio_file"), files.get("video_file")), to_options(form)
 
 
 def _read_json(model: type[Model], body: bytes, settings: ServiceSettings) -> Model:
@@ -142,31 +144,37 @@ def first_error(error: ValidationError, place: str = "", whole: str = "The body"
     return f"{field or whole}: {message}."
 
 
-def to_item(request: PredictItem | PredictForm, audio: bytes | None = None) -> dict[str, Any]:
+def to_item(
+    request: PredictItem | PredictForm, audio: bytes | None = None, video: bytes | None = None
+) -> dict[str, Any]:
     """
     Returns the item for [`~EmotionPredictor.prepare`].
 
     Args:
         request ([`PredictItem`] or [`PredictForm`]): The validated body.
-        audio (`bytes`, *optional*): The audio file of a form.
+        audio, video (`bytes`, *optional*): The files of a form.
 
     Raises:
         ValueError: If the item has both `subtitles` and `word_times`.
     """
     word_times = None
     if isinstance(request, PredictItem):
-        audio, word_times = request.audio, request.word_times
+        audio, video, word_times = request.audio, request.video, request.word_times
     if request.subtitles is not None and word_times is not None:
         raise ValueError("subtitles and word_times both give timestamps; send one of them.")
     context = None if request.context is None else [turn.model_dump() for turn in request.context]
     item = {
         "audio": audio,
+        "video": video,
         "text": request.text,
         "word_times": request.subtitles or word_times,
         "context": context,
         "speaker": request.speaker,
     }
-    return {name: value for name, value in item.items() if value is not None}
+    given = {name: value for name, value in item.items() if value is not None}
+    # `"audio": null` next to a video leaves out the sound of the video.
+    is_mute = audio is None and "audio" in request.model_fields_set
+    return given | ({"audio": None} if video is not None and is_mute else {})
 
 
 def to_options(request: PredictOptions) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Deliberate choices:
 """
 
 import binascii
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
@@ -22,17 +23,18 @@ MAX_PADDING = 2
 MAX_INTEGER = 2**31 - 1
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, medium: str) -> Any:
     """Decodes base64 in either alphabet, with or without padding and line breaks, by itself or in a data URL."""
+    article = "an audio" if medium == "audio" else f"a {medium}"
     if value is None or isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise ValueError("must be a string, the content of an audio file in base64")
+        raise ValueError(f"must be a string, the content of {article} file in base64")
     start = 0
     if value[: len(_DATA_URL)].lower() == _DATA_URL:
         mark = value.find(_DATA_URL_MARK, 0, _DATA_URL_HEAD_CHARS)
         if mark < 0:
-            raise ValueError("is a data URL without base64; send data:audio/...;base64,...")
+            raise ValueError(f"is a data URL without base64; send data:{medium}/...;base64,...")
         start = mark + len(_DATA_URL_MARK)
     try:
         encoded = value.encode("ascii")[start:].translate(_STANDARD_ALPHABET, b" \t\r\n")
@@ -42,7 +44,7 @@ def _decode(value: Any) -> Any:
         return binascii.a2b_base64(bare + b"=" * (-len(bare) % 4), strict_mode=True)
     except ValueError as error:
         reason = "it contains other characters" if isinstance(error, UnicodeError) else str(error)
-        raise ValueError(f"not valid base64 ({reason}); encode the content of an audio file") from error
+        raise ValueError(f"not valid base64 ({reason}); encode the content of {article} file") from error
 
 
 def _check_content(value: Any) -> Any:
@@ -58,11 +60,9 @@ def _check_customer(value: Any) -> Any:
     raise ValueError("must be the number of a channel or the name of a speaker")
 
 
-Base64Audio = Annotated[
-    bytes,
-    BeforeValidator(_decode),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
-]
+BASE64 = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
+Base64Audio = Annotated[bytes, BeforeValidator(partial(_decode, medium="audio")), BASE64]
+Base64Video = Annotated[bytes, BeforeValidator(partial(_decode, medium="video")), BASE64]
 Subtitles = Annotated[str, BeforeValidator(_check_content)]
 Customer = Annotated[
     Any,
@@ -117,6 +117,12 @@ class PredictOptions(BaseModel):
     channel: int | None = Field(
         None, ge=0, le=MAX_INTEGER, description="Audio channel to use; default is the mean of all channels."
     )
+    face: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_INTEGER,
+        description="Face of the video, from 0 in the order of how long its mouth moves, then of size; default 0.",
+    )
     return_timeline: bool = Field(False, description="Returns predictions over time.")
     granularity: Literal["segment", "word", "sentence", "utterance"] | None = Field(
         None, description="Unit of the timeline; default `segment`."
@@ -135,7 +141,7 @@ class PredictOptions(BaseModel):
 
 
 class PredictItem(BaseModel):
-    """Audio, text, or both."""
+    """Audio, text, video, or several of them."""
 
     model_config = STRICT
 
@@ -143,6 +149,11 @@ class PredictItem(BaseModel):
         None,
         description="Content of an audio file in base64, by itself or as a data URL `data:audio/webm;base64,...`. The "
         "URL-safe alphabet, line breaks and missing padding are accepted.",
+    )
+    video: Base64Video | None = Field(
+        None,
+        description="Content of a video or image file in base64, like `audio`, for models with a video encoder. Its "
+        "sound is the audio of the item; `audio` replaces it, and `null` as `audio` leaves it out.",
     )
     text: str | None = Field(None, description="The transcript.")
     subtitles: Subtitles | None = Field(None, description="A transcript with timestamps, as SRT or WebVTT.")
@@ -190,10 +201,25 @@ class LabelScore(BaseModel):
 
 
 class ModalityWeights(BaseModel):
-    """Weight of each modality in a prediction. Their sum is 1; for silence both are 0."""
+    """Weight of each modality in a prediction. Their sum is 1; for silence all are 0."""
 
     audio: float
     text: float
+    video: float | None = Field(None, description="Only of models with a video encoder.")
+
+
+class BlendshapeScore(BaseModel):
+    """A blendshape of a face, such as `jawOpen`, and its mean score, 0 to 1."""
+
+    name: str
+    score: float
+
+
+class FaceResponse(BaseModel):
+    """The face in a segment: the share of frames in which it was found, and its strongest blendshapes."""
+
+    presence: float
+    blendshapes: list[BlendshapeScore]
 
 
 class SegmentResponse(BaseModel):
@@ -206,6 +232,7 @@ class SegmentResponse(BaseModel):
     scores: list[LabelScore]
     modality_weights: ModalityWeights
     label_set: list[str] | None = None
+    face: FaceResponse | None = Field(None, description="Only of a video.")
 
 
 class SpanResponse(BaseModel):
@@ -256,7 +283,7 @@ class PredictResponse(SpeakerResponse):
         }
     )
 
-    duration: float | None = Field(None, description="Duration of the audio in seconds.")
+    duration: float | None = Field(None, description="Duration of the recording in seconds.")
     speakers: dict[str, SpeakerResponse] | None = None
     turns: list[TurnResponse] | None = None
 
@@ -283,6 +310,7 @@ class VersionResponse(BaseModel):
     model: str
     precision: str
     labels: list[str]
+    modalities: list[str]
 
 
 class StreamStart(BaseModel):

@@ -2,7 +2,10 @@
 The predictor of the service, its queues, and its limits on concurrent work.
 
 Deliberate choices:
-- Clips and timelines have separate limits and threads, so that a long recording does not delay short requests.
+- Clips, videos and timelines have separate limits and threads, so that a long recording does not delay short
+  requests.
+- Apart from timelines, as many videos are decoded at once as there are workers: each keeps a core busy and holds
+  decoded frames.
 - A request over a limit is rejected at once, with the time after which to retry.
 """
 
@@ -20,9 +23,10 @@ from starlette.exceptions import HTTPException
 
 from mmemo.runtime.predictor import EmotionPredictor
 from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
-from mmemo.serving.limits import PendingBytes, check_audio, check_duration, check_turns
+from mmemo.serving.limits import PendingBytes, check_audio, check_duration, check_turns, open_limited_video
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
+from mmemo.video.landmarks import load_landmarker
 
 
 # Number of clips decoded at the same time: each may take some 100 MB.
@@ -82,22 +86,29 @@ class Service:
             self.metrics.batch_size.observe,
         )
         self.clips, self.recordings = Slots(settings.max_waiting), Slots(settings.max_recordings)
+        self.videos = Slots(settings.max_videos)
         self.open_streams = Slots(settings.max_streams)
         # One more than the workers need, to decode the next clip during an inference.
         threads = settings.workers * (self.predictor.max_batch_size + 1)
         self._clip_threads = ThreadPoolExecutor(threads, "mmemo-clip")
+        self._video_threads = ThreadPoolExecutor(settings.workers, "mmemo-video")
         self._recording_threads = ThreadPoolExecutor(settings.max_recordings, "mmemo-recording")
         self.stream_threads = ThreadPoolExecutor(settings.max_streams, "mmemo-stream")
         self._decoders = Semaphore(DECODERS)
         self.metrics.pending.set_function(lambda: self.pending.count)
         self.metrics.waiting.set_function(lambda: len(self.predictor.batcher))
-        self.metrics.requests.set_function(lambda: self.clips.taken + self.recordings.taken)
+        self.metrics.requests.set_function(lambda: self.taken)
         self.metrics.streams.set_function(lambda: self.open_streams.taken)
+
+    @property
+    def taken(self) -> int:
+        """Number of requests in progress or waiting."""
+        return self.clips.taken + self.videos.taken + self.recordings.taken
 
     def close(self) -> None:
         """Ends all threads and drops work that is still in progress."""
         self.predictor.stop()
-        for executor in (self._clip_threads, self._recording_threads, self.stream_threads):
+        for executor in (self._clip_threads, self._video_threads, self._recording_threads, self.stream_threads):
             executor.shutdown(cancel_futures=True)
 
     def check_key(self, headers: Headers, key: str | None = None) -> bool:
@@ -119,7 +130,7 @@ class Service:
 
     def is_idle(self) -> bool:
         """Whether no request is arriving or in progress."""
-        return self.clips.taken + self.recordings.taken + self.pending.count == 0
+        return self.taken + self.pending.count == 0
 
     def rejected(self, reason: str) -> None:
         """Counts a rejected request or stream."""
@@ -136,13 +147,16 @@ class Service:
             HTTPException: If too many requests are in progress, or the request exceeds its time limit.
         """
         is_recording = options["return_timeline"]
-        slots = self.recordings if is_recording else self.clips
+        if is_recording:
+            slots, executor, reason, what = self.recordings, self._recording_threads, "recordings", "timelines"
+        elif any("video" in item for item in items):
+            slots, executor, reason, what = self.videos, self._video_threads, "videos", "requests with videos"
+        else:
+            slots, executor, reason, what = self.clips, self._clip_threads, "queue", "requests"
         if not slots.take():
-            self.rejected("recordings" if is_recording else "queue")
-            what = "timelines" if is_recording else "requests"
+            self.rejected(reason)
             raise self._unavailable(f"{slots.limit} {what} are in progress; try again later.", slots)
         started = time.monotonic()
-        executor = self._recording_threads if is_recording else self._clip_threads
         shares = 1 if is_recording else min(len(items), self.settings.workers * self.predictor.max_batch_size)
         future = asyncio.gather(
             *(
@@ -182,28 +196,46 @@ class Service:
         return predictions
 
     def _predict(
-        self, item: dict[str, Any], return_timeline: bool, channel: int | None = None, **options: Any
+        self,
+        item: dict[str, Any],
+        return_timeline: bool,
+        channel: int | None = None,
+        face: int | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
-        audio = item.get("audio")
         if "speaker_turns" in options:
             check_turns(options["speaker_turns"], self.settings)
+        # Otherwise the predictor raises.
+        if "video" in item and "video" in self.predictor.answers.modalities:
+            item = item | self._follow_face(item, face)
+            face = None
+        audio = item.get("audio")
         if audio is not None:
             with self._decoders:
                 check_audio(audio, self.settings, return_timeline)
         elif return_timeline and item.get("word_times"):
             check_duration(item["word_times"], self.settings)
         if return_timeline:
-            return self.predictor.predict_timeline(item, channel=channel, **options)
+            return self.predictor.predict_timeline(item, channel=channel, face=face, **options)
         with self._decoders if audio is not None else nullcontext():
-            prepared = self.predictor.prepare(item, channel)
+            prepared = self.predictor.prepare(item, channel, face)
         prediction = self.predictor.predict_item(prepared, return_modality_weights=True, **options)
         return {"label": prediction["scores"][0]["label"], **prediction}
 
+    def _follow_face(self, item: dict[str, Any], face: int | None) -> dict[str, Any]:
+        """Returns the face in the video of an item and, unless the item has `audio`, the sound of the video."""
+        video = open_limited_video(item["video"], self.settings)
+        has_sound = "audio" not in item and video.sound is not None and "audio" in self.predictor.answers.modalities
+        sequence = self.predictor.processor.load_video(video, face=face)
+        return {"video": sequence, **({"audio": video.sound} if has_sound else {})}
+
 
 def warm_up(predictor: EmotionPredictor) -> None:
-    """Runs the model once with each of its modalities."""
+    """Runs the model once with audio and once with text, and loads the models that find faces."""
     if "text" in predictor.answers.modalities:
         predictor(text="Hello.")
     if "audio" in predictor.answers.modalities:
         rate = predictor.processor.feature_extractor.sampling_rate
         predictor([math.sin(index) for index in range(rate)])
+    if "video" in predictor.answers.modalities:
+        load_landmarker()

@@ -44,6 +44,8 @@ class ServiceSettings:
             measures its activations over the batch, so that other items would change a score; and to 8 otherwise.
         max_waiting (`int`, *optional*, defaults to 64): Requests in progress or waiting; more are rejected with 503.
         max_recordings (`int`, *optional*, defaults to 2): Timelines in progress; more are rejected with 503.
+        max_videos (`int`, *optional*, defaults to 8):
+            Requests with videos in progress or waiting, apart from timelines; more are rejected with 503.
         max_streams (`int`, *optional*, defaults to 16): Open live streams; more are rejected.
         timeout_s (`float`, *optional*, defaults to 300): Maximum time from the end of a request to its response.
         upload_timeout_s (`float`, *optional*, defaults to 60): Maximum time for the body of a request to arrive.
@@ -60,6 +62,9 @@ class ServiceSettings:
         max_clip_s (`float`, *optional*, defaults to 600): Maximum duration of audio without a timeline.
         max_recording_s (`float`, *optional*, defaults to 14400):
             Maximum duration of audio with a timeline, and of a live stream.
+        max_video_s (`float`, *optional*, defaults to 600): Maximum duration of a video, with or without a timeline.
+        max_pixels (`int`, *optional*, defaults to 9437184):
+            Maximum size of a frame of a video, width times height; 4K has 8294400 pixels.
         max_channels (`int`, *optional*, defaults to 8), max_sampling_rate (`int`, *optional*, defaults to 192000):
             Maximum number of audio channels, and maximum sampling rate in Hz.
         max_text_chars (`int`, *optional*, defaults to 200000): Maximum length of a text or of subtitles.
@@ -87,6 +92,7 @@ class ServiceSettings:
     max_batch_size: int | None = None
     max_waiting: int = 64
     max_recordings: int = 2
+    max_videos: int = 8
     max_streams: int = 16
     timeout_s: float = 300.0
     upload_timeout_s: float = 60.0
@@ -98,6 +104,8 @@ class ServiceSettings:
     max_pending_mib: float = 40.0
     max_clip_s: float = 600.0
     max_recording_s: float = 4 * 3600.0
+    max_video_s: float = 600.0
+    max_pixels: int = 4096 * 2304
     max_channels: int = 8
     max_sampling_rate: int = 192_000
     max_text_chars: int = 200_000

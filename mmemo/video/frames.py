@@ -17,7 +17,7 @@ import numpy as np
 from mmemo.audio.files import BinaryFile, keep_seekable, short
 from mmemo.audio.inputs import as_array
 from mmemo.video.pixels import FrameConverter
-from mmemo.video.video_files import ROUNDING_SECONDS, VideoFile
+from mmemo.video.video_files import ROUNDING_SECONDS, DecodingLimits, VideoFile
 from mmemo.video.video_inputs import VIDEO_INPUT_FORMS as VIDEO_INPUT_FORMS
 from mmemo.video.video_inputs import Frames, VideoDecoder, VideoInput, as_rgb, check_fps, resolve_video
 from mmemo.video.video_inputs import is_video_object as is_video_object
@@ -63,7 +63,7 @@ class VideoSource:
     is_image: bool
     size: tuple[int, int]
 
-    def __init__(self, video: VideoInput, fps: float | None = None):
+    def __init__(self, video: VideoInput, fps: float | None = None, limits: DecodingLimits | None = None):
         name, source = resolve_video(video, fps)
         if isinstance(source, (str, BinaryFile)):
             source = keep_seekable(source, self)
@@ -74,7 +74,7 @@ class VideoSource:
             _refuse_fps(name, fps, getattr(source.metadata, "average_fps", None))
             self._video = _DecoderVideo(source, name)
         else:
-            self._video = VideoFile(source, name)
+            self._video = VideoFile(source, name, limits or DecodingLimits())
             _refuse_fps(name, fps, self._video.fps)
         self.duration, self.has_audio = self._video.duration, self._video.has_audio
         self.sound = source if self.has_audio and isinstance(source, (str, bytes)) else None
@@ -123,7 +123,7 @@ class VideoSource:
         yield from self._video.at(point / rate for point in points)
 
 
-def open_video(video: VideoInput, fps: float | None = None) -> VideoSource:
+def open_video(video: VideoInput, fps: float | None = None, limits: DecodingLimits | None = None) -> VideoSource:
     """
     Opens a video or an image, and decodes its first frame.
 
@@ -134,13 +134,16 @@ def open_video(video: VideoInput, fps: float | None = None) -> VideoSource:
             The video, in any of the forms that [`VideoInput`] lists.
         fps (`float`, *optional*):
             Frames per second of bare frames, which need it; files and decoders have their own times.
+        limits ([`DecodingLimits`], *optional*):
+            Limits on the frames of files.
 
     Returns:
         [`VideoSource`]
 
     Raises:
         ValueError: If the input has no accepted form, cannot be read, has no video track or no frame that can be
-            decoded, has more than 8192 x 8192 pixels, or if `fps` is missing, invalid or contradicts the input.
+            decoded, exceeds a limit (by default 8192 x 8192 pixels), or if `fps` is missing, invalid or contradicts
+            the input.
 
     Example:
 
@@ -149,7 +152,7 @@ def open_video(video: VideoInput, fps: float | None = None) -> VideoSource:
     >>> for seconds, pixels in video.frames(5): ...
     ```
     """
-    return VideoSource(video, fps)
+    return VideoSource(video, fps, limits)
 
 
 def _refuse_fps(name: str, fps: float | None, own: float | None) -> None:

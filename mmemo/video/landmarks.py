@@ -12,13 +12,13 @@ Deliberate choices:
 
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-MODELS = Path(__file__).with_name("landmarker")
 # Side of the detector's input in pixels, and its anchors: columns and rows of each grid, anchors per cell.
 DETECTOR_SIZE = 128
 ANCHOR_GRIDS = ((16, 2), (8, 6))
@@ -208,7 +208,19 @@ def _open(name: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(MODELS / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+    path = _models_folder() / f"{name}.onnx"
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _models_folder() -> Path:
+    """Returns the folder of the graphs. The code of a saved model has none, and takes those of the package."""
+    folder = Path(__file__).with_name("landmarker")
+    if folder.is_dir():
+        return folder
+    package = find_spec("mmemo")
+    if package is None or package.origin is None:
+        raise ImportError('Finding faces needs the graphs of the package: pip install "mmemo[video]".')
+    return Path(package.origin).parent / "video" / "landmarker"
 
 
 def check_picture(picture: np.ndarray) -> None:

@@ -175,20 +175,24 @@ def crop(picture: np.ndarray, region: Region, size: int) -> np.ndarray:
     Returns:
         `np.ndarray` of shape `(size, size, 3)`: uint8.
     """
-    factor = int(region.size / size)
-    if factor > 1:
-        # Sampling would skip pixels: blocks of them are averaged first, within the region's reach.
-        reach = region.size / 2**0.5
-        left, top = (max(0, int(centre - reach)) for centre in (region.x, region.y))
-        window = picture[top : max(0, int(region.y + reach)), left : max(0, int(region.x + reach))]
-        rows, columns = (side // factor for side in window.shape[:2])
-        total = np.zeros((rows, columns, 3), np.uint32)
-        for row, column in np.ndindex(factor, factor):
-            total += window[row : rows * factor : factor, column : columns * factor : factor]
-        picture = total / np.float32(factor**2)
-        x, y = ((value - (factor - 1) / 2) / factor for value in (region.x - left, region.y - top))
-        region = Region(x, y, region.size / factor, region.angle)
+    # Sampling would skip pixels: blocks of them are averaged first.
+    picture, region = _reduce(picture, region, int(region.size / size))
     return np.rint(255 * sample(picture, region, size).transpose(1, 2, 0)).astype(np.uint8)
+
+
+def _reduce(picture: np.ndarray, region: Region, factor: int) -> tuple[np.ndarray, Region]:
+    """Averages blocks of `factor` by `factor` pixels in the surroundings of a region."""
+    reach = region.size / 2**0.5
+    left, top, right, bottom = (max(0, int(x)) for side in (-reach, reach) for x in (region.x + side, region.y + side))
+    window = picture[top:bottom, left:right]
+    rows, columns = window.shape[0] // max(factor, 1), window.shape[1] // max(factor, 1)
+    if factor < 2 or rows * columns == 0:
+        return picture, region
+    total = np.zeros((rows, columns, 3), np.uint32)
+    for row, column in np.ndindex(factor, factor):
+        total += window[row : rows * factor : factor, column : columns * factor : factor]
+    x, y = ((value - (factor - 1) / 2) / factor for value in (region.x - left, region.y - top))
+    return total / np.float32(factor**2), Region(x, y, region.size / factor, region.angle)
 
 
 def rank(tracks: list[FaceTrack], frames_per_second: float) -> list[FaceTrack]:

@@ -12,8 +12,9 @@ Deliberate choices:
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +23,7 @@ from mmemo.audio.containers import (
     DECLARING,
     MISSING_SECONDS,
     MISSING_SHARE,
+    demux,
     find_track,
     import_av,
     is_cut,
@@ -62,6 +64,26 @@ DECODING_THREADS = 4
 ROUNDING_SECONDS = 0.001
 
 
+class VideoLimitError(ValueError):
+    """A file exceeds a limit on its frames."""
+
+
+@dataclass(frozen=True)
+class DecodingLimits:
+    """
+    Limits on the frames of a file.
+
+    Args:
+        max_pixels (`int`): Size of a frame.
+        max_seconds (`float`): Time from the start of the first frame to the end of the last one.
+        check (`Callable[[], None]`): Called for each decoded frame; an exception that it raises ends decoding.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    max_seconds: float = MAX_SECONDS
+    check: Callable[[], None] = lambda: None
+
+
 class VideoTrack:
     """
     The video track of an open container, or an image, decoded forward. Times are in seconds, as the container counts.
@@ -76,19 +98,20 @@ class VideoTrack:
     end: float
     corrupt: int = 0
 
-    def __init__(self, container: Any, name: str):
+    def __init__(self, container: Any, name: str, limits: DecodingLimits):
         self._name = name
+        self._limits = limits
         self._av = import_av(name, "video")
         self._container = container
         self._formats = set(container.format.name.split(","))
         self._track = _find_video(container, name)
         context = self._track.codec_context
-        if context.width * context.height > MAX_PIXELS:
-            raise ValueError(
-                f"{name} has frames of {context.width} x {context.height} pixels; at most {MAX_PIXELS} are decoded. "
-                "Scale it down (ffmpeg -i INPUT -vf scale=1280:-2 output.mp4)."
+        if context.width * context.height > limits.max_pixels:
+            raise VideoLimitError(
+                f"{name} has frames of {context.width} x {context.height} pixels; at most {limits.max_pixels} are "
+                "decoded. Scale it down (ffmpeg -i INPUT -vf scale=1280:-2 output.mp4)."
             )
-        context.options = {"max_pixels": str(MAX_PIXELS)}
+        context.options = {"max_pixels": str(limits.max_pixels)}
         context.thread_type, context.thread_count = "AUTO", DECODING_THREADS
         self.fps = float(self._track.guessed_rate or self._track.average_rate or 25)
         self.start = float((self._track.start_time or 0) * self._track.time_base)
@@ -149,6 +172,7 @@ class VideoTrack:
                 frames, failure = [], reason_of(error)
                 self.corrupt += time is not None
             for frame in frames:
+                self._limits.check()
                 if frame.is_corrupt:
                     failure = "its frames are corrupt"
                     self.corrupt += time is not None
@@ -167,27 +191,25 @@ class VideoTrack:
             raise truncated(self._name, "video")
 
     def _packets(self, has_sought: bool) -> Iterator[Any]:
-        try:
-            for packet in self._container.demux(self._track):
-                if has_sought and packet.size and not packet.is_keyframe:
-                    continue
-                has_sought = False
-                time = packet.pts if packet.pts is not None else packet.dts
-                if time is not None:
-                    end = float((time + (packet.duration or 0)) * packet.time_base)
-                    self._packets_end = max(self._packets_end, end)
-                yield packet
-        except self._av.error.FFmpegError as error:
-            raise unreadable(self._name, reason_of(error), "video") from error
+        for packet in demux(self._container, self._track, self._name, "video"):
+            if has_sought and packet.size and not packet.is_keyframe:
+                continue
+            has_sought = False
+            time = packet.pts if packet.pts is not None else packet.dts
+            if time is not None:
+                end = float((time + (packet.duration or 0)) * packet.time_base)
+                self._packets_end = max(self._packets_end, end)
+            yield packet
 
     def _check_limits(self, seconds: float, count: int) -> None:
-        if seconds > MAX_SECONDS:
-            raise ValueError(
-                f"{self._name} has frames up to {seconds:.0f} s; at most {MAX_SECONDS} s are decoded. Cut it "
-                f"(ffmpeg -i INPUT -t {MAX_SECONDS} output.mp4)."
+        max_seconds = self._limits.max_seconds
+        if seconds > max_seconds + ROUNDING_SECONDS:
+            raise VideoLimitError(
+                f"{self._name} has frames up to {seconds:.0f} s; at most {max_seconds:g} s are decoded. Cut it "
+                f"(ffmpeg -i INPUT -t {max_seconds:g} output.mp4)."
             )
         if count > MAX_FPS * (seconds + 1):
-            raise ValueError(
+            raise VideoLimitError(
                 f"{self._name} has {count} frames in {seconds:.3f} s; at most {MAX_FPS:.0f} frames per second are "
                 "decoded. Convert it (ffmpeg -i INPUT output.mp4)."
             )
@@ -203,7 +225,7 @@ class VideoTrack:
 
     def _why_nothing(self, failure: str) -> str:
         if not self._track.codec_context.width:
-            return f"its size is unknown, or larger than {MAX_PIXELS} pixels"
+            return f"its size is unknown, or larger than {self._limits.max_pixels} pixels"
         return failure or "it has no frames"
 
 
@@ -219,9 +241,10 @@ class VideoFile:
         first (`np.ndarray` of shape `(height, width, 3)`): The first frame, converted.
     """
 
-    def __init__(self, source: str | bytes, name: str):
+    def __init__(self, source: str | bytes, name: str, limits: DecodingLimits):
         self._source = source
         self._name = name
+        self._limits = limits
         with self._open() as track:
             _, frame = next(track.decode())
             self.fps, self._aspect = track.fps, track.aspect
@@ -292,12 +315,12 @@ class VideoFile:
                     f"{DECODERS},{AUDIO_DECODERS}",
                     "video",
                     # The first frames are decoded when the container is opened.
-                    options={"max_pixels": str(MAX_PIXELS)},
+                    options={"max_pixels": str(self._limits.max_pixels)},
                 )
             except av.error.FFmpegError as error:
                 raise unreadable(self._name, reason_of(error), "video") from error
             with container:
-                yield VideoTrack(container, self._name)
+                yield VideoTrack(container, self._name, self._limits)
 
     def _sound_start(self, default: float) -> float:
         try:

@@ -3,8 +3,8 @@ Conditional execution of an exported graph: nodes that serve a modality run only
 
 Deliberate choices:
 - The pass works on the traced graph, so it needs nothing from an encoder. It moves the nodes that only contribute to
-  the outputs of a modality's branch into an `If` on the modality's mask; the other case returns zeros. Cross-modal
-  attention runs only if a batch has both modalities.
+  the outputs of a modality's branch into an `If` on the modality's mask; the other case returns zeros. Attention
+  between two modalities runs only if a batch has both.
 - These zeros change no output: the embedding of a missing modality is multiplied by 0, its positions are masked.
 - Weights stay in the outer graph, where quantization and sharing find them.
 - `inline` restores the flat graph that quantization needs, and `nest` repeats the pass on the result.
@@ -13,19 +13,20 @@ Deliberate choices:
 import re
 from collections.abc import Iterable
 from graphlib import TopologicalSorter
+from itertools import combinations
 
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
+from mmemo.modalities import presence_of
+from mmemo.runtime.graph import MASKS
 
-MASKS = {"audio": "audio_attention_mask", "text": "attention_mask"}
-# The modules, by scope, whose outputs are not used for a batch without the modality.
-BRANCHES = {
-    "audio": re.compile(r"(^|\.)audio_branch[./]"),
-    "text": re.compile(r"(^|\.)(text_branch|last_pooling)[./]"),
-}
-HAS_BOTH = "has_both"
-ATTENTION = re.compile(r"(^|\.)(layers\.\d+)\.(text_to_audio|audio_to_text)[./]")
+
+# The modules, by scope, whose outputs are not used for a batch without the modality; `last_pooling` is of the text.
+BRANCH = re.compile(r"(^|\.)((?P<modality>[a-z]+)_branch|last_pooling)[./]")
+ATTENTION = re.compile(r"(^|\.)(?P<layer>layers\.\d+)\.(?P<query>[a-z]+)_to_(?P<context>[a-z]+)[./]")
+# The layer of attention, "" for a branch, and the modalities without which no output is used.
+Scope = tuple[str, frozenset[str]]
 # Element type and axes of values by name: an `int` if fixed, a `str` if dynamic.
 Shapes = dict[str, tuple[int, list[int | str]]]
 # Suffixes of the names of a value in the two cases.
@@ -34,7 +35,7 @@ PRESENT, ABSENT = "_present", "_absent"
 
 def skip_absent(model: onnx.ModelProto) -> None:
     """
-    Makes the nodes of each modality conditional on its mask, in place.
+    Makes the nodes of each modality, and of each pair of modalities, conditional on their masks, in place.
 
     Graphs of one modality stay as they are, and so do encoders whose number of positions is only known after a run.
 
@@ -42,23 +43,12 @@ def skip_absent(model: onnx.ModelProto) -> None:
         model (`onnx.ModelProto`): A flat graph whose nodes are named `{module}/{node}`, with the shapes of values.
     """
     graph = model.graph
-    if not {value.name for value in graph.input}.issuperset(MASKS.values()):
+    names = {value.name for value in graph.input}
+    masks = {modality: mask for modality, mask in MASKS.items() if mask in names}
+    if len(masks) < 2:
         return
     shapes = _shapes(graph)
-    layers: dict[str, list[NodeProto]] = {}
-    for node in graph.node:
-        if found := ATTENTION.search(node.name):
-            layers.setdefault(found[2], []).append(node)
-    groups = [
-        (f"has_{modality}", [node for node in graph.node if scope.search(node.name)])
-        for modality, scope in BRANCHES.items()
-    ]
-    groups += [(HAS_BOTH, nodes) for nodes in layers.values()]
-    cuts = [
-        (condition, outputs)
-        for condition, nodes in groups
-        if (outputs := [name for name in _outputs_of(graph, nodes) if _are_vectors(shapes, name)])
-    ]
+    cuts = [(_has(*modalities), outputs) for (_, modalities), outputs in _outputs(graph, shapes).items()]
     conditional = set[int]().union(*(_exclusive_ancestors(graph, outputs) for _, outputs in cuts))
     axes = _axes(graph, conditional, shapes)
     conditionals = [
@@ -66,18 +56,53 @@ def skip_absent(model: onnx.ModelProto) -> None:
         for name, outputs in cuts
         if all(axis in axes or isinstance(axis, int) for output in outputs for axis in shapes[output][1])
     ]
-    conditions = []
-    for modality, mask in MASKS.items():
-        name = f"has_{modality}"
-        conditions += [
-            helper.make_node("ReduceMax", [mask], [f"{name}_mask"], name=f"{name}/ReduceMax", keepdims=0),
-            helper.make_node("Cast", [f"{name}_mask"], [name], name=f"{name}/Cast", to=TensorProto.BOOL),
-        ]
-    conditions.append(
-        helper.make_node("And", [f"has_{modality}" for modality in MASKS], [HAS_BOTH], name=f"{HAS_BOTH}/And")
-    )
-    _set_nodes(graph, [*conditions, *graph.node])
+    _set_nodes(graph, [*_conditions(masks), *graph.node])
     nest(graph, conditionals)
+
+
+def _scope(node: NodeProto) -> Scope | None:
+    """Returns the scope of a node of a branch or of attention between two modalities."""
+    if found := BRANCH.search(node.name):
+        return "", frozenset({found["modality"] or "text"})
+    if found := ATTENTION.search(node.name):
+        return found["layer"], frozenset({found["query"], found["context"]})
+    return None
+
+
+def _outputs(graph: GraphProto, shapes: Shapes) -> dict[Scope, list[str]]:
+    """
+    Returns the vectors that leave each scope, without those that a scope of other modalities uses: its nodes may run
+    where this one's do not, such as attention of the text to the video after attention of the text to the audio.
+    """
+    users: dict[str, set[Scope | None]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, set()).add(_scope(node))
+    outputs: dict[Scope, list[str]] = {}
+    for node in graph.node:
+        if (scope := _scope(node)) is None:
+            continue
+        for name in node.output:
+            others = users.get(name, set()) - {scope}
+            needs_scope = all(other is None or scope[1] <= other[1] for other in others)
+            if others and needs_scope and _are_vectors(shapes, name):
+                outputs.setdefault(scope, []).append(name)
+    return outputs
+
+
+def _conditions(masks: dict[str, str]) -> Iterable[NodeProto]:
+    """Yields the nodes that compute whether a batch has each modality, and each pair of them."""
+    for modality, mask in masks.items():
+        name = _has(modality)
+        yield helper.make_node("ReduceMax", [mask], [f"{name}_mask"], name=f"{name}/ReduceMax", keepdims=0)
+        yield helper.make_node("Cast", [f"{name}_mask"], [name], name=f"{name}/Cast", to=TensorProto.BOOL)
+    for pair in combinations(masks, 2):
+        yield helper.make_node("And", list(map(_has, pair)), [_has(*pair)], name=f"{_has(*pair)}/And")
+
+
+def _has(*modalities: str) -> str:
+    """Returns the name of the condition that a batch has these modalities: `has_audio`, `has_both`."""
+    return f"has_{presence_of(modalities)}"
 
 
 def nest(graph: GraphProto, conditionals: Iterable[NodeProto]) -> None:
@@ -142,13 +167,6 @@ def _are_vectors(shapes: Shapes, name: str) -> bool:
     """Whether a value is a float sequence `(batch, positions or spans, width)`, not weights over positions."""
     kind, axes = shapes.get(name, (TensorProto.UNDEFINED, []))
     return kind == TensorProto.FLOAT and len(axes) == 3 and isinstance(axes[-1], int)
-
-
-def _outputs_of(graph: GraphProto, nodes: list[NodeProto]) -> list[str]:
-    """Returns the values of `nodes` that other nodes of the graph use."""
-    names = {node.name for node in nodes}
-    used = {name for node in graph.node if node.name not in names for name in node.input}
-    return [name for node in nodes for name in node.output if name in used]
 
 
 def _exclusive_ancestors(graph: GraphProto, outputs: Iterable[str]) -> set[int]:

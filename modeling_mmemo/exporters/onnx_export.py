@@ -1,10 +1,10 @@
 """
-Export of a trained model, heads included, to one ONNX graph for audio, text and both.
+Export of a trained model, heads included, to one ONNX graph for audio, text, video and any subset of them.
 
 Deliberate choices:
 - `transformers.exporters` traces the model; this module declares the inputs and their dynamic axes.
 - One graph also handles a missing modality: a single frame or token with a mask of zeros, whose encoder does not run;
-  see [`skip_absent`]. Three graphs would cost the same time and three times the size.
+  see [`skip_absent`]. A graph for each subset would cost the same time and many times the size.
 - Attention is traced as basic operators: ONNX Runtime's fused ones are not faster, and other runtimes lack them.
 - The graph's metadata describes the model it contains, so that it survives moving and renaming the file.
 """
@@ -26,6 +26,7 @@ import onnxruntime
 import torch
 from transformers.exporters import OnnxConfig, OnnxExporter
 
+from mmemo.modalities import MODALITIES
 from mmemo.runtime.graph import FORMAT, METADATA_KEY, EmotionGraph
 from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, __version__
 from modeling_mmemo.exporters.absent_modalities import skip_absent
@@ -41,6 +42,10 @@ DYNAMIC_AXES = {
     "attention_mask": (0, 1),
     "context_mask": (0, 1),
     "token_times": (0, 1),
+    "video_features": (0, 1),
+    "pixel_values": (0, 1),
+    "video_attention_mask": (0, 1),
+    "video_times": (0, 1),
     "segment_times": (0, 1),
 }
 AUDIO_INPUTS = ("input_features", "input_values", "audio_attention_mask")
@@ -62,7 +67,7 @@ def export_onnx(
     and [`EmotionPredictor`] fill them in.
 
     Args:
-        model (`MMEmoForEmotionRecognition`): A model with one encoder or two; it is not modified.
+        model (`MMEmoForEmotionRecognition`): The model; it is not modified.
         processor (`MMEmoProcessor`): Its processor.
         save_directory (`str` or `Path`): Output folder, created if needed.
         opset (`int`, *optional*): ONNX opset version; by default the latest that the exporter supports.
@@ -134,7 +139,28 @@ def sample_inputs(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor) 
         ]
         if processor.context_turns:
             given["context"] = [[("A", "You have it.")], None, [("A", "Are you glad?")]]
-    return dict(processor(**given, return_tensors="pt"))
+    inputs = dict(processor(**given, return_tensors="pt"))
+    if model.config.has_encoder("video"):
+        inputs |= _sample_video(model)
+    return inputs
+
+
+def _sample_video(model: MMEmoForEmotionRecognition) -> dict[str, torch.Tensor]:
+    """Returns the video inputs of three items: of five, three and four frames, one of them without a face."""
+    encoder = model.config.video_config
+    name = model.mmemo.video_tower.main_input_name
+    if name == "pixel_values":
+        size = encoder.image_size
+        shape = (encoder.num_channels, *((size, size) if isinstance(size, int) else size))
+    else:
+        shape = (encoder.num_features,)
+    is_frame = torch.arange(5) < torch.tensor([[5], [3], [4]])
+    mask = is_frame.long()
+    mask[0, 1] = 0
+    starts = 0.1 * torch.arange(5)
+    times = torch.stack([starts, starts + 0.1], dim=1).where(is_frame.unsqueeze(-1), -1.0)
+    values = torch.rand(3, 5, *shape, generator=torch.Generator().manual_seed(0))
+    return {name: values, "video_attention_mask": mask, "video_times": times}
 
 
 def _dynamic_axes(model: MMEmoForEmotionRecognition, name: str) -> dict[int, Any]:
@@ -178,8 +204,8 @@ def _verify(path: Path, model: MMEmoForEmotionRecognition, inputs: dict[str, tor
     with torch.inference_mode():
         expected = model(**inputs)
     found = EmotionGraph(path).predict({name: value.numpy() for name, value in inputs.items()})
-    towers = (model.config.audio_config, model.config.text_config)
-    encoders = [config.model_type for config in towers if config is not None]
+    configs = (getattr(model.config, f"{modality}_config") for modality in MODALITIES)
+    encoders = [config.model_type for config in configs if config is not None]
     for name, values in found.items():
         difference = float(np.abs(values - expected[name].numpy()).max())
         if not difference <= TOLERANCE:
