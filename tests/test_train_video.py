@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from modeling_mmemo.evaluation.conditions import CONDITIONS
 from modeling_mmemo.training import training_run
 
 
+ROOT = Path(__file__).parents[1]
 CLOSED, OPEN = (picture[:256, 100:356] for picture in (read_portrait(), open_mouth(read_portrait())))
 PICTURES = {"sad": CLOSED, "happy": OPEN}
 LABELS = ("happy", "sad")
@@ -131,11 +133,20 @@ def test_a_face_head_learns_from_videos(face_model, tables, capsys):
     assert (emotion.processor.frames_per_second, emotion.processor.crop_size) == (5.0, None)
 
 
-def test_a_face_head_learns_from_pictures(run, tables, tmp_path):
-    folder = run(tmp_path, "pictures", num_train_epochs=20, columns="speaker=person")
+def test_the_documented_face_head_learns_from_pictures(tables, tmp_path):
+    options = {
+        "corpora": tables["pictures"],
+        "labels": LABELS,
+        "columns": "speaker=person",
+        "head_learning_rate": 0.01,
+    }
+    options |= {"warmup_steps": 0, "output_dir": tmp_path / "model", "cache_dir": tmp_path / "cache"}
+    options |= {"use_cpu": "true", "disable_tqdm": "true"}
 
-    assert scores(folder)["eval_video_wa"] == 1.0
-    emotion = pipeline("multimodal-emotion", model=str(folder))
+    train.main([str(ROOT / "configs" / "face.yaml"), *as_flags(options)])
+
+    assert scores(tmp_path / "model")["eval_video_wa"] == 1.0
+    emotion = pipeline("multimodal-emotion", model=str(tmp_path / "model"))
     assert emotion({"video": Image.fromarray(OPEN)})[0]["label"] == "happy"
 
 

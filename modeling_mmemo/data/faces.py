@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from mmemo.items import ItemProcessing
 from mmemo.video.face import FaceSequence
-from mmemo.video.landmarks import MODELS
+from mmemo.video.landmarks import models_folder
 from modeling_mmemo.data.clips import check_clips, has_sound, unreadable
 from modeling_mmemo.data.fingerprints import audio_fingerprint
 from modeling_mmemo.data.schema import STORED_FEATURES
@@ -187,7 +187,7 @@ def _with_files(rows: Dataset, column: str, files: Sequence[Stored | None]) -> D
 @cache
 def _landmarker_hash() -> str:
     digest = hashlib.sha256()
-    for path in sorted(MODELS.glob("*.onnx")):
+    for path in sorted(models_folder().glob("*.onnx")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
