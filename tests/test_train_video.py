@@ -17,9 +17,10 @@ from videos import short_video, write_video
 
 import eval as evaluation
 import train
-from modeling_mmemo import MMEmoForEmotionRecognition, MMEmoProcessor, pipeline
+from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor, pipeline
 from modeling_mmemo.data.clips import has_sound
 from modeling_mmemo.evaluation.conditions import CONDITIONS
+from modeling_mmemo.hub.adapter_card import adapter_card
 from modeling_mmemo.training import training_run
 
 
@@ -234,6 +235,10 @@ def test_an_adapter_holds_a_new_face_encoder(run, encoders, tables, tmp_path):
     folder = run(tmp_path, "talk", **options)
     model = MMEmoForEmotionRecognition.from_pretrained(folder)
 
+    config = MMEmoConfig.from_pretrained(folder / "adapter")
+    config.text_config.name_or_path = "owner/bert"
+    card = adapter_card(config, "me/adapter", None, None)
+    assert "recognition from text and faces, with" in card and "trained on [owner/bert](https:" in card
     adapted = MMEmoForEmotionRecognition.from_pretrained(folder / "adapter")
 
     assert adapted.missing_keys_on_load == ()
