@@ -340,7 +340,7 @@ def read_rows(
             leak_check(rows, by=args.leak_columns)
         tested += [source] if "test" in set(rows["split"]) else []
         rows = rows.filter(lambda split: split != "test", input_columns="split")
-        check_clips((), rows["video"] if {"audio", "video"} & set(modalities) else ())
+        check_clips((), _read_videos(rows, modalities))
         rows = _keep_modalities(rows, source, args, modalities).filter(_has_any, input_columns=list(MODALITIES))
         if not len(rows):
             raise ValueError(
@@ -352,6 +352,15 @@ def read_rows(
     check_clips(rows["audio"])
     _check_labels(rows, args)
     return rows, weights, tested
+
+
+def _read_videos(rows: Dataset, modalities: Collection[str]) -> list[dict | None]:
+    """Returns the videos that a model of these modalities reads: for their faces, or for the sound of rows without
+    audio."""
+    if "video" in modalities:
+        return list(rows["video"])
+    clips = zip(rows["audio"], rows["video"]) if "audio" in modalities else ()
+    return [video for audio, video in clips if audio is None]
 
 
 def _only_with_faces(rows: Dataset, weights: list[float], cache: FaceCache) -> tuple[Dataset, list[float]]:
