@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,6 +150,43 @@ def test_the_documented_face_head_learns_from_pictures(tables, tmp_path):
     assert scores(tmp_path / "model")["eval_video_wa"] == 1.0
     emotion = pipeline("multimodal-emotion", model=str(tmp_path / "model"))
     assert emotion({"video": Image.fromarray(OPEN)})[0]["label"] == "happy"
+
+
+def test_development_sets_of_rows_with_and_without_video():
+    kinds = [("audio", "video"), ("video",), ("text",), ("audio",), ("audio", "video")]
+    rows = SimpleNamespace(kind_of=kinds.__getitem__)
+
+    def select(indices, modalities, pair_probability=0.0, pair_texts=()):
+        return SimpleNamespace(indices=indices, modalities=set(modalities), pairs=(pair_probability, list(pair_texts)))
+
+    sets = training_run.development_sets(rows, range(5), select, has_pairs=True)
+
+    none, all_rows = (0.0, []), (1.0, [0, 1, 2, 3, 4])
+    assert {name: (part.indices, part.modalities, part.pairs) for name, part in sets.items()} == {
+        "audio": ([3], {"audio"}, none),
+        "text": ([2], {"text"}, none),
+        "video": ([1], {"video"}, none),
+        "audio+video": ([0, 4], {"audio", "video"}, none),
+        "pairs": ([3], {"audio", "text"}, all_rows),
+        "video_pairs": ([1], {"text", "video"}, all_rows),
+        "audio+video_pairs": ([0, 4], {"audio", "text", "video"}, all_rows),
+    }
+    alone = training_run.development_sets(SimpleNamespace(kind_of=[kinds[0]].__getitem__), [0], select, has_pairs=True)
+    assert {name: part.indices for name, part in alone.items()} == {"audio": [0], "video": [0], "audio+video": [0]}
+    without = training_run.development_sets(SimpleNamespace(kind_of=[kinds[3]].__getitem__), [0], select, True)
+    assert without.keys() == {"audio"}
+
+
+def test_every_set_of_modalities_can_be_calibrated():
+    assert training_run.CALIBRATED_ON == {
+        "audio": ("audio",),
+        "text": ("text",),
+        "video": ("video",),
+        "both": ("both", "pairs"),
+        "audio+video": ("audio+video",),
+        "text+video": ("text+video", "video_pairs"),
+        "audio+text+video": ("audio+text+video", "audio+video_pairs"),
+    }
 
 
 def test_faces_are_followed_once(run, face_model, tmp_path, monkeypatch):
