@@ -48,6 +48,7 @@ wheel: install ## Build the wheel, in dist/
 benchmark: install ## Time the package against its baselines
 	$(RUN)/python benchmarks/feature_extraction.py
 	$(RUN)/python benchmarks/timeline.py
+	$(RUN)/python benchmarks/video.py
 	$(RUN)/python benchmarks/inference.py
 
 clean: ## Remove the environment and build outputs

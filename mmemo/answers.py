@@ -253,11 +253,7 @@ class AnswerFormatter:
         )
         entry = {"start": span.start, "end": span.end, "words": list(span.words), **answer}
         if face is not None:
-            strongest = face.strongest(span.start, span.end, NUM_BLENDSHAPES)
-            entry["face"] = {
-                "presence": face.presence(span.start, span.end),
-                "blendshapes": [{"name": name, "score": score} for name, score in strongest],
-            }
+            entry["face"] = format_face(face, span.start, span.end)
         return entry
 
     def _by_modality(self, weights: Any) -> dict[str, float]:
@@ -268,6 +264,15 @@ class AnswerFormatter:
         """Returns the prediction of silence."""
         weights = np.zeros(3 if "video" in self.modalities else 2)
         return {"label": SILENCE, "scores": [], "modality_weights": self._by_modality(weights)}
+
+
+def format_face(face: FaceSequence, start: float, end: float) -> dict[str, Any]:
+    """Returns the `presence` of a face from `start` to `end`, in seconds, and its strongest `blendshapes`."""
+    strongest = face.strongest(start, end, NUM_BLENDSHAPES)
+    return {
+        "presence": face.presence(start, end),
+        "blendshapes": [{"name": name, "score": score} for name, score in strongest],
+    }
 
 
 def mean_prediction(spans: list[Span]) -> tuple[np.ndarray, np.ndarray] | None:

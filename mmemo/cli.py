@@ -384,7 +384,7 @@ def demo(
     port: Annotated[int, typer.Option(help="Port.", min=1, max=65535)] = 7860,
     share: Annotated[bool, typer.Option("--share", help="Create a public link through gradio's tunnel.")] = False,
 ) -> None:
-    """Serves a web page that predicts recordings, uploads and text."""
+    """Serves a web page that predicts recordings, videos and text."""
     typer.echo("Loading the model and gradio, which takes a few seconds ...")
     from mmemo.demo import serve_demo
     from mmemo.runtime.predictor import EmotionPredictor

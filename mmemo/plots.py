@@ -1,5 +1,5 @@
 """
-Plots of one recording: its timeline, and the cross-modal attention of its words. No display is needed.
+Plots of one recording: its timeline, its face, and the cross-modal attention of its words. No display is needed.
 
 Deliberate choices:
 - Drawing time does not depend on the length: waveform and scores are reduced to about the plot's width in pixels.
@@ -25,6 +25,8 @@ from numpy.typing import ArrayLike
 
 from mmemo.audio.loading import AudioBlocks, AudioInput, check_channel, to_mono
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
+from mmemo.video.face import FaceSequence
+from mmemo.video.landmarks import BLENDSHAPES
 
 
 # A palette for colour-blind readers. Source: Okabe and Ito, "Color Universal Design" (2008).
@@ -49,6 +51,7 @@ DOTS_PER_INCH = 120
 WIDTH_INCHES = 12
 MAX_COLUMNS = 2000
 MAX_LABELS, MAX_ROWS = 120, 12
+NUM_LINES = 8
 # Font size of the words; a letter is about 0.6 em wide.
 FONT_POINTS = 7
 LETTER_INCHES = 0.6 * FONT_POINTS / 72
@@ -278,6 +281,35 @@ def _draw_words(axes: Axes, words: list[tuple[float, str, int]]) -> None:
     for start, text, row in words:
         axes.text(start, row, text, fontsize=FONT_POINTS, va="center", parse_math=False).set_in_layout(False)
     axes.set(ylabel="words", ylim=(max(row for *_, row in words) + 0.5, -0.5), yticks=[])
+
+
+def plot_blendshapes(face: FaceSequence, path: str | os.PathLike | None = None) -> Figure:
+    """
+    Plots the eight blendshapes of a face with the highest mean over time, with gaps where the face is absent.
+
+    Args:
+        face ([`FaceSequence`]): The face, present in at least one frame.
+        path (`str` or `os.PathLike`, *optional*): Where to save the plot, ending in .png or .svg.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If the face is absent in all frames, or the path has another suffix.
+    """
+    names = [name for name, _ in face.strongest(0, face.duration, NUM_LINES)]
+    if not names:
+        raise ValueError(f"The face is absent in all {len(face.is_present)} frames; there is nothing to plot.")
+    _check_path(path)
+    figure = Figure(figsize=(WIDTH_INCHES, 3), dpi=DOTS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    values = np.where(face.is_present[:, None], face.blendshapes, np.nan)
+    # Of a frame between two others without the face, a line alone would not be drawn.
+    lines = axes.plot(face.times.mean(axis=1), values[:, [BLENDSHAPES.index(name) for name in names]], marker=".")
+    axes.legend(lines, names, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.set(xlabel="seconds", xlim=(0, face.duration), ylabel="blendshapes", ylim=(0, 1))
+    _save(figure, path)
+    return figure
 
 
 def plot_attention(

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def data_dir(tmp_path):
 
 
 def test_every_benchmark_has_a_test():
-    tested = {"agreement", "feature_extraction", "inference", "load", "timeline"}
+    tested = {"agreement", "feature_extraction", "inference", "load", "timeline", "video"}
 
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == tested
 
@@ -99,3 +100,17 @@ def test_timeline_memory(run):
     printed = run("timeline", "--minutes", 0.1, "--memory")
 
     assert printed.count(" MiB of memory") == 4
+
+
+@pytest.mark.slow
+def test_video(run):
+    printed = run("video", "--repetitions", 1)
+
+    assert "  whole call" in printed and "100.0%" in printed and "frames per second on one core" in printed
+
+
+def test_video_memory(run):
+    printed = run("video", "--memory", "--minutes", 0.2)
+
+    assert "0.2 minutes, the face is in 100.0% of 50 frames" in printed
+    assert re.search(r"memory \d+ MiB after the first minute, \d+ MiB at the end, \d\d\d MiB at its peak", printed)

@@ -6,7 +6,7 @@ import pytest
 from faces import clip, open_mouth, place, read_portrait, resize
 
 from mmemo.video import face as face_module
-from mmemo.video.face import read_face
+from mmemo.video.face import read_face, read_faces
 from mmemo.video.landmarks import BLENDSHAPES, load_landmarker
 
 
@@ -56,6 +56,14 @@ def test_the_speaking_face_is_chosen(conversation, face, is_right):
 
     assert sequence.is_present.all()
     assert ((sequence.boxes[:, 0] > 0.5) == is_right).all()
+
+
+def test_all_faces_are_ranked(conversation):
+    faces = read_faces(clip(conversation), 10)
+
+    assert [face.boxes[0, 0] > 0.5 for face in faces] == [True, False]
+    assert np.array_equal(faces[1].blendshapes, read_face(clip(conversation), 10, face=1).blendshapes)
+    assert read_faces(clip([BLACK]), 10) == []
 
 
 def test_in_one_picture_the_largest_face_is_chosen(conversation):

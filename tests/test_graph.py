@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from mmemo.runtime.graph import METADATA_KEY, EmotionGraph, find_graph, local_folder
+from mmemo.runtime.graph import FORMAT, METADATA_KEY, EmotionGraph, find_graph, local_folder
 
 
 @pytest.fixture
@@ -106,8 +106,51 @@ def test_invalid_inputs_raise(exported):
 
     with pytest.raises(ValueError, match=r"has no inputs \['input_values'\]; it has \['input_features'"):
         graph.predict({"input_values": np.zeros((1, 400), np.float32)})
-    with pytest.raises(ValueError, match=r"Got neither audio .* nor text"):
+    with pytest.raises(ValueError, match=r"Got neither audio \(input_features\) nor text \(input_ids\); pass"):
         graph.predict({"segment_times": np.zeros((1, 1, 2), np.float32)})
+
+
+@pytest.fixture
+def three_modalities(tmp_path):
+    """A graph that returns its tokens."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 20]>
+        three (
+            float[batch, 8, frames] input_features, int64[batch, frames] audio_attention_mask,
+            int64[batch, tokens] input_ids, int64[batch, tokens] attention_mask, float[batch, tokens, 2] token_times,
+            float[batch, segments, 2] segment_times, float[batch, pictures, 3, 4, 4] pixel_values,
+            int64[batch, pictures] video_attention_mask, float[batch, pictures, 2] video_times
+        ) => (int64[batch, tokens] output) { output = Identity(input_ids) }
+    """)
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({"format": FORMAT})})
+    onnx.save(model, tmp_path / "model.onnx")
+    return EmotionGraph(tmp_path / "model.onnx")
+
+
+def test_missing_modalities_are_filled_in(three_modalities):
+    feed = three_modalities.complete({"input_ids": np.array([[2, 5, 3]] * 2)})
+
+    assert feed.keys() == three_modalities.input_shapes.keys()
+    expected = {
+        "input_features": np.zeros((2, 8, 1)),
+        "audio_attention_mask": np.zeros((2, 1)),
+        "attention_mask": np.ones((2, 3)),
+        "token_times": np.full((2, 3, 2), -1),
+        "pixel_values": np.zeros((2, 1, 3, 4, 4)),
+        "video_attention_mask": np.zeros((2, 1)),
+        "video_times": np.full((2, 1, 2), -1),
+        "segment_times": np.zeros((2, 0, 2)),
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(feed[name], values, err_msg=name)
+
+
+def test_a_video_without_mask_and_times(three_modalities):
+    feed = three_modalities.complete({"pixel_values": np.ones((1, 5, 3, 4, 4), np.float32)})
+
+    np.testing.assert_array_equal(feed["video_attention_mask"], np.ones((1, 5)))
+    np.testing.assert_array_equal(feed["video_times"], np.full((1, 5, 2), -1))
+    np.testing.assert_array_equal(feed["attention_mask"], [[0]])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb, to_rgba
 
-from mmemo.plots import COLORS, MAX_COLUMNS, SHADE, UNCERTAIN_COLOR, plot_attention, plot_timeline
+from mmemo.plots import (
+    COLORS,
+    MAX_COLUMNS,
+    NUM_LINES,
+    SHADE,
+    UNCERTAIN_COLOR,
+    plot_attention,
+    plot_blendshapes,
+    plot_timeline,
+)
+from mmemo.video.face import FaceSequence
+from mmemo.video.landmarks import BLENDSHAPES
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 
 
@@ -316,3 +327,35 @@ def test_the_waveform_of_one_channel(result, make_clip):
     assert heights[1] == pytest.approx(np.multiply(heights[0], 2))
     with pytest.raises(ValueError, match=r"2 channel\(s\), so channel=2 does not exist"):
         plot_timeline(result, samples, channel=2)
+
+
+def face_sequence(present, **blendshapes):
+    """Ten frames per second; the blendshapes are those of every frame."""
+    values = np.zeros((len(present), len(BLENDSHAPES)), np.float32)
+    for name, value in blendshapes.items():
+        values[:, BLENDSHAPES.index(name)] = value
+    starts = np.arange(len(present), dtype=np.float32) / 10
+    boxes = np.zeros((len(present), 4), np.float32)
+    return FaceSequence(
+        np.stack([starts, starts + 0.1], axis=1), np.array(present), values, boxes, None, len(present) / 10
+    )
+
+
+def test_blendshapes_over_time(tmp_path):
+    jaw = [0.2, 0.4, 0.9, 0.6]
+    face = face_sequence([True, True, False, True], jawOpen=jaw, cheekPuff=0.3, _neutral=1)
+    figure = plot_blendshapes(face, tmp_path / "face.png")
+
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[:2] == ["jawOpen", "cheekPuff"] and len(names) == len(axes.lines) == NUM_LINES
+    assert axes.lines[0].get_xdata() == pytest.approx([0.05, 0.15, 0.25, 0.35])
+    assert axes.lines[0].get_ydata() == pytest.approx([0.2, 0.4, np.nan, 0.6], nan_ok=True)
+    assert axes.get_xlim() == (0, 0.4) and (tmp_path / "face.png").stat().st_size > 1000
+
+
+def test_an_absent_face_cannot_be_plotted():
+    with pytest.raises(ValueError, match="The face is absent in all 2 frames"):
+        plot_blendshapes(face_sequence([False, False]))
+    with pytest.raises(ValueError, match=r"path='face\.gif' must end in one of"):
+        plot_blendshapes(face_sequence([True]), "face.gif")

@@ -3,13 +3,22 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
+from safetensors.numpy import save_file
 
 from mmemo.runtime.graph import EmotionGraph
 from modeling_mmemo.exporters import MMEmoQuantizer
 from modeling_mmemo.exporters.absent_modalities import inline
-from modeling_mmemo.exporters.quantizer import HEADS, OUTLIERS, round_in_pairs
+from modeling_mmemo.exporters.quantizer import (
+    HEADS,
+    LEAST_VALUES,
+    OUTLIERS,
+    round_in_pairs,
+    share_weights,
+    store_in_half,
+)
 from modeling_mmemo.pipelines import DEFAULT_MODEL
 
 
@@ -68,6 +77,17 @@ def test_the_embedded_graph_is_int8(exported):
     count = operators(f"{DEFAULT_MODEL}/model_int8.onnx")
 
     assert (count["MatMulNBits"], count["MatMulInteger"]) == (36, 30)
+
+
+def test_the_embedded_graph_has_no_large_float_weights_of_its_own():
+    graph = onnx.load(f"{DEFAULT_MODEL}/model_int8.onnx", load_external_data=False).graph
+
+    large = [
+        tensor
+        for tensor in graph.initializer
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and np.prod(tensor.dims) >= LEAST_VALUES
+    ]
+    assert len(large) > 5 and not [tensor.name for tensor in large if tensor.raw_data]
 
 
 def test_no_pair_of_products_overflows_16_bits(exported):
@@ -148,6 +168,34 @@ def test_shared_weights_are_read_from_the_models_file(folder, model, batches):
         ValueError, match=r"uses the weights in .*model.safetensors, which changed after the export. Export"
     ):
         EmotionGraph(shared)
+
+
+def test_shared_weights_may_be_transposed_and_have_other_names(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(128, 128)).astype(np.float32) for name in ("a", "b", "c", "other")}
+    weights["b"] = weights["b"].astype(np.float16).astype(np.float32)
+    stored = {"linear.a": weights["a"].T, "linear.b": weights["b"].astype(np.float16).T, "c": weights["c"]}
+    save_file({name: np.ascontiguousarray(values) for name, values in stored.items()}, tmp_path / "model.safetensors")
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["": 20]>
+        product (float[batch, 128] x) => (float[batch, 128] y) {
+            xa = MatMul(x, a)
+            xb = MatMul(xa, b)
+            xc = MatMul(xb, c)
+            y = MatMul(xc, other)
+        }
+    """)
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in weights.items())
+    x = rng.normal(size=(2, 128)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+
+    store_in_half(model.graph)
+    share_weights(model.graph, tmp_path / "model.safetensors")
+    onnx.save(model, tmp_path / "graph.onnx")
+
+    assert [tensor.name for tensor in model.graph.initializer if tensor.raw_data] == ["other"]
+    found = onnxruntime.InferenceSession(tmp_path / "graph.onnx").run(None, {"x": x})
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_invalid_arguments_raise(folder, batches):

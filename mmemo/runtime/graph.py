@@ -137,7 +137,7 @@ class EmotionGraph:
     Attributes:
         metadata (`dict`): Description of the model, written at export.
         input_shapes, output_shapes (`dict[str, list]`): Axes by name: an `int` if fixed, a `str` if dynamic.
-        values (`dict[str, str]`): The input of each modality that the graph takes: `{"audio": "input_features"}`.
+        modality_inputs (`dict[str, str]`): The input of each modality of the graph: `{"audio": "input_features"}`.
 
     Raises:
         ImportError: If ONNX Runtime is not installed.
@@ -169,7 +169,7 @@ class EmotionGraph:
         self.metadata = self._checked_metadata()
         self.input_shapes = {value.name: value.shape for value in self._session.get_inputs()}
         self.output_shapes = {value.name: value.shape for value in self._session.get_outputs()}
-        self.values = {
+        self.modality_inputs = {
             modality: name for modality, names in MASKED_AXES.items() for name in names if name in self.input_shapes
         }
 
@@ -216,8 +216,8 @@ class EmotionGraph:
         """
         if unknown := sorted(inputs.keys() - self.input_shapes.keys()):
             raise ValueError(f"The graph {self.path.name} has no inputs {unknown}; it has {list(self.input_shapes)}.")
-        if not inputs.keys() & set(self.values.values()):
-            takes = " nor ".join(f"{modality} ({name})" for modality, name in self.values.items())
+        if not inputs.keys() & set(self.modality_inputs.values()):
+            takes = " nor ".join(f"{modality} ({name})" for modality, name in self.modality_inputs.items())
             raise ValueError(f"Got neither {takes}; pass at least one.")
         outputs = self.run(self.complete(inputs))
         if "segment_times" not in inputs:
@@ -228,7 +228,7 @@ class EmotionGraph:
         """Adds the missing inputs: zeros under masks of zeros, timestamps of -1."""
         batch = len(next(iter(inputs.values())))
         feed = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
-        for modality, name in self.values.items():
+        for modality, name in self.modality_inputs.items():
             mask = MASKS[modality]
             if name not in feed:
                 least = MISSING_SAMPLES if name == "input_values" else 1

@@ -22,8 +22,6 @@ from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_
 from mmemo.runtime.processor import OnnxProcessor
 
 
-# The input that a graph with an encoder of a modality has.
-MODALITY_INPUTS = {"audio": "audio_attention_mask", "text": "input_ids", "video": "video_attention_mask"}
 WINDOW_BATCH_SIZE = 8
 
 
@@ -76,7 +74,7 @@ class EmotionPredictor(EmotionRecognition):
             [self.config["id2label"][str(index)] for index in range(len(self.config["id2label"]))],
             self.config.get("problem_type"),
             self.config.get("conformal_quantiles"),
-            [modality for modality, name in MODALITY_INPUTS.items() if name in self.graph.input_shapes],
+            list(self.graph.modality_inputs),
         )
         self.window_batch_size = 1 if self.graph.is_batch_dependent else WINDOW_BATCH_SIZE
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmemo.video.landmarks import BLENDSHAPES, load_landmarker
-from mmemo.video.tracking import FaceTracker, rank
+from mmemo.video.tracking import FaceTrack, FaceTracker, rank
 
 
 # The crops of all faces are kept until the face is chosen: 450 MB per face for ten minutes at 5 frames per second, 224
@@ -114,6 +114,31 @@ def read_face(
         ImportError: If ONNX Runtime is not installed.
         ValueError: If an argument or a frame is invalid, there are fewer faces, or crops of more than ten minutes.
     """
+    starts, faces = _follow(frames, frames_per_second, crop_size)
+    check_face(face, len(faces))
+    if not faces:
+        logger.warning("No face found in %d frames.", len(starts))
+    return _sequence(faces[face or 0] if faces else None, starts, frames_per_second, crop_size)
+
+
+def read_faces(
+    frames: Iterable[tuple[float, np.ndarray]], frames_per_second: float, crop_size: int | None = None
+) -> list[FaceSequence]:
+    """Follows the faces of a video and returns all of them by rank; see [`read_face`]."""
+    starts, faces = _follow(frames, frames_per_second, crop_size)
+    return [_sequence(face, starts, frames_per_second, crop_size) for face in faces]
+
+
+def check_face(face: int | None, count: int) -> None:
+    """Raises a `ValueError` if a video with `count` faces has no face with this number; `None` is valid."""
+    if face is not None and not 0 <= face < count:
+        raise ValueError(f"face={face} is not in the video: it has {count} faces, numbered from 0.")
+
+
+def _follow(
+    frames: Iterable[tuple[float, np.ndarray]], frames_per_second: float, crop_size: int | None
+) -> tuple[list[float], list[FaceTrack]]:
+    """Returns the starts of the frames, and the faces by rank."""
     if not frames_per_second > 0:
         raise ValueError(f"frames_per_second must be above 0, got {frames_per_second}.")
     if crop_size is not None and crop_size < 1:
@@ -128,23 +153,23 @@ def read_face(
                 "in shorter windows, or without crop_size."
             )
         tracker.update(start, picture)
-    faces = rank(tracker.tracks, frames_per_second)
-    if face is not None and not 0 <= face < len(faces):
-        raise ValueError(f"face={face} is not in the video: it has {len(faces)} faces, numbered from 0.")
+    return starts, rank(tracker.tracks, frames_per_second)
 
+
+def _sequence(
+    track: FaceTrack | None, starts: list[float], frames_per_second: float, crop_size: int | None
+) -> FaceSequence:
+    """Returns a face in frames with these starts; without a track, it is absent in all of them."""
     count = len(starts)
     is_present = np.zeros(count, bool)
     blendshapes = np.zeros((count, len(BLENDSHAPES)), np.float32)
     boxes = np.zeros((count, 4), np.float32)
     crops = None if crop_size is None else np.zeros((count, crop_size, crop_size, 3), np.uint8)
-    if faces:
-        chosen = faces[face or 0]
-        is_present[chosen.frames] = True
-        blendshapes[chosen.frames] = chosen.blendshapes
-        boxes[chosen.frames] = chosen.boxes
+    if track is not None:
+        is_present[track.frames] = True
+        blendshapes[track.frames] = track.blendshapes
+        boxes[track.frames] = track.boxes
         if crops is not None:
-            crops[chosen.frames] = chosen.crops
-    else:
-        logger.warning("No face found in %d frames.", count)
+            crops[track.frames] = track.crops
     times = np.array([(start, start + 1 / frames_per_second) for start in starts], np.float32).reshape(-1, 2)
     return FaceSequence(times, is_present, blendshapes, boxes, crops, float(times[-1, 1]) if count else 0.0)

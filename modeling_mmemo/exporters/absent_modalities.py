@@ -25,6 +25,8 @@ from mmemo.runtime.graph import MASKS
 # The modules, by scope, whose outputs are not used for a batch without the modality; `last_pooling` is of the text.
 BRANCH = re.compile(r"(^|\.)((?P<modality>[a-z]+)_branch|last_pooling)[./]")
 ATTENTION = re.compile(r"(^|\.)(?P<layer>layers\.\d+)\.(?P<query>[a-z]+)_to_(?P<context>[a-z]+)[./]")
+# The layer of attention, "" for a branch, and the modalities without which no output is used.
+Scope = tuple[str, frozenset[str]]
 # Element type and axes of values by name: an `int` if fixed, a `str` if dynamic.
 Shapes = dict[str, tuple[int, list[int | str]]]
 # Suffixes of the names of a value in the two cases.
@@ -46,11 +48,7 @@ def skip_absent(model: onnx.ModelProto) -> None:
     if len(masks) < 2:
         return
     shapes = _shapes(graph)
-    cuts = [
-        (condition, outputs)
-        for condition, nodes in _groups(graph)
-        if (outputs := [name for name in _outputs_of(graph, nodes) if _are_vectors(shapes, name)])
-    ]
+    cuts = [(_has(*modalities), outputs) for (_, modalities), outputs in _outputs(graph, shapes).items()]
     conditional = set[int]().union(*(_exclusive_ancestors(graph, outputs) for _, outputs in cuts))
     axes = _axes(graph, conditional, shapes)
     conditionals = [
@@ -62,17 +60,34 @@ def skip_absent(model: onnx.ModelProto) -> None:
     nest(graph, conditionals)
 
 
-def _groups(graph: GraphProto) -> Iterable[tuple[str, list[NodeProto]]]:
-    """Returns the nodes of each modality's branch and those of each layer's attention between two modalities, with
-    the names of their conditions; branches first."""
-    branches: dict[str, list[NodeProto]] = {}
-    layers: dict[tuple[str, str], list[NodeProto]] = {}
+def _scope(node: NodeProto) -> Scope | None:
+    """Returns the scope of a node of a branch or of attention between two modalities."""
+    if found := BRANCH.search(node.name):
+        return "", frozenset({found["modality"] or "text"})
+    if found := ATTENTION.search(node.name):
+        return found["layer"], frozenset({found["query"], found["context"]})
+    return None
+
+
+def _outputs(graph: GraphProto, shapes: Shapes) -> dict[Scope, list[str]]:
+    """
+    Returns the vectors that leave each scope, without those that a scope of other modalities uses: its nodes may run
+    where this one's do not, such as attention of the text to the video after attention of the text to the audio.
+    """
+    users: dict[str, set[Scope | None]] = {}
     for node in graph.node:
-        if found := BRANCH.search(node.name):
-            branches.setdefault(_has(found["modality"] or "text"), []).append(node)
-        elif found := ATTENTION.search(node.name):
-            layers.setdefault((found["layer"], _has(found["query"], found["context"])), []).append(node)
-    return [*branches.items(), *((condition, nodes) for (_, condition), nodes in layers.items())]
+        for name in node.input:
+            users.setdefault(name, set()).add(_scope(node))
+    outputs: dict[Scope, list[str]] = {}
+    for node in graph.node:
+        if (scope := _scope(node)) is None:
+            continue
+        for name in node.output:
+            others = users.get(name, set()) - {scope}
+            needs_scope = all(other is None or scope[1] <= other[1] for other in others)
+            if others and needs_scope and _are_vectors(shapes, name):
+                outputs.setdefault(scope, []).append(name)
+    return outputs
 
 
 def _conditions(masks: dict[str, str]) -> Iterable[NodeProto]:
@@ -152,13 +167,6 @@ def _are_vectors(shapes: Shapes, name: str) -> bool:
     """Whether a value is a float sequence `(batch, positions or spans, width)`, not weights over positions."""
     kind, axes = shapes.get(name, (TensorProto.UNDEFINED, []))
     return kind == TensorProto.FLOAT and len(axes) == 3 and isinstance(axes[-1], int)
-
-
-def _outputs_of(graph: GraphProto, nodes: list[NodeProto]) -> list[str]:
-    """Returns the values of `nodes` that other nodes of the graph use."""
-    names = {node.name for node in nodes}
-    used = {name for node in graph.node if node.name not in names for name in node.input}
-    return [name for node in nodes for name in node.output if name in used]
 
 
 def _exclusive_ancestors(graph: GraphProto, outputs: Iterable[str]) -> set[int]:

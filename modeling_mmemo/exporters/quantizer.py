@@ -8,20 +8,23 @@ Deliberate choices:
   a bit more than with `reduce_range`, which limits them to 7 bits.
 - The layers of `BLOCKWISE`, the text encoder, get one scale per block of weights and per row of activations: single
   tokens have outliers that would cost all others their precision. For the many frames of audio this would be no faster
-  than float, so there the layers of `OUTLIERS`, the outputs of feed-forward blocks, stay in float.
+  than float, so there, and for the many patches of an image encoder, the layers of `OUTLIERS`, the outputs of
+  feed-forward blocks, stay in float.
 - Convolutions and layer norms stay in float, too. Embeddings are stored in int8 with one scale per row. Other float
   weights are stored in half precision if this is lossless. Both reduce size, not time.
-- The heads and the layers that pooled vectors pass stay in float: they take no time and determine the scores.
+- The heads, the layers that pooled vectors pass and the small network over features of a face stay in float: they take
+  no time, and the first two determine the scores.
 - Nodes that only run if a modality is present are quantized in a flat graph, and made conditional again afterwards.
 """
 
+import hashlib
 import json
 import logging
 import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +46,20 @@ WEIGHTS_FILE = "model.safetensors"
 APPROACHES = ("dynamic", "static")
 OPERATORS = ["MatMul", "Gemm"]
 HEADS = re.compile(r"(^|\.)(\w+_branch\.embedding\.\d+|\w*classifier|vote|gate)/")
+FACE = re.compile(r"(^|\.)video_tower\.(embedding|layers\.\d+\.feed_forward\.\d+)/")
 # The inputs of these layers have outliers that one scale per tensor would not fit.
-OUTLIERS = re.compile(r"(^|\.)audio_tower\..*(fc2|output_dense|output\.dense)/")
+OUTLIERS = re.compile(r"(^|\.)(audio|video)_tower\..*(fc2|output_dense|output\.dense)/")
+IN_FLOAT = (HEADS, FACE, OUTLIERS)
 BLOCKWISE = re.compile(r"(^|\.)text_tower\.")
+# Their tables are of positions, which are few.
+OTHER_TOWERS = re.compile(r"(^|\.)(audio|video)_tower\.")
 BLOCK_SIZE = 64
 # Smaller tensors are not worth an extra operator.
 LEAST_VALUES = 2**14
 # The largest sum of two neighbouring weights of one sign: 255 times this, after rounding of both, fits into 16 bits.
 LARGEST_PAIR = 127
-HALF = "_half"
+# Suffixes of the names of weights that are stored in another way.
+HALF, TRANSPOSED = "_half", "_transposed"
 OPTIONS: dict[str, Any] = {
     "op_types_to_quantize": OPERATORS,
     "per_channel": True,
@@ -120,8 +128,8 @@ class MMEmoQuantizer(OptimumQuantizer):
             calibration (`Iterable[dict[str, np.ndarray]]`, *optional*):
                 Batches of graph inputs, as returned by the processor for training data.
             shares_weights (`bool`, *optional*, defaults to `False`):
-                Whether the graph reads the weights that stay in float from `model.safetensors` in `save_dir`, in half
-                precision. The package is smaller, and the graph runs only next to this file.
+                Whether the graph reads the weights that stay in float from `model.safetensors` in `save_dir`. The
+                package is smaller, and the graph runs only next to this file.
 
         Returns:
             `Path`: Path of the graph.
@@ -166,7 +174,7 @@ class MMEmoQuantizer(OptimumQuantizer):
         # `quantize_dynamic` would do so itself, and transpose weights that `round_in_pairs` looks up.
         ONNXModel(model).replace_gemm_with_matmul()
         multiplications = [node.name for node in model.graph.node if node.op_type in OPERATORS]
-        in_float = [name for name in multiplications if HEADS.search(name) or OUTLIERS.search(name)]
+        in_float = [name for name in multiplications if any(part.search(name) for part in IN_FLOAT)]
         blockwise = list(filter(BLOCKWISE.search, multiplications))
         options = OPTIONS | {
             "nodes_to_exclude": in_float + blockwise,
@@ -241,7 +249,7 @@ def quantize_embeddings(graph: onnx.GraphProto) -> None:
     tables = {
         tensor.name: tensor
         for tensor in graph.initializer
-        if _is_large_float(tensor) and ".audio_tower." not in tensor.name
+        if _is_large_float(tensor) and not OTHER_TOWERS.search(tensor.name)
     }
     nodes = []
     for node in graph.node:
@@ -296,25 +304,51 @@ def store_in_half(graph: onnx.GraphProto) -> None:
 
 
 def share_weights(graph: onnx.GraphProto, path: Path) -> None:
-    """Replaces weights in half precision by references to the same bytes in the model's safetensors file."""
-    with path.open("rb") as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(header_bytes))
-        for tensor in graph.initializer:
-            entry = header.get(tensor.name.removesuffix(HALF))
-            if not tensor.name.endswith(HALF) or entry is None or entry["dtype"] != "F16":
-                continue
-            start, end = entry["data_offsets"]
-            file.seek(8 + header_bytes + start)
-            if file.read(end - start) == tensor.raw_data:
-                onnx.external_data_helper.set_external_data(
-                    tensor, path.name, offset=8 + header_bytes + start, length=end - start
-                )
-                tensor.ClearField("raw_data")
+    """
+    Replaces large float weights by references to the same bytes in the model's safetensors file.
+
+    Linear layers store the transpose of the matrix that a multiplication takes; ONNX Runtime transposes it once, when
+    the session opens.
+    """
+    stored = _stored_weights(path)
+    transposes = []
+    for tensor in graph.initializer:
+        if not _is_large_float(tensor, (TensorProto.FLOAT, TensorProto.FLOAT16)):
+            continue
+        # The exporter renames weights that it transposes, so they are found by their values.
+        values = numpy_helper.to_array(tensor)
+        place = stored.get(_digest(values))
+        if place is None and (place := stored.get(_digest(values.T))) is not None:
+            transposes.append(helper.make_node("Transpose", [tensor.name + TRANSPOSED], [tensor.name]))
+            tensor.name += TRANSPOSED
+            tensor.dims[:] = values.T.shape
+        if place is not None:
+            offset, length = place
+            onnx.external_data_helper.set_external_data(tensor, path.name, offset=offset, length=length)
+            tensor.ClearField("raw_data")
+    _replace_nodes(graph, [*transposes, *graph.node])
 
 
-def _is_large_float(tensor: TensorProto) -> bool:
-    return tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= LEAST_VALUES
+def _stored_weights(path: Path) -> dict[bytes, tuple[int, int]]:
+    """Returns offset and length, in bytes, of each tensor in a safetensors file, by the digest of its values."""
+    contents = np.memmap(path, np.uint8, "r")
+    (header_bytes,) = struct.unpack("<Q", contents[:8])
+    start = 8 + header_bytes
+    header = json.loads(contents[8:start].tobytes())
+    places = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, end = entry["data_offsets"]
+            places[_digest(contents[start + first : start + end])] = start + first, end - first
+    return places
+
+
+def _digest(values: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(values)).digest()
+
+
+def _is_large_float(tensor: TensorProto, types: Collection[int] = (TensorProto.FLOAT,)) -> bool:
+    return tensor.data_type in types and np.prod(tensor.dims) >= LEAST_VALUES
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
