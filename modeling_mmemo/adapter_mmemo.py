@@ -25,7 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, logging
 
 from .audio_encoder_mmemo import MMEmoAudioEncoder
-from .configuration_mmemo import MMEmoAudioConfig, MMEmoConfig
+from .configuration_mmemo import MMEmoAudioConfig, MMEmoConfig, MMEmoVideoConfig
 from .towers_mmemo import load_tower
 
 
@@ -203,6 +203,9 @@ def _load_encoders(model_class: Any, adapter: Adapter, config: PreTrainedConfig,
     for modality in filter(config.has_encoder, config.modalities):
         tower_config = getattr(config, f"{modality}_config")
         source = tower_config.name_or_path
+        if not source and tower_config.model_type == MMEmoVideoConfig.model_type:
+            # Trained from scratch: the adapter has all its weights.
+            continue
         if not source:
             raise ValueError(f"The config.json of {adapter.name} does not name its {modality} encoder.")
         source, hub = resolve_embedded(source, {"revision": adapter.settings.get("revision")})
@@ -216,7 +219,8 @@ def _load_encoders(model_class: Any, adapter: Adapter, config: PreTrainedConfig,
         # Needed for loading only; a saved model would otherwise contain local paths.
         tower_config.name_or_path = ""
     model = model_class(config, **{f"{modality}_tower": tower for modality, tower in towers.items()}).to(dtype)
-    model.missing_keys_on_load = tuple(name for name in model.state_dict() if "_tower." not in name)
+    loaded = tuple(f"mmemo.{modality}_tower." for modality in towers)
+    model.missing_keys_on_load = tuple(name for name in model.state_dict() if not name.startswith(loaded))
     return model
 
 

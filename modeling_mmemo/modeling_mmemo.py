@@ -95,8 +95,13 @@ class MMEmoModel(MMEmoPreTrainedModel):
     @property
     def _embedding_tower(self) -> PreTrainedModel:
         """The encoder whose input embeddings count as the model's: the text encoder's, if there is one."""
-        towers = (self.text_tower, self.audio_tower, self.video_tower)
-        return next(tower for tower in towers if tower is not None)
+        return self.text_tower or self.audio_tower or self.video_tower
+
+    @property
+    def towers(self) -> dict[str, PreTrainedModel]:
+        """The encoders that the model has, by modality."""
+        named = {modality: getattr(self, f"{modality}_tower") for modality in MODALITIES}
+        return {modality: tower for modality, tower in named.items() if tower is not None}
 
     def forward(
         self,

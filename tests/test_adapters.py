@@ -4,7 +4,19 @@ import re
 import pytest
 import torch
 from peft import PeftModel
-from tiny import AUDIO, DECODER, ENCODER, PAIRS, TEXT, audio_config, make_inputs, make_model, text_config
+from tiny import (
+    AUDIO,
+    DECODER,
+    ENCODER,
+    PAIRS,
+    TEXT,
+    VIDEO,
+    audio_config,
+    make_inputs,
+    make_model,
+    text_config,
+    video_config,
+)
 from transformers import CamembertConfig, DebertaV2Config, ElectraConfig, Gemma2Config, MistralConfig
 
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition
@@ -23,6 +35,7 @@ MORE = {
     "gemma2": lambda: Gemma2Config(**DECODER, head_dim=8),
 }
 FAMILIES = [*(("audio", name) for name in AUDIO), *(("text", name) for name in TEXT)]
+FAMILIES += [("video", name) for name in VIDEO]
 
 
 def adapt(model, **options):
@@ -151,15 +164,13 @@ def test_unknown_architecture_needs_lora_target_modules():
 
 @pytest.mark.parametrize(("modality", "family"), FAMILIES)
 def test_first_layers_stay_frozen(modality, family):
-    other = {"audio": "text", "text": "audio"}[modality]
-    model = make_model(**{modality: family, other: None})
+    model = make_model(**{"audio": None, "text": None, modality: family})
 
     adapt(model, **{f"{modality}_mode": "full", f"{modality}_freeze_layers": 1})
 
     names = [name for name in trained_names(model) if "_tower." in name]
     layers = {int(re.search(r"\.(?:layers?|h)\.(\d+)\.", name)[1]) for name in names}
-    tower = model.mmemo.audio_tower if modality == "audio" else model.mmemo.text_tower
-    assert layers == set(range(1, tower.config.num_hidden_layers))
+    assert layers == set(range(1, model.mmemo.towers[modality].config.num_hidden_layers))
 
 
 def test_full_and_frozen_encoders():
@@ -241,10 +252,14 @@ BERT_ATTENTION = ("self.query", "self.key", "self.value", "attention.output.dens
         ("text", "gemma2", DECODER_ATTENTION),
         ("text", "gemma3_text", DECODER_ATTENTION),
         ("text", "gpt2", ("attn.c_attn", "attn.c_proj")),
+        ("video", "vit", DECODER_ATTENTION),
+        ("video", "clip", ATTENTION),
+        ("video", "dinov2", DECODER_ATTENTION),
     ],
 )
 def test_lora_covers_all_attention_projections(modality, name, layers):
-    tower = build_tower(MORE[name]() if name in MORE else (audio_config if modality == "audio" else text_config)(name))
+    configs = {"audio": audio_config, "text": text_config, "video": video_config}
+    tower = build_tower(MORE[name]() if name in MORE else configs[modality](name))
 
     found = lora_modules(tower)
 
@@ -252,6 +267,17 @@ def test_lora_covers_all_attention_projections(modality, name, layers):
         assert sum(module.endswith(layer) for module in found) == tower.config.num_hidden_layers, layer
     assert len(found) == len(layers) * tower.config.num_hidden_layers
     assert all("attn" in module or "attention" in module for module in found)
+
+
+@pytest.mark.parametrize("video", VIDEO)
+def test_every_adapter_of_a_video_encoder_gets_a_gradient(video):
+    model = adapt(without_randomness(make_model(video=video)), video_encoder="v", text_mode="frozen")
+
+    model.train()(**make_inputs(video=video), labels=torch.arange(4)).loss.backward()
+
+    adapters = {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    assert any(".video_tower." in name for name in adapters)
+    assert all(parameter.grad.any() or "lora_A" in name for name, parameter in adapters.items())
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2"])

@@ -3,7 +3,10 @@ import shutil
 
 import pytest
 import torch
-from tiny import make_config
+from faces import read_portrait
+from PIL import Image
+from tiny import ENCODER, make_config, video_config
+from transformers import AutoModel, CLIPConfig, CLIPTextConfig
 
 from modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.configuration_mmemo import EMOTIONS
@@ -63,8 +66,86 @@ def test_one_encoder(encoders, modality):
     model, processor, new = build_model(arguments(**{f"{modality}_encoder": encoder}), LABELS)
 
     assert new == [modality]
-    assert not model.config.is_bimodal
+    assert not model.config.is_multimodal
     assert (processor.tokenizer is None) == (modality == "audio")
+
+
+@pytest.fixture(scope="module")
+def image_encoders(tmp_path_factory):
+    """Folders of a tiny ViT, DINOv2 and CLIP with the settings of their pictures."""
+    settings = {
+        "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}},
+        "dinov2": {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 12}, "crop_size": 8},
+        "clip": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8}, "crop_size": 8},
+    }
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
+    folders = {}
+    for name, options in settings.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        config = video_config(name)
+        if name == "clip":
+            # As released, with an encoder of texts.
+            config = CLIPConfig(text_config=CLIPTextConfig(**ENCODER).to_dict(), vision_config=config.to_dict())
+        AutoModel.from_config(config).save_pretrained(folders[name])
+        (folders[name] / "preprocessor_config.json").write_text(json.dumps(options | statistics))
+    return folders
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "clip"])
+def test_image_encoders(image_encoders, name):
+    args = arguments(video_encoder=str(image_encoders[name]), video_pooling="mean", frames_per_second=2.0)
+    model, processor, new = build_model(args, LABELS)
+
+    assert new == ["video"] and model.config.video_pooling == "mean"
+    assert (processor.frames_per_second, processor.crop_size) == (2.0, 8)
+    assert (processor.image_mean, processor.image_std) == ([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+    face = Image.fromarray(read_portrait())
+    assert model.eval()(**processor(video=face, return_tensors="pt")).logits.shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"height": 16, "width": 16}, "encodes pictures of 8 pixels, but its image processor returns 16"),
+        ({"height": 8, "width": 16}, "but those of faces are square"),
+    ],
+)
+def test_pictures_that_do_not_fit_raise(image_encoders, tmp_path, size, message):
+    shutil.copytree(image_encoders["vit"], tmp_path / "vit")
+    settings = {"image_processor_type": "ViTImageProcessor", "size": size}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(settings))
+
+    with pytest.raises(ValueError, match=message):
+        build_model(arguments(video_encoder=str(tmp_path / "vit")), LABELS)
+
+
+def test_a_new_face_encoder_beside_another_encoder(encoders):
+    args = arguments(text_encoder=str(encoders[1]), video_encoder="mmemo_video")
+    model, processor, new = build_model(args, LABELS)
+
+    assert new == ["text", "video"]
+    assert (model.config.video_config.model_type, model.config.video_config.num_features) == ("mmemo_video", 52)
+    assert (processor.frames_per_second, processor.crop_size) == (5.0, None)
+    trained = {name for name, p in set_trainable(model, args, new).named_parameters() if p.requires_grad}
+    assert {name for name in trained if "_tower." in name} == {
+        name for name, _ in model.named_parameters() if "video_tower." in name
+    }
+
+
+def test_a_trained_face_determines_its_settings(image_encoders, tmp_path):
+    model, processor, _ = build_model(arguments(video_encoder=str(image_encoders["vit"])), LABELS)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    _, half, new = build_model(arguments(video_encoder=str(tmp_path)), LABELS)
+
+    assert new == [] and (half.crop_size, half.image_std) == (8, [0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match=r"frames_per_second=2\.0 contradicts video_encoder=.*mmemo model determines"):
+        build_model(arguments(video_encoder=str(tmp_path), frames_per_second=2.0), LABELS)
+    with pytest.raises(ValueError, match=r"audio_encoder=.* is an mmemo model without audio"):
+        build_model(arguments(audio_encoder=str(tmp_path)), LABELS)
+    with pytest.raises(ValueError, match=r"labels=\['angry', 'sad'\] contradicts video_encoder"):
+        choose_labels(arguments(video_encoder=str(tmp_path)), ("angry", "sad"))
 
 
 def test_joined_halves_predict_the_same_as_before(halves, make_clip):

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from mmemo.cli import app
-from modeling_mmemo.evaluation.card import BEGIN, END, make_card, results_section, update_card
+from modeling_mmemo.evaluation.card import BEGIN, END, eval_results, make_card, results_section, update_card
 
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,25 @@ def test_the_card_of_a_single_modality():
     assert "audio" not in card.partition("## Architecture")[2].partition("## Limits")[0]
 
 
+@pytest.mark.parametrize(
+    ("encoders", "inputs", "architecture"),
+    [
+        ((None, None, "mmemo_video"), "a face", "mmemo_video encoder for video"),
+        (
+            ("mmemo_audio", "bert", "vit"),
+            "speech, text, a face, or several of them",
+            "mmemo_audio encoder for audio, bert encoder for text and vit encoder for video, combined by hybrid "
+            "fusion",
+        ),
+    ],
+)
+def test_the_card_of_a_model_of_faces(encoders, inputs, architecture):
+    card = make_card(tiny.make_config(*encoders), "me/face")
+
+    assert f"Emotion recognition from {inputs}, with" in card and 'emotion({"video": "call.mp4"' in card
+    assert f"Architecture: {architecture}." in card
+
+
 ONE_LABEL = {"value": 1.0, "interval": [1.0, 1.0]}
 UNDEFINED = {"precision": {"value": 0.0, "interval": [0.0, 0.0]}, "recall": None, "f1": None}
 
@@ -164,6 +183,24 @@ def test_undefined_figures_are_dashes_and_not_indexed(trained, tmp_path):
     assert [result.metric_type for result in card.data.eval_results] == ["f1"]
     assert re.search(r"\| calls, as given +\| 10 +\| - +\| - +\| 100\.0 \[100\.0, 100\.0\]", card.text)
     assert "calls: The intervals are over 2 speakers only" in card.text
+
+
+@pytest.mark.parametrize(
+    ("headline", "others", "given"),
+    [
+        ("all", (), "audio, text and video"),
+        ("audio+video", (), "audio and video"),
+        ("as given", ("face missing",), "audio, text, video or several of them"),
+        ("as given", ("telephone",), "audio, text or both"),
+    ],
+)
+def test_the_index_names_the_modalities_of_the_rows(headline, others, given):
+    figures = dict.fromkeys(("wa", "uar", "macro_f1", "weighted_f1", "ece"), ONE_LABEL)
+    conditions = dict.fromkeys((headline, *others), figures)
+
+    first, *_ = eval_results(results_with((5, 5, 0, 0), headline=headline, conditions=conditions))
+
+    assert first.dataset_name == f"calls, whole corpus (it has no test part), {given}"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from videos import short_video
 
+from modeling_mmemo.data import clips
 from modeling_mmemo.data.clips import LISTED, check_clips, clip_seconds
 
 
@@ -81,3 +83,11 @@ def test_unreadable_videos_are_listed_with_clips(clip, tmp_path):
         assert reason in str(error.value)
     with pytest.raises(ValueError, match=r"2 audio and video file\(s\) cannot be read"):
         check_clips([stored(tmp_path / "nosuch.wav")], videos[:1])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
+def test_images_are_readable_videos_without_sound(tmp_path, suffix):
+    Image.new("RGB", (16, 16)).save(tmp_path / f"face.{suffix}")
+
+    assert not clips.has_sound(stored(tmp_path / f"face.{suffix}"))
+    check_clips((), [stored(tmp_path / f"face.{suffix}")])

@@ -2,13 +2,26 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Dataset
+from faces import open_mouth, read_portrait
+from videos import write_video
 
-from modeling_mmemo.evaluation.conditions import CONDITIONS, applicable_conditions, score_condition
+from mmemo.modalities import MODALITIES
+from mmemo.video.landmarks import BLENDSHAPES
+from modeling_mmemo import MMEmoProcessor
+from modeling_mmemo.data.faces import FaceCache
+from modeling_mmemo.evaluation.conditions import (
+    CONDITIONS,
+    VIDEO_CONDITIONS,
+    ablation_of,
+    applicable_conditions,
+    score_condition,
+)
 
 
 TEXTS = ["wait !", "i am so happy .", "you are sad"]
 LENGTHS = np.array([3, 2, 1])
 BOTH = {"audio", "text"}
+SPEECH_CONDITIONS = [name for name in CONDITIONS if name not in VIDEO_CONDITIONS]
 CHANGED = [name for name, condition in CONDITIONS.items() if condition.change_audio is not None]
 
 
@@ -26,14 +39,14 @@ def rows(make_clip, tmp_path):
 def given(emotion, monkeypatch):
     """Returns the items that a condition makes of rows, without scoring them."""
 
-    def give(name, rows, carriers=BOTH, seed=0):
+    def give(name, rows, carriers=BOTH, seed=0, faces=None):
         items = {}
 
         def record(emotion, make_item, lengths, batch_size, description):
             items.update({row: make_item(row) for row in np.argsort(lengths).tolist()})
 
         monkeypatch.setattr("modeling_mmemo.evaluation.conditions.score_items", record)
-        score_condition(emotion, name, rows, LENGTHS, carriers, seed=seed)
+        score_condition(emotion, name, rows, LENGTHS, carriers, seed=seed, faces=faces)
         return [items[row] for row in range(len(rows))]
 
     return give
@@ -130,7 +143,7 @@ def test_shuffling_one_row_raises(given, rows):
         given("shuffled text", rows.select([0]))
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("name", SPEECH_CONDITIONS)
 def test_every_condition_returns_probabilities(emotion, rows, name):
     scores = score_condition(emotion, name, rows, LENGTHS, BOTH, batch_size=2)
 
@@ -145,6 +158,95 @@ def test_applicable_conditions():
     assert applicable_conditions(names, BOTH, {"audio"}) == [
         "audio", "text", "both", "snr 20 dB", "snr 10 dB", "snr 0 dB", "telephone",
     ]  # fmt: skip
-    assert applicable_conditions(names, BOTH, BOTH) == [name for name in names if name != "no context"]
+    assert applicable_conditions(names, BOTH, BOTH) == [name for name in SPEECH_CONDITIONS if name != "no context"]
     assert applicable_conditions(names, {"text"}, {"text", "context"}) == ["text", "no context"]
-    assert applicable_conditions(names, BOTH, BOTH | {"context"}) == names
+    assert applicable_conditions(names, BOTH, BOTH | {"context"}) == SPEECH_CONDITIONS
+    everything = {*MODALITIES}
+    with_video = [name for name in names if name != "no context"]
+    assert applicable_conditions(names, everything, everything) == with_video
+    alone = ["video", "blurred face", "dark face", "frozen face"]
+    assert applicable_conditions(names, {"video"}, {"video"}) == alone
+    assert set(applicable_conditions(names, {"audio", "video"}, {"audio", "video"})) >= {
+        *alone, "audio", "audio+video", "face missing", "shuffled video", "telephone",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("modalities", "name"),
+    [("audio", "audio"), ("audio text", "both"), ("text video", "text+video"), ("video text audio", "all")],
+)
+def test_ablation_of(modalities, name):
+    assert ablation_of(modalities.split()) == name
+
+
+@pytest.fixture
+def faces(tmp_path):
+    return FaceCache(MMEmoProcessor(frames_per_second=5.0), tmp_path / "cache")
+
+
+@pytest.fixture
+def filmed(rows, tmp_path):
+    """The rows with videos of one second: of a closed mouth that opens, of an open one, and without a face."""
+    closed, opened = (picture[:256, 100:356] for picture in (read_portrait(), open_mouth(read_portrait())))
+    videos = [[closed] * 2 + [opened] * 3, [opened] * 5, [np.zeros_like(closed)] * 5]
+    cells = []
+    for index, frames in enumerate(videos):
+        write_video(tmp_path / f"{index}.mp4", np.stack(frames), fps=5)
+        cells.append({"path": str(tmp_path / f"{index}.mp4"), "bytes": None})
+    return rows.add_column("video", cells)
+
+
+ALL = {"audio", "text", "video"}
+
+
+def test_ablations_of_video(given, filmed, faces):
+    for name, kept in (("video", {"video"}), ("all", ALL), ("audio+video", {"audio", "video"})):
+        assert given(name, filmed, ALL, faces=faces)[0].keys() == kept
+    assert given("face missing", filmed, ALL, faces=faces)[0].keys() == {"audio", "text"}
+    assert given("as given", filmed, {"video"}, faces=faces)[0].keys() == {"video"}
+
+
+def jaw_of(face):
+    return face.blendshapes[:, BLENDSHAPES.index("jawOpen")]
+
+
+def test_frames_are_changed():
+    frame = np.zeros((200, 300, 3), np.uint8)
+    frame[:, 150:] = 200
+
+    blurred, dark, frozen = (
+        CONDITIONS[name].change_frame(frame, frame // 2) for name in ("blurred face", "dark face", "frozen face")
+    )
+
+    # The standard deviation is 2 pixels: a sixth of the step is left a standard deviation from it.
+    assert blurred[100, 147, 0] == pytest.approx(200 * 0.16, abs=10) and blurred[100, 130, 0] == 0
+    assert sorted(np.unique(dark)) == [0, 20]
+    assert np.array_equal(frozen, frame // 2)
+
+
+def test_faces_are_found_in_changed_frames(given, filmed, faces):
+    plain, blurred, dark, frozen = (
+        given(name, filmed, ALL, faces=faces)[0]["video"]
+        for name in ("all", "blurred face", "dark face", "frozen face")
+    )
+
+    assert jaw_of(plain)[-1] > 2 * jaw_of(plain)[0]
+    assert np.ptp(jaw_of(frozen)) < 0.02 and len(frozen.times) == len(plain.times) == 5
+    for changed in (blurred, dark):
+        assert changed.is_present.any() and not np.array_equal(changed.blendshapes, plain.blendshapes)
+
+
+def test_shuffled_videos_are_those_of_other_rows(given, filmed, faces):
+    shuffled, own = (given(name, filmed, ALL, faces=faces) for name in ("shuffled video", "all"))
+
+    for other, item in zip(shuffled, own):
+        assert not np.array_equal(other["video"].blendshapes, item["video"].blendshapes)
+        assert other["text"] == item["text"]
+
+
+def test_rows_of_which_no_face_is_left_get_equal_scores(given, filmed, faces):
+    """Blurring removes no face here, but the third video has none from the beginning."""
+    items = given("blurred face", filmed, {"video"}, faces=faces)
+
+    assert [item is None for item in items] == [False, False, True]
+    assert given("blurred face", filmed, ALL, faces=faces)[2]["video"] is None

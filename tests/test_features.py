@@ -2,13 +2,20 @@ import copy
 import os
 import weakref
 
+import numpy as np
 import pytest
 import soundfile
 import torch
+from faces import read_portrait
+from tiny import make_model
+from videos import write_video
 
+from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
+from modeling_mmemo.data.faces import FaceCache, Faces
 from modeling_mmemo.data.schema import as_dataset
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.features import RunningStatistics, run_tower, standardize, tower_states
+from modeling_mmemo.training.rows import EmotionRows
 
 
 @pytest.fixture
@@ -174,3 +181,52 @@ def test_standardize_holds_the_states_of_one_input_at_a_time(model, processor, i
     num_layers = len(model.mmemo.text_branch.mix.weights)
     assert len(states) == 2 * 20 * num_layers
     assert max(alive) <= 2 * num_layers  # those of the last input and of this one
+
+
+@pytest.fixture
+def spoken(tmp_path, example_audio):
+    """Rows of two videos with an utterance after 1.5 s of silence, whose third frame has no face; the processor of a
+    tiny ViT, and the faces."""
+    speech, rate = soundfile.read(example_audio, dtype="float32")
+    sound = np.concatenate([np.zeros(3 * rate // 2, np.float32), speech])[: 4 * rate]
+    portrait = read_portrait()[:256, 100:356]
+    frames = np.stack([portrait] * 20)
+    frames[2] = 0
+    videos = []
+    for name, count in (("long", 20), ("short", 15)):
+        path = tmp_path / f"{name}.mp4"
+        write_video(path, frames[:count], fps=5, samples=sound, sampling_rate=rate)
+        videos.append({"bytes": None, "path": str(path)})
+    processor = MMEmoProcessor(
+        MMEmoFeatureExtractor(n_mels=8), frames_per_second=5.0, crop_size=8, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    rows = as_dataset([{"audio": video, "video": video, "label": "sad", "corpus": "one"} for video in videos])
+    return rows, processor, Faces(FaceCache(processor, tmp_path / "cache"), videos)
+
+
+@pytest.mark.parametrize("cached", [("audio",), ("video",), ("audio", "video")])
+def test_frames_have_the_same_times_and_states_whichever_states_are_cached(spoken, tmp_path, cached):
+    rows, processor, faces = spoken
+    model = make_model(text=None, video="vit")
+    towers = model.mmemo.towers
+    states = {name: tower_states(name, towers[name], processor, rows, tmp_path / "cache", faces) for name in cached}
+
+    def batch(states):
+        drawn = EmotionRows(rows, range(2), ("sad",), states, processor, faces=faces)
+        return EmotionCollator(processor)([drawn[0], drawn[1]])
+
+    raw, found = batch({}), batch(states)
+
+    is_found = raw["video_attention_mask"].bool()
+    times, expected = ([part["video_times"][row] for row in range(2)] for part in (found, raw))
+    if "video" in cached:
+        expected = [times_of[mask] for times_of, mask in zip(expected, is_found)]
+        assert found["video_attention_mask"].sum(dim=1).tolist() == is_found.sum(dim=1).tolist() == [19, 14]
+    # Speech begins after 1.5 s, so the first frames lie before it, and later ones are earlier than in the video.
+    assert (expected[0][:4] == -1).all() and 0 <= expected[0][-1, 0] < 3
+    for row, want in zip(times, expected):
+        torch.testing.assert_close(row[: len(want)], want)
+    with torch.no_grad():
+        model.eval()
+        # States are cached in half precision.
+        torch.testing.assert_close(model(**found).logits, model(**raw).logits, atol=2e-2, rtol=2e-2)

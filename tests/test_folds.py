@@ -64,12 +64,12 @@ def trained_folds(monkeypatch):
         trained.append(arguments)
         Path(arguments[-1].output_dir).mkdir(parents=True, exist_ok=True)
 
-    def score(emotion, condition, rows, lengths, available):
+    def score(emotion, condition, rows, lengths, carriers, faces):
         return np.random.default_rng(len(rows)).random((len(rows), 7))
 
     monkeypatch.setattr("modeling_mmemo.training.folds.train", train)
     monkeypatch.setattr("modeling_mmemo.training.folds.load_pipeline", lambda folder: None)
-    monkeypatch.setattr("modeling_mmemo.training.folds.row_lengths", lambda emotion, rows, modality: None)
+    monkeypatch.setattr("modeling_mmemo.training.folds.row_lengths", lambda *arguments: None)
     monkeypatch.setattr("modeling_mmemo.training.folds.score_condition", score)
     for plot in ("plot_confusion", "plot_reliability"):  # take most of the time of a run
         monkeypatch.setattr(f"modeling_mmemo.evaluation.report.{plot}", lambda *arguments: None)

@@ -156,7 +156,7 @@ def test_the_code_of_a_saved_model_takes_the_graphs_of_the_package(tmp_path, mon
     module = module_from_spec(spec)
     monkeypatch.setitem(sys.modules, path.stem, module)
     spec.loader.exec_module(module)
-    assert module._models_folder().joinpath("detector.onnx").is_file()
+    assert module.models_folder().joinpath("detector.onnx").is_file()
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs the graphs of the package"):
-        module._models_folder()
+        module.models_folder()

@@ -6,6 +6,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
+from mmemo.video.face import FaceSequence
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.schema import FEATURES, STORED_FEATURES, as_dataset
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches, StreamedRows
@@ -311,6 +312,55 @@ def test_stream_has_every_row_in_another_order_every_epoch(stream):
         assert row["labels"] == LABELS.index("happy" if row["text"] == "a" else "sad")
         assert row["label_mask"].tolist() == ([0, 0, 1] if row["text"] == "c" else [0, 1, 1])
         assert ("audio" in row) == (row["text"] == "b")
+
+
+class Followed:
+    """Faces of two frames in the videos of some rows."""
+
+    def __init__(self, *present):
+        self.present = present
+
+    def __getitem__(self, index):
+        times = np.array([[0.0, 0.2], [0.2, 0.4]], np.float32)
+        found = np.array([True, False])
+        return FaceSequence(times, found, np.full((2, 52), index, np.float32), np.zeros((2, 4)), None, 0.4)
+
+    def length(self, index):
+        return 2 if index in self.present else 0
+
+
+def test_rows_with_videos(make_row, select):
+    table = [make_row("sad", 0.5), make_row("sad", 0.5, "no"), make_row("happy", text="yes"), make_row("happy")]
+    rows = select(table, faces=Followed(1, 2, 3))
+
+    assert [rows.kind_of(index) for index in range(4)] == [
+        ("audio",),
+        ("audio", "text", "video"),
+        ("text", "video"),
+        ("video",),
+    ]
+    assert rows.lengths[3] == 2
+    assert "video" not in rows[0] and rows[3].keys() == {"labels", "label_mask", "video"}
+    assert (rows[2]["video"].blendshapes == 2).all()
+    alone = select(table[1:], faces=Followed(0, 1, 2), modalities=("video",))
+    assert alone.kind_of(0) == ("video",) and alone[0].keys() == {"labels", "label_mask", "video"}
+    pieces = {rows.kind_of(index) for index in LikeBatches(rows, batch_size=1, seed=0, by_length=True)}
+    assert len(pieces) == 4
+
+
+def test_frames_follow_the_speed_of_an_augmented_clip(make_row, select):
+    rows = select(
+        [make_row("sad", 1.0), make_row("sad", 1.0)],
+        faces=Followed(0),
+        augmentation=Augmentation(speed_probability=1.0, speed=[0.8, 0.8], silence_probability=1.0),
+    )
+
+    timed, free = rows[0], rows[1]
+
+    assert timed["video"].times[-1, 1] == pytest.approx(0.4 * len(timed["audio"]) / RATE)
+    assert len(timed["audio"]) != RATE
+    # Only a clip without timestamps is surrounded by silence.
+    assert len(free["audio"]) > len(timed["audio"])
 
 
 def test_stream_adds_labels_to_the_mask_of_a_corpus(make_row, processor, monkeypatch):

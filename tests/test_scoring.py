@@ -24,6 +24,20 @@ def test_scores_are_in_the_order_of_rows_and_labels(emotion):
         assert scores[row] == pytest.approx([alone[labels[index]] for index in range(4)], abs=1e-5)
 
 
+def test_a_row_of_which_nothing_is_left_has_equal_scores(emotion, caplog):
+    def make_item(row):
+        return None if row == 1 else {"text": TEXTS[row]}
+
+    lengths = np.array([len(text) for text in TEXTS])
+    scores = score_items(emotion, make_item, lengths, batch_size=2, description="blurred face")
+
+    whole = score_items(emotion, lambda row: {"text": TEXTS[row]}, lengths, batch_size=2)
+    assert scores[1].tolist() == [0.25] * 4
+    assert scores[[0, 2, 3]] == pytest.approx(whole[[0, 2, 3]], abs=1e-6)
+    assert "blurred face: no face is found in 1 of 4 videos without audio and text" in caplog.text
+    assert score_items(emotion, lambda row: None, lengths).tolist() == [[0.25] * 4] * 4
+
+
 def test_row_lengths(emotion, example_audio):
     rows = Dataset.from_dict({"audio": [{"path": str(example_audio), "bytes": None}] * 2, "text": ["ab", "abc"]})
 

@@ -2,9 +2,10 @@ import io
 import json
 
 import numpy as np
+import PIL.Image
 import pytest
 import soundfile
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, List, Value, Video
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value, Video
 from tiny import write_table
 from videos import short_video
 
@@ -185,6 +186,8 @@ def test_videos_of_a_table(tmp_path, suffix, streaming):
     [
         ({"file_name": "a.mp4"}, {}, None, "a.mp4"),
         ({"file_name": "a.MOV"}, {}, None, "a.MOV"),
+        ({"file_name": "a.jpg"}, {}, None, "a.jpg"),
+        ({"file_name": "a.PNG"}, {}, None, "a.PNG"),
         ({"file_name": "a.wav", "video": "b.mp4"}, {}, "a.wav", "b.mp4"),
         ({"path": "a.mp4", "video": "b.mp4"}, {}, None, "b.mp4"),
         ({"audio": "a.mp4"}, {}, "a.mp4", None),
@@ -235,6 +238,20 @@ def test_videos_of_a_dataset_of_the_hub(tmp_path, name, streaming):
 
     assert [row["video"] for row in read] == [{"bytes": short_video(), "path": "a.mp4"}, None]
     assert [row["audio"] for row in read] == [None, None]
+
+
+def test_images_of_a_dataset_of_the_hub_are_videos(tmp_path):
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (4, 4)).save(buffer, "png")
+    stored_image = {"bytes": buffer.getvalue(), "path": "a.png"}
+    features = Features({"image": Image(), "label": ClassLabel(names=["joy"])})
+    (tmp_path / "hub").mkdir()
+    rows = Dataset.from_list([{"image": stored_image, "label": 0}], features=features)
+    rows.to_parquet(tmp_path / "hub" / "train.parquet")
+
+    (row,) = read_source(str(tmp_path / "hub"), "data", columns={"video": "image"})
+
+    assert row["video"] == stored_image and row["audio"] is None
 
 
 def test_videos_may_be_read_for_their_sound_only(tmp_path):

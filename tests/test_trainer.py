@@ -14,7 +14,7 @@ from modeling_mmemo.training.adapters import frozen_towers, set_trainable
 from modeling_mmemo.training.build import build_model
 from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches
-from modeling_mmemo.training.trainer import build_trainer, compute_metrics
+from modeling_mmemo.training.trainer import blank_inputs, build_trainer, compute_metrics
 from modeling_mmemo.training.training_arguments import EmotionTrainingArguments, ModelArguments
 from modeling_mmemo.training.training_run import _check_resumed_labels
 
@@ -70,6 +70,28 @@ def test_every_parameter_has_the_learning_rate_of_its_part(training, audio, text
         assert rate == (0.01 if "_tower." in name else 0.1), name
         assert decay == 0.5 or not decays, name
         assert decay == 0 or "bias" not in name, name
+
+
+@pytest.mark.parametrize(("video", "rate"), [("mmemo_video", 0.1), ("vit", 0.01)])
+def test_the_network_over_blendshapes_has_the_learning_rate_of_the_heads(training, video, rate):
+    model = make_model(video=video)
+    args = training(learning_rate=0.01, head_learning_rate=0.1)
+
+    optimizer = build_trainer(model, None, {}, stack, args).create_optimizer()
+
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert {rates[id(parameter)] for parameter in model.mmemo.video_tower.parameters()} == {rate}
+    assert {rates[id(p)] for p in model.mmemo.audio_tower.parameters() if p.requires_grad} == {0.01}
+
+
+def test_blank_inputs_fit_every_encoder(processor):
+    processor.frames_per_second = 5.0
+    row = {"labels": 0, "label_mask": torch.ones(4), **blank_inputs(processor)}
+
+    batch = EmotionCollator(processor)([row] * 2)
+
+    assert batch["video_features"].shape == (2, 1, 52) and batch["video_attention_mask"].all()
+    assert batch["audio_attention_mask"].any() and batch["attention_mask"].any()
 
 
 @pytest.mark.parametrize(

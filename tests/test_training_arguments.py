@@ -64,7 +64,7 @@ def test_unknown_option_raises(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "Give audio_encoder, text_encoder or both, or a model_name_or_path"),
+        ("", "Give one or several of audio_encoder, text_encoder, video_encoder, or a model_name_or_path"),
         ("--audio_encoder a --model_name_or_path m", r"model_name_or_path=m contradicts \{'audio_encoder': 'a'\}"),
         ("--text_encoder b --audio_layers 2", "audio_layers=2 contradicts audio_encoder=None"),
         ("--text_encoder b --trim_db 35", "trim_db=35.0 contradicts audio_encoder=None"),
@@ -133,6 +133,24 @@ def test_unknown_option_raises(tmp_path):
             r"class_weight_power=2.0 must be in \[0, 1",
         ),
         ("--text_encoder b --class_weights equal", r"class_weights='equal' is unknown; choose one of .*'corpus'"),
+        ("--text_encoder b --video_pooling last", "video_pooling=last contradicts video_encoder=None"),
+        ("--model_name_or_path m --frames_per_second 2", "frames_per_second=2.0 contradicts model_name_or_path=m"),
+        ("--video_encoder v --frames_per_second 0", r"frames_per_second=0.0 must be in \(0, 1000\]"),
+        ("--video_encoder v --video_mode qlora", r"video_mode='qlora' is unknown; choose one of \(None, 'frozen'"),
+        ("--video_encoder v --video_freeze_layers 1", "video_freeze_layers=1 contradicts video_mode=lora"),
+        ("--video_encoder mmemo_video --video_mode frozen", "video_mode=frozen contradicts video_encoder=mmemo_video"),
+        (
+            "--video_encoder v --modality_dropout 0.5",
+            "contradicts audio_encoder=None; it needs two",
+        ),
+        (
+            "--audio_encoder a --video_encoder v --pair_probability 0.5",
+            "pair_probability=0.5 contradicts text_encoder=None; it needs a text encoder and another one",
+        ),
+        (
+            "--text_encoder b --video_encoder v --blank_probability 0.5",
+            "blank_probability=0.5 contradicts audio_encoder=None; it needs encoders of audio and text",
+        ),
         (
             "--text_encoder b --text_mode frozen --context_dropout 0.5",
             "context_dropout=0.5 contradicts text_mode=frozen with cache_states=True",
@@ -198,3 +216,22 @@ def test_invalid_data_arguments_raise(options, message):
 def test_unsupported_training_arguments_raise(options, message):
     with pytest.raises(ValueError, match=message):
         parse_arguments([*ENCODERS, *WORDS, *options.split()])
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ("--video_encoder mmemo_video", "full"),
+        ("--video_encoder facebook/dinov2-small", "lora"),
+        ("--video_encoder facebook/dinov2-small --video_mode frozen", "frozen"),
+    ],
+)
+def test_a_new_video_encoder_is_trained_fully_and_others_with_lora(options, mode):
+    model, *_ = parse_arguments([*WORDS, *options.split()])
+
+    assert model.mode_of("video") == mode
+
+
+def test_video_combines_with_audio_or_text_alone():
+    parse_arguments([*WORDS, *["--audio_encoder", "a", "--video_encoder", "v", "--modality_dropout", "0.5"]])
+    parse_arguments([*WORDS, *["--text_encoder", "b", "--video_encoder", "v", "--pair_probability", "0.5"]])

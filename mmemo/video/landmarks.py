@@ -208,11 +208,11 @@ def _open(name: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    path = _models_folder() / f"{name}.onnx"
+    path = models_folder() / f"{name}.onnx"
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _models_folder() -> Path:
+def models_folder() -> Path:
     """Returns the folder of the graphs. The code of a saved model has none, and takes those of the package."""
     folder = Path(__file__).with_name("landmarker")
     if folder.is_dir():

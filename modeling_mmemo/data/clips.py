@@ -1,7 +1,7 @@
 """Clips of rows: checks of their files before anything is computed from them, and warnings about them."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import repeat
@@ -10,9 +10,10 @@ from typing import Any
 
 import av
 
-from mmemo.audio.containers import DEMUXERS, MP4_DEMUXER
+from mmemo.audio.containers import MP4_DEMUXER
 from mmemo.audio.files import open_stream
 from mmemo.audio.loading import AudioBlocks
+from mmemo.video.video_files import DEMUXERS
 
 
 # Number of unreadable files that an error lists.
@@ -34,9 +35,9 @@ def clip_seconds(audio: Mapping[str, Any]) -> float:
     return blocks.duration or sum(block.shape[1] for block in blocks) / 16_000
 
 
-def check_video(video: Mapping[str, Any]) -> None:
+def has_sound(video: Mapping[str, Any]) -> bool:
     """
-    Reads the header of a stored video.
+    Reads the header of a stored video or image, and returns whether the file has an audio track.
 
     Args:
         video (`Mapping`): A cell of the column `video`, `{"bytes", "path"}`.
@@ -49,7 +50,7 @@ def check_video(video: Mapping[str, Any]) -> None:
     with open_stream(video["path"] if video["bytes"] is None else video["bytes"]) as stream:
         try:
             with av.open(stream, container_options=options, metadata_errors="replace") as container:
-                has_video_track = bool(container.streams.video)
+                has_video_track, has_audio_track = bool(container.streams.video), bool(container.streams.audio)
         except av.error.FFmpegError as error:
             raise ValueError(
                 f"{name} is not a readable video ({error.strerror}): it is corrupt, truncated, or in an unknown "
@@ -57,6 +58,7 @@ def check_video(video: Mapping[str, Any]) -> None:
             ) from error
     if not has_video_track:
         raise ValueError(f"{name} has no video track; use it as audio, or a file with pictures.")
+    return has_audio_track
 
 
 def check_clips(audio: Iterable[Mapping[str, Any] | None], video: Iterable[Mapping[str, Any] | None] = ()) -> None:
@@ -70,16 +72,19 @@ def check_clips(audio: Iterable[Mapping[str, Any] | None], video: Iterable[Mappi
     Raises:
         ValueError: If clips are missing or unreadable; the message lists the first 10 and the number of all.
     """
-    unreadable = {"audio": _all_problems(audio, clip_seconds), "video": _all_problems(video, check_video)}
-    problems = [problem for found in unreadable.values() for problem in found]
-    if problems:
-        kinds = " and ".join(kind for kind, found in unreadable.items() if found)
-        rest = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        listed = "\n".join(f"  {problem}" for problem in problems[:LISTED])
-        raise ValueError(
-            f"{len(problems)} {kinds} file(s) cannot be read. Correct their paths, which are relative to the table, "
-            f"or leave their rows out:\n{listed}{rest}"
-        )
+    found = {"audio": _all_problems(audio, clip_seconds), "video": _all_problems(video, has_sound)}
+    if problems := [problem for of_kind in found.values() for problem in of_kind]:
+        raise unreadable(" and ".join(kind for kind, of_kind in found.items() if of_kind), problems)
+
+
+def unreadable(kinds: str, problems: Sequence[str]) -> ValueError:
+    """Returns an error that lists why files of some kinds (`"audio"`, `"video"`) cannot be read, the first 10."""
+    rest = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+    listed = "\n".join(f"  {problem}" for problem in problems[:LISTED])
+    return ValueError(
+        f"{len(problems)} {kinds} file(s) cannot be read. Correct their paths, which are relative to the table, or "
+        f"leave their rows out:\n{listed}{rest}"
+    )
 
 
 def _all_problems(clips: Iterable[Mapping[str, Any] | None], check: Callable[[Mapping[str, Any]], Any]) -> list[str]:
@@ -109,8 +114,8 @@ def _problems(stored: Mapping[str, Any], check: Callable[[Mapping[str, Any]], An
 
 @contextmanager
 def without_item_warnings() -> Iterator[None]:
-    """Hides warnings about single items: augmentation and test conditions remove speech and texts on purpose."""
-    loggers = [logging.getLogger(name) for name in ("mmemo.items", "mmemo.recognition")]
+    """Hides warnings about single items: augmentation and test conditions remove speech, text and faces on purpose."""
+    loggers = [logging.getLogger(name) for name in ("mmemo.items", "mmemo.recognition", "mmemo.video.face")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

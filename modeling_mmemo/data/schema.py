@@ -34,6 +34,7 @@ or `None`.
 """
 
 FILE_COLUMNS = ("audio", "video")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Encoding an Audio column needs torchcodec even with decode=False; casting a plain struct to it does not.
 STORED_FEATURES = Features(
     {**FEATURES, **{name: {"bytes": Value("binary"), "path": Value("string")} for name in FILE_COLUMNS}}
@@ -71,6 +72,11 @@ def language_of(code: str | None) -> str | None:
 def is_video(path: str | PurePath) -> bool:
     """Returns whether a file name has the suffix of a video format."""
     return PurePath(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def has_pictures(path: str | PurePath) -> bool:
+    """Returns whether a file name has the suffix of a video or image format; an image is a video of one frame."""
+    return is_video(path) or PurePath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def comparable_text(text: str) -> str:

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, ClassLabel, Dataset, IterableDataset, List, Video, concatenate_datasets, load_dataset
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    Image,
+    IterableDataset,
+    List,
+    Video,
+    concatenate_datasets,
+    load_dataset,
+)
 
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.data.corpora import (
@@ -25,7 +35,7 @@ from modeling_mmemo.data.schema import (
     FEATURES,
     FILE_COLUMNS,
     STORED_FEATURES,
-    is_video,
+    has_pictures,
     language_of,
     split_of,
     with_file_features,
@@ -73,8 +83,8 @@ def read_source(
         columns (`Mapping[str, str]`, *optional*):
             The source's column for each of ours, if the names differ: `{"label": "emotion"}`. A table without `audio`
             may have `file_name`, `path` or `file` instead, in which the suffix of a path tells whether it is audio or
-            video. Paths are relative to the table. A row with a video and without audio keeps `audio` empty: it has
-            the sound of the video.
+            video; an image is a video of one frame. Paths are relative to the table. A row with a video and without
+            audio keeps `audio` empty: it has the sound of the video.
         labels (`Sequence[str]`, *optional*): The labels to keep.
         label_map (`Mapping[str, str]`, *optional*): Labels for label names of the source: `{"excited": "happy"}`.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -267,7 +277,7 @@ def _labelled_clips(path: Path) -> Iterator[dict[str, str]]:
     An audio and a video file that differ only in their suffixes are one clip.
     """
     files = [file.relative_to(path) for file in sorted(path.rglob("*.*"))]
-    videos = {file.with_suffix(""): file for file in files if is_video(file)}
+    videos = {file.with_suffix(""): file for file in files if has_pictures(file)}
     clips = [file for file in files if file.suffix.lower() in CLIPS]
     paired = {file.with_suffix("") for file in clips}
     for clip in sorted([*clips, *(video for stem, video in videos.items() if stem not in paired)]):
@@ -312,7 +322,7 @@ def _describe(
     theirs = _columns(list(features) or list(next(iter(rows), {})), source, columns)
     rows = rows.select_columns(sorted(set(theirs.values())))
     for name in {theirs[name] for name in FILE_COLUMNS if name in theirs}:
-        if isinstance(features.get(name), Audio | Video):
+        if isinstance(features.get(name), Audio | Image | Video):
             rows = rows.cast_column(name, type(features[name])(decode=False))
     label = features.get(theirs["label"])
     label = label.feature if isinstance(label, List) else label
@@ -387,7 +397,7 @@ def _row(
         row[name] = json.loads(row[name]) if isinstance(row[name], str) else row[name]
     corpus = row["corpus"] or table_format.corpus
     files = {name: _stored(row[name], table_format.folder) for name in FILE_COLUMNS}
-    if table_format.has_mixed_paths and files["audio"] is not None and is_video(files["audio"]["path"] or ""):
+    if table_format.has_mixed_paths and files["audio"] is not None and has_pictures(files["audio"]["path"] or ""):
         files = {"audio": None, "video": files["video"] or files["audio"]}
     return row | {
         **history.add(row, row["said_by"] or row["speaker"]),

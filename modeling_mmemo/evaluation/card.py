@@ -11,8 +11,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from mmemo.modalities import MODALITIES
 from modeling_mmemo import MMEmoConfig, __version__
-from modeling_mmemo.evaluation.conditions import ABLATION, AS_GIVEN
+from modeling_mmemo.evaluation.conditions import ABLATIONS, AS_GIVEN, VIDEO_CONDITIONS
 from modeling_mmemo.evaluation.metrics import MEASURES
 from modeling_mmemo.evaluation.report import (
     HEADINGS,
@@ -30,20 +31,42 @@ TASKS = {
     "audio": "audio-classification",
     "text": "text-classification",
     "both": "audio-classification",
+    "video": "video-classification",
+    "audio+video": "audio-classification",
+    "text+video": "video-classification",
+    "all": "audio-classification",
     AS_GIVEN: "audio-classification",
 }
-GIVEN = {"audio": "audio", "text": "text", "both": "audio and text", AS_GIVEN: "audio, text or both"}
+GIVEN = {
+    "audio": "audio",
+    "text": "text",
+    "both": "audio and text",
+    "video": "video",
+    "audio+video": "audio and video",
+    "text+video": "text and video",
+    "all": "audio, text and video",
+}
 # What the card of every evaluation needs.
 RESULTS_KEYS = ("versions", "seed", "labels", "bootstrap", "corpora", "pairs", "timelines")
 INDEXED = {"wa": "accuracy", "uar": "recall", "weighted_f1": "f1"}
-# Description and example item of a model, by whether it has an audio and a text encoder.
+# Description and example item of a model, by the modalities that it encodes.
 INPUTS = {
-    (True, True): (
+    ("audio", "text"): (
         "speech, text, or both",
         '{"audio": "call.wav", "text": "I have been waiting for an hour."}',
     ),
-    (True, False): ("speech", '"call.wav"'),
-    (False, True): ("text", '{"text": "I have been waiting for an hour."}'),
+    ("audio",): ("speech", '"call.wav"'),
+    ("text",): ("text", '{"text": "I have been waiting for an hour."}'),
+    ("video",): ("a face", '{"video": "call.mp4"}'),
+    ("audio", "video"): ("speech, a face, or both", '{"video": "call.mp4"}'),
+    ("text", "video"): (
+        "text, a face, or both",
+        '{"video": "call.mp4", "text": "I have been waiting for an hour."}',
+    ),
+    ("audio", "text", "video"): (
+        "speech, text, a face, or several of them",
+        '{"video": "call.mp4", "text": "I have been waiting for an hour."}',
+    ),
 }
 TEMPLATE = """\
 # {name}
@@ -163,14 +186,13 @@ def make_card(
         license (`str`, *optional*): Licence identifier of the Hub, such as `apache-2.0`.
         training_data (`str`, *optional*): Markdown that describes the training data and their licences.
     """
-    inputs, item = INPUTS[config.audio_config is not None, config.text_config is not None]
+    modalities = tuple(filter(config.has_encoder, MODALITIES))
+    inputs, item = INPUTS[modalities]
     encoders = [
-        f"{tower.model_type} encoder for {modality}"
-        for modality, tower in (("audio", config.audio_config), ("text", config.text_config))
-        if tower is not None
+        f"{getattr(config, f'{modality}_config').model_type} encoder for {modality}" for modality in modalities
     ]
     labels = [config.id2label[index] for index in range(config.num_labels)]
-    fusion = f", combined by {config.fusion} fusion" if len(encoders) == 2 else ""
+    fusion = f", combined by {config.fusion} fusion" if config.is_multimodal else ""
     data = ModelCardData(
         license=license,
         library_name="transformers",
@@ -184,7 +206,7 @@ def make_card(
         item=item,
         count=len(labels),
         labels=", ".join(labels),
-        architecture=f"Architecture: {' and '.join(encoders)}{fusion}.",
+        architecture=f"Architecture: {_joined(encoders)}{fusion}.",
         training_data=training_data or "Not stated.",
         begin=BEGIN,
         end=END,
@@ -234,7 +256,7 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
             task_type=TASKS[table["headline"]],
             task_name="Emotion recognition",
             dataset_type=table["name"],
-            dataset_name=f"{table['protocol']}, {GIVEN[table['headline']]}",
+            dataset_name=f"{table['protocol']}, {_given(table)}",
             metric_type=metric,
             metric_name=HEADINGS[measure],
             metric_value=round(100 * figure["value"], 2),
@@ -246,6 +268,19 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
+def _given(table: dict[str, Any]) -> str:
+    """Returns the modalities of the rows of a table in words."""
+    if table["headline"] != AS_GIVEN:
+        return GIVEN[table["headline"]]
+    has_video = VIDEO_CONDITIONS.keys() & table["conditions"].keys()
+    return "audio, text, video or several of them" if has_video else "audio, text or both"
+
+
+def _joined(words: list[str]) -> str:
+    """Returns words as in a sentence: "a, b and c"."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
 def details_section(results: dict[str, Any]) -> str:
     """Returns the protocols, the weakest labels, and the figures with noise and missing modalities."""
     tables = [*results["corpora"], *results["pairs"]]
@@ -255,7 +290,7 @@ def details_section(results: dict[str, Any]) -> str:
         [table["name"], name, percent(figures["wa"]), percent(figures["uar"]), percent(figures["ece"])]
         for table in tables
         for name, figures in table["conditions"].items()
-        if name != table["headline"] and (table in results["pairs"] or name not in ABLATION)
+        if name != table["headline"] and (table in results["pairs"] or name not in ABLATIONS)
     ]
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     parts = [

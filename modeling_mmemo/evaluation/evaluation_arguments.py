@@ -56,6 +56,9 @@ class EvaluationArguments(SourceArguments):
         default_factory=list,
         metadata={"help": "Markdown files whose results section is updated, such as model_card.md."},
     )
+    cache_dir: str = field(
+        default="runs/features", metadata={"help": "Folder in which the faces of videos are cached, as in training."}
+    )
     limit: int | None = field(
         default=None, metadata={"help": "Evaluate this many random rows of each source; all by default."}
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from mmemo.modalities import MODALITIES
 from modeling_mmemo import MMEmoConfig, __version__
 from modeling_mmemo.data.clips import without_item_warnings
 from modeling_mmemo.data.corpora import CORPORA
@@ -15,14 +16,15 @@ from modeling_mmemo.evaluation.conditions import (
     ABLATION,
     AS_GIVEN,
     BLANK,
-    MODALITIES,
+    SPEECH,
+    ablation_of,
     applicable_conditions,
     is_present,
     score_condition,
 )
 from modeling_mmemo.evaluation.evaluation_arguments import EvaluationArguments, split_pair
 from modeling_mmemo.evaluation.figures import Figures, label_ids
-from modeling_mmemo.evaluation.held_out_rows import read_held_out
+from modeling_mmemo.evaluation.held_out_rows import face_cache, read_held_out
 from modeling_mmemo.evaluation.scoring import restrict_scores, row_lengths
 from modeling_mmemo.evaluation.simulated_pairs import follows, simulated_pairs
 from modeling_mmemo.evaluation.timelines import timeline_table
@@ -87,7 +89,10 @@ def evaluate_corpus(emotion: MultimodalEmotionPipeline, source: str, args: Evalu
             all rows have the same label.
     """
     data, accepted = read_held_out(emotion, source, args), _model_modalities(emotion)
-    expected, combine = (data.modalities, all) if source in CORPORA else (accepted, any)
+    faces = face_cache(emotion, args.cache_dir)
+    # Some rows of a corpus with videos lack a video, or have none with a face.
+    is_complete = source in CORPORA and not (faces is not None and "video" in data.modalities)
+    expected, combine = (data.modalities, all) if is_complete else (accepted, any)
     rows, part = data.having(expected, combine)
     present = {modality: list(map(is_present, rows[modality])) for modality in accepted}
     available = {modality for modality in accepted if all(present[modality])}
@@ -98,13 +103,14 @@ def evaluate_corpus(emotion: MultimodalEmotionPipeline, source: str, args: Evalu
             "out, or choose another model."
         )
     carriers = available & given
-    headline = AS_GIVEN if given > available else "both" if len(carriers) > 1 else min(carriers)
+    headline = AS_GIVEN if given > available else ablation_of(carriers)
     names = [name for name in (headline, *args.conditions) if name != AS_GIVEN]
     names = applicable_conditions(list(dict.fromkeys(names)), available, carriers | _context(emotion, rows))
-    lengths = row_lengths(emotion, rows, "audio" if "audio" in available | given else "text")
+    measured = next(modality for modality in MODALITIES if modality in available | given)
+    lengths = row_lengths(emotion, rows, measured, faces)
     scores = {
         name: score_condition(
-            emotion, name, rows, lengths, given if name == AS_GIVEN else carriers, args.batch_size, args.seed
+            emotion, name, rows, lengths, given if name == AS_GIVEN else carriers, args.batch_size, args.seed, faces
         )
         for name in ([AS_GIVEN, *names] if headline == AS_GIVEN else names)
     }
@@ -208,7 +214,7 @@ def evaluate_pairs(
     """
     audio_rows, text_rows, name, protocol = _read_pair(emotion, audio_source, text_source, args)
     agreeing, conflicting = (simulated_pairs(audio_rows, text_rows, agree, args.seed) for agree in (True, False))
-    both = set(MODALITIES)
+    both = set(SPEECH)
     names = list(dict.fromkeys([*ABLATION, *BLANK, *args.conditions]))
     names = applicable_conditions(names, both, both | _context(emotion, agreeing))
     scores = _score_pairs(emotion, agreeing, names, args)
@@ -252,19 +258,19 @@ def _read_pair(
     emotion: MultimodalEmotionPipeline, audio_source: str, text_source: str, args: EvaluationArguments
 ) -> tuple[Dataset, Dataset, str, str]:
     """Returns the audio rows of one source, the text rows of another, the name of the pairs and their description."""
-    if _model_modalities(emotion) != MODALITIES:
+    if not set(SPEECH) <= set(_model_modalities(emotion)):
         raise ValueError(
             f"Pairs need a model of audio and text; this one accepts {_model_modalities(emotion)}. Leave --pairs out."
         )
     data = [read_held_out(emotion, source, args) for source in (audio_source, text_source)]
-    for modality, part in zip(MODALITIES, data):
+    for modality, part in zip(SPEECH, data):
         if modality not in part.modalities:
             raise ValueError(
                 f"The pairs {audio_source}+{text_source} need emotion in the {modality} of {part.name}, but it is in "
                 f"{part.modalities}; pairs are named AUDIO+TEXT, such as ravdess+meld."
             )
     (audio_rows, audio_part), (text_rows, text_part) = (
-        part.having((modality,), all) for modality, part in zip(MODALITIES, data)
+        part.having((modality,), all) for modality, part in zip(SPEECH, data)
     )
     audio, text = (part.name for part in data)
     parts = f"voices of {audio} ({audio_part}), each with a random text of {text} ({text_part}){_limit_note(args)}"
@@ -298,7 +304,7 @@ def pairs_table(
     """
     figures = Figures(list(agreeing["label"]), list(agreeing["speaker"]), labels, seed)
     table = corpus_table(name, protocol, agreeing, scores, labels, "both", seed)
-    better = max(MODALITIES, key=lambda modality: table["conditions"][modality]["uar"]["value"])
+    better = max(SPEECH, key=lambda modality: table["conditions"][modality]["uar"]["value"])
     intact = {condition: "audio" if BLANK[condition].blank_text else "text" for condition in BLANK}
     conflict = Figures(list(conflicting["label"]), list(conflicting["speaker"]), labels, seed)
     text_truth = label_ids(list(conflicting["text_label"]), labels)
@@ -310,7 +316,7 @@ def pairs_table(
             condition: {"against": modality, **figures.difference(scores[modality], scores[condition])}
             for condition, modality in intact.items()
         },
-        "conflicting": {**conflict.rows(), "follows": dict(zip((*MODALITIES, "neither"), shares))},
+        "conflicting": {**conflict.rows(), "follows": dict(zip((*SPEECH, "neither"), shares))},
     }
 
 
@@ -320,8 +326,7 @@ def _limit_note(args: EvaluationArguments) -> str:
 
 def _model_modalities(emotion: MultimodalEmotionPipeline) -> tuple[str, ...]:
     """Returns the modalities that the model has an encoder for."""
-    towers = (emotion.model.config.audio_config, emotion.model.config.text_config)
-    return tuple(modality for modality, tower in zip(MODALITIES, towers) if tower is not None)
+    return tuple(filter(emotion.model.config.has_encoder, MODALITIES))
 
 
 def _context(emotion: MultimodalEmotionPipeline, rows: Dataset) -> set[str]:
@@ -340,6 +345,5 @@ def _score_pairs(
     """Scores pairs of audio and text."""
     lengths = row_lengths(emotion, rows, "audio")
     return {
-        name: score_condition(emotion, name, rows, lengths, set(MODALITIES), args.batch_size, args.seed)
-        for name in names
+        name: score_condition(emotion, name, rows, lengths, set(SPEECH), args.batch_size, args.seed) for name in names
     }

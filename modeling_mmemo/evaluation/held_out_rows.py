@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import Dataset
 from transformers.utils import logging
 
+from mmemo.modalities import MODALITIES
 from modeling_mmemo.data.clips import check_clips
 from modeling_mmemo.data.corpora import CORPORA, find_layout
+from modeling_mmemo.data.faces import FaceCache, with_faces, with_sounds
 from modeling_mmemo.data.splits import split_by_speaker
 from modeling_mmemo.data.unknown_labels import listed
-from modeling_mmemo.evaluation.conditions import MODALITIES, is_present
+from modeling_mmemo.evaluation.conditions import SPEECH, is_present
 from modeling_mmemo.evaluation.evaluation_arguments import EvaluationArguments
 from modeling_mmemo.evaluation.scoring import held_out
 from modeling_mmemo.pipelines import MultimodalEmotionPipeline
@@ -80,9 +83,36 @@ def read_held_out(emotion: MultimodalEmotionPipeline, source: str, args: Evaluat
     if args.limit is not None and args.limit < len(rows):
         rows = rows.shuffle(args.seed, keep_in_memory=True).select(range(args.limit))
     _check_labels(source, part, rows, args, list(emotion.model.config.label2id))
-    if emotion.model.config.audio_config is not None:
+    faces = face_cache(emotion, args.cache_dir)
+    rows = prepare_files(emotion, rows, faces)
+    return HeldOutRows(args.name_of(source), rows, part, _carriers(source, rows, args, faces is not None))
+
+
+def prepare_files(emotion: MultimodalEmotionPipeline, rows: Dataset, faces: FaceCache | None) -> Dataset:
+    """
+    Returns rows with the sound of their videos, and without videos that have no face; see [`with_sounds`] and
+    [`with_faces`].
+
+    Args:
+        emotion (`MultimodalEmotionPipeline`): The pipeline; files that its model does not encode are not read.
+        rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
+        faces (`FaceCache`, *optional*): See [`face_cache`].
+
+    Raises:
+        ValueError: If clips or videos cannot be read.
+    """
+    if emotion.model.config.has_encoder("audio"):
+        rows = with_sounds(rows)
         check_clips(rows["audio"])
-    return HeldOutRows(args.name_of(source), rows, part, _carriers(source, rows, args))
+    if faces is not None:
+        check_clips((), rows["video"])
+        rows = with_faces(rows, faces)
+    return rows
+
+
+def face_cache(emotion: MultimodalEmotionPipeline, folder: str | Path) -> FaceCache | None:
+    """Returns the cache of faces in a folder; `None` for a model that does not encode video."""
+    return FaceCache(emotion.processor, folder) if emotion.model.config.has_encoder("video") else None
 
 
 def _check_labels(source: str, part: str, rows: Dataset, args: EvaluationArguments, labels: list[str]) -> None:
@@ -97,9 +127,12 @@ def _check_labels(source: str, part: str, rows: Dataset, args: EvaluationArgumen
         )
 
 
-def _carriers(source: str, rows: Dataset, args: EvaluationArguments) -> tuple[str, ...]:
-    """Returns the modalities that carry the emotion: of a known corpus by its layout, of others those of the rows."""
+def _carriers(source: str, rows: Dataset, args: EvaluationArguments, takes_video: bool) -> tuple[str, ...]:
+    """Returns the modalities that carry the emotion: of a known corpus by its layout, and video if the model takes it;
+    of others those of the rows."""
+    present = tuple(modality for modality in MODALITIES if any(map(is_present, rows[modality])))
     if source in CORPORA:
         modality = find_layout(source, args.data_dir).modality
-        return MODALITIES if modality == "both" else (modality,)
-    return tuple(modality for modality in MODALITIES if any(map(is_present, rows[modality])))
+        video = ("video",) if takes_video and "video" in present else ()
+        return (*(SPEECH if modality == "both" else (modality,)), *video)
+    return present

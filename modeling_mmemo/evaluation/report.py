@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from modeling_mmemo.evaluation.conditions import AS_GIVEN, CONDITIONS, EVERY_CONDITION
+from modeling_mmemo.evaluation.conditions import AS_GIVEN, CONDITIONS, EVERY_CONDITION, VIDEO_CONDITIONS
 from modeling_mmemo.evaluation.metrics import MEASURES
 from modeling_mmemo.evaluation.report_plots import drawable_labels, plot_confusion, plot_reliability
 
@@ -71,8 +71,11 @@ def label_notes(results: dict[str, Any]) -> list[str]:
 def markdown_report(results: dict[str, Any]) -> str:
     """Returns the whole report; it links the plots by the names that [`write_results`] uses."""
     bootstrap = results["bootstrap"]
-    has_mixed_rows = any(table["headline"] == AS_GIVEN for table in results["corpora"])
-    conditions = [*CONDITIONS, AS_GIVEN] if has_mixed_rows else list(CONDITIONS)
+    tables = [*results["corpora"], *results["pairs"]]
+    has_mixed_rows = any(table["headline"] == AS_GIVEN for table in tables)
+    has_video = any(VIDEO_CONDITIONS.keys() & table["conditions"].keys() for table in tables)
+    conditions = [name for name in CONDITIONS if has_video or name not in VIDEO_CONDITIONS]
+    conditions += [AS_GIVEN] if has_mixed_rows else []
     parts = [
         f"# Evaluation of {results['model']}",
         f"All figures are percentages with {bootstrap['level']:.0%} intervals of a bootstrap over speakers "

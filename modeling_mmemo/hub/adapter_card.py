@@ -2,10 +2,12 @@
 
 from huggingface_hub import ModelCardData
 
+from mmemo.modalities import MODALITIES
 from modeling_mmemo import MMEmoConfig
 from modeling_mmemo.adapter_mmemo import EMBEDDED_MODEL
 
 
+INPUTS = {"audio": "speech", "text": "text", "video": "faces"}
 TEMPLATE = """\
 # {name}
 
@@ -48,9 +50,9 @@ def adapter_card(config: MMEmoConfig, name: str, base: str | None, license: str 
         base (`str`, *optional*): Name of its base model; `None` if it was trained on new encoders.
         license (`str`, *optional*): Licence identifier of the model that it was trained on.
     """
-    towers = {"speech": config.audio_config, "text": config.text_config}
-    inputs = " and ".join(modality for modality, tower in towers.items() if tower is not None)
-    sources = [base] if base is not None else [tower.name_or_path for tower in towers.values() if tower is not None]
+    towers = {name: getattr(config, f"{name}_config") for name in MODALITIES if config.has_encoder(name)}
+    # An encoder that was trained from scratch has no name.
+    sources = [tower.name_or_path for tower in towers.values() if tower.name_or_path] if base is None else [base]
     data = ModelCardData(
         license=license,
         library_name="peft",
@@ -66,7 +68,7 @@ def adapter_card(config: MMEmoConfig, name: str, base: str | None, license: str 
     ]
     text = TEMPLATE.format(
         name=name,
-        inputs=inputs,
+        inputs=" and ".join(INPUTS[modality] for modality in towers),
         count=len(labels),
         labels=", ".join(labels),
         base=" and ".join(described),

@@ -23,7 +23,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import httpx
+from transformers import PreTrainedConfig
 
+from mmemo.modalities import MODALITIES
 from mmemo.runtime.graph import ANALYSIS_FILE
 from modeling_mmemo import MMEmoConfig, MMEmoProcessor
 from modeling_mmemo.adapter_mmemo import EMBEDDED_LICENSE, EMBEDDED_MODEL, embedded_model, reference
@@ -222,8 +224,8 @@ def _stage_adapter(folder: Path, stage: Path, repo_id: str, base: str | None) ->
         name = _public_name(name, folder, "pass its name as base (--base)")
         settings |= {"base_model_name_or_path": name, "revision": settings.get("revision") or revision}
     config = MMEmoConfig.from_pretrained(folder)
-    for tower in (config.audio_config, config.text_config):
-        if tower is not None and tower.name_or_path:
+    for tower in _encoders(config):
+        if tower.name_or_path:
             tower.name_or_path = _public_name(tower.name_or_path, folder, "train with its name as the encoder")
     config.save_pretrained(stage)
     if (folder / PROCESSOR).is_file():
@@ -234,6 +236,11 @@ def _stage_adapter(folder: Path, stage: Path, repo_id: str, base: str | None) ->
     if not _has_card(folder):
         text = adapter_card(config, repo_id, settings["base_model_name_or_path"], license)
         (stage / CARDS[0]).write_text(text, encoding="utf-8")
+
+
+def _encoders(config: MMEmoConfig) -> list[PreTrainedConfig]:
+    """Returns the configurations of the encoders of a model."""
+    return [getattr(config, f"{modality}_config") for modality in MODALITIES if config.has_encoder(modality)]
 
 
 def _public_name(name: str, folder: Path, remedy: str) -> str:
@@ -248,8 +255,7 @@ def _public_name(name: str, folder: Path, remedy: str) -> str:
 
 def _stage_license(stage: Path, base: str | None, local: str | None, config: MMEmoConfig) -> str | None:
     """Copies the licence text of the model that an adapter was trained on, if it is here; returns its identifier."""
-    towers = [tower.name_or_path for tower in (config.audio_config, config.text_config) if tower is not None]
-    if EMBEDDED_MODEL in (base, *towers):
+    if EMBEDDED_MODEL in (base, *(tower.name_or_path for tower in _encoders(config))):
         _copy(embedded_model(), stage, CARDS[1:])
         return EMBEDDED_LICENSE
     if local is None or not Path(local).is_dir():

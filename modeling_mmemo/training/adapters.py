@@ -14,12 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from mmemo.modalities import MODALITIES
 from modeling_mmemo.adapter_mmemo import reference
 from modeling_mmemo.configuration_mmemo import MMEmoConfig
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.pretrained_mmemo import AUTO_MAP
 from modeling_mmemo.training.build import build_model
-from modeling_mmemo.training.training_arguments import ModelArguments
+from modeling_mmemo.training.training_arguments import NEW_VIDEO_ENCODER, ModelArguments
 
 
 logger = logging.get_logger(__name__)
@@ -38,6 +39,12 @@ LORA_TARGET_MODULES = {
     # effect.
     "wavlm": ("intermediate_dense", "output_dense"),
     "audio-spectrogram-transformer": _DECODER_ATTENTION,
+    # All linear layers: this one has no attention.
+    "mmemo_video": ("embedding", "feed_forward.1", "feed_forward.3"),
+    "vit": _DECODER_ATTENTION,
+    "clip_vision_model": _ATTENTION,
+    "dinov2": _DECODER_ATTENTION,
+    "dinov2_with_registers": _DECODER_ATTENTION,
     "bert": _BERT_ATTENTION,
     "roberta": _BERT_ATTENTION,
     "xlm-roberta": _BERT_ATTENTION,
@@ -124,11 +131,7 @@ def set_trainable(
     Raises:
         ValueError: If the layers for LoRA are unknown for an architecture, or an encoder has none of the given names.
     """
-    towers = {
-        modality: tower
-        for modality, tower in (("audio", model.mmemo.audio_tower), ("text", model.mmemo.text_tower))
-        if tower is not None
-    }
+    towers = model.mmemo.towers
     if model.config.label_token_ids is not None:
         # The output layer of the pretrained language model stays as it is.
         model.text_classifier.requires_grad_(False)
@@ -168,7 +171,11 @@ def _add_lora(
     adapter = EmotionAdapter(model, config)
     adapter.encoders = {}
     for modality in towers if args.model_name_or_path is None else ():
-        adapter.encoders[modality], revision = reference(getattr(args, f"{modality}_encoder"))
+        name = getattr(args, f"{modality}_encoder")
+        if name == NEW_VIDEO_ENCODER:
+            # Newly initialised: the adapter holds all of its weights.
+            continue
+        adapter.encoders[modality], revision = reference(name)
         config.revision = config.revision or revision
     for name, parameter in adapter.named_parameters():
         # peft unfreezes all parameters of a module in `modules_to_save`, such as Whisper's fixed positions.
@@ -263,7 +270,7 @@ def _freeze(model: nn.Module, tower: str, layers: float | None) -> None:
 
 def log_trainable(model: nn.Module) -> None:
     """Logs the number of trained parameters of each encoder and of the whole model."""
-    for part, name in (("audio_tower.", "audio encoder"), ("text_tower.", "text encoder"), ("", "model")):
+    for part, name in (*((f"{modality}_tower.", f"{modality} encoder") for modality in MODALITIES), ("", "model")):
         # peft keeps the original of a module that it saves, and does not use it.
         parameters = [p for full, p in model.named_parameters() if part in full and "original_module." not in full]
         total = sum(_size(p) for p in parameters)

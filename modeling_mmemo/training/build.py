@@ -1,7 +1,8 @@
-"""Builds the model that a run starts from: a checkpoint, new encoders, or two halves of mmemo models."""
+"""Builds the model that a run starts from: a checkpoint, new encoders, or parts of mmemo models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
+    AutoImageProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -16,25 +18,32 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available, logging
 
-from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS
+from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS, VIDEO_SETTINGS
+from mmemo.modalities import MODALITIES
 from modeling_mmemo import (
     MMEmoAudioEncoder,
     MMEmoConfig,
     MMEmoFeatureExtractor,
     MMEmoForEmotionRecognition,
     MMEmoProcessor,
+    MMEmoVideoConfig,
+    MMEmoVideoEncoder,
 )
 from modeling_mmemo.configuration_mmemo import EMOTIONS
 from modeling_mmemo.evaluation.checkpoints import checkpoint_config
 from modeling_mmemo.evaluation.evaluation_run import model_labels
 from modeling_mmemo.towers_mmemo import max_tokens
 from modeling_mmemo.training.label_words import label_token_ids
-from modeling_mmemo.training.training_arguments import PROMPT, ModelArguments
+from modeling_mmemo.training.training_arguments import NEW_VIDEO_ENCODER, PROMPT, ModelArguments
 
 
 logger = logging.get_logger(__name__)
 
 WHISPER_LIKE = ("whisper", "mmemo_audio")
+SETTINGS = {"audio": AUDIO_SETTINGS, "text": TEXT_SETTINGS, "video": VIDEO_SETTINGS}
+FRAMES_PER_SECOND = 5.0
+# Image encoders that take pictures of any size.
+ANY_SIZE = ("dinov2", "dinov2_with_registers")
 
 
 @dataclass(kw_only=True)
@@ -44,7 +53,7 @@ class Half:
 
     Args:
         tower (`PreTrainedModel` or `str`, *optional*): The encoder, or its Hub name or folder.
-        preprocessor (*optional*): The feature extractor or tokenizer.
+        preprocessor (*optional*): The feature extractor or tokenizer; a video has only settings.
         branch, classifier (`nn.Module`, *optional*): Trained ones, of an mmemo model.
         config (`dict`): Fields of [`MMEmoConfig`] for this modality; those left out keep their defaults.
         settings (`dict`): Arguments of [`MMEmoProcessor`] for this modality.
@@ -84,20 +93,21 @@ def choose_labels(args: ModelArguments, labels: Sequence[str] = ()) -> list[str]
                 f"labels={list(labels)} contradicts {source}, whose trained head has the labels {known}. Leave labels "
                 "out, or choose another encoder."
             )
-    if len(found) == 2 and found["audio_encoder"] != found["text_encoder"]:
-        raise ValueError(
-            f"audio_encoder={args.audio_encoder} has the labels {found['audio_encoder']}, but text_encoder="
-            f"{args.text_encoder} has {found['text_encoder']}. Train both with the same labels in the same order."
-        )
+    for first, second in combinations(found, 2):
+        if found[first] != found[second]:
+            raise ValueError(
+                f"{first}={getattr(args, first)} has the labels {found[first]}, but {second}={getattr(args, second)} "
+                f"has {found[second]}. Train both with the same labels in the same order."
+            )
     return list(labels) or next(iter(found.values()), list(EMOTIONS))
 
 
 def _checkpoint_labels(args: ModelArguments) -> dict[str, list[str]]:
     """Returns the labels of each mmemo model that the run starts from, by the option that names it."""
     found = {}
-    for option in ("model_name_or_path", "audio_encoder", "text_encoder"):
+    for option in ("model_name_or_path", *(f"{modality}_encoder" for modality in MODALITIES)):
         name = getattr(args, option)
-        if name is None:
+        if name is None or (option == "video_encoder" and name == NEW_VIDEO_ENCODER):
             continue
         config = checkpoint_config(option, name)
         if isinstance(config, MMEmoConfig):
@@ -137,7 +147,7 @@ def build_model(
         return _load_checkpoint(args.model_name_or_path, labels, config)
 
     layers = {} if args.audio_layers is None else {"num_hidden_layers": args.audio_layers}
-    halves = {"audio": _audio_half(args, layers), "text": _text_half(args, labels)}
+    halves = {"audio": _audio_half(args, layers), "text": _text_half(args, labels), "video": _video_half(args)}
     text_kwargs: dict[str, Any] = {"quantization_config": four_bit_config()} if args.text_mode == "qlora" else {}
     if args.text_layers is not None:
         text_kwargs["num_hidden_layers"] = args.text_layers
@@ -145,8 +155,7 @@ def build_model(
     for half in halves.values():
         chosen |= half.config
     model = MMEmoForEmotionRecognition.from_pretrained_towers(
-        halves["audio"].tower,
-        halves["text"].tower,
+        **{modality: half.tower for modality, half in halves.items()},
         audio_kwargs=layers,
         text_kwargs=text_kwargs,
         **{name: value for name, value in chosen.items() if value is not None},
@@ -156,9 +165,9 @@ def build_model(
     new_branches = [name for name, half in halves.items() if half.tower is not None and half.branch is None]
     if halves["text"].tower is not None:
         _limit_tokens(halves["text"].preprocessor, model.mmemo.text_tower)
-    preprocessors = [half.preprocessor for half in halves.values()]
-    settings = halves["audio"].settings | halves["text"].settings
-    return model, MMEmoProcessor(*preprocessors, **settings), new_branches
+    settings = {name: value for half in halves.values() for name, value in half.settings.items()}
+    processor = MMEmoProcessor(halves["audio"].preprocessor, halves["text"].preprocessor, **settings)
+    return model, processor, new_branches
 
 
 def _load_checkpoint(
@@ -191,7 +200,8 @@ def _load_checkpoint(
 @torch.no_grad()
 def _reset_classifiers(model: MMEmoForEmotionRecognition) -> None:
     """Initialises the classifiers again: one of the same size would otherwise keep the weights of other labels."""
-    for classifier in (model.audio_classifier, model.text_classifier, model.fused_classifier):
+    for name in (*MODALITIES, "fused"):
+        classifier = getattr(model, f"{name}_classifier")
         if classifier is not None:
             nn.init.normal_(classifier.weight, std=model.config.initializer_range)
             nn.init.zeros_(classifier.bias)
@@ -199,14 +209,10 @@ def _reset_classifiers(model: MMEmoForEmotionRecognition) -> None:
 
 def _copy_trained_parts(halves: dict[str, Half], model: MMEmoForEmotionRecognition) -> None:
     """Copies the branches and classifiers of trained halves to the model."""
-    parts = {
-        "audio": (model.mmemo.audio_branch, model.audio_classifier),
-        "text": (model.mmemo.text_branch, model.text_classifier),
-    }
     for modality, half in halves.items():
         if half.branch is not None and half.classifier is not None:
-            branch, classifier = parts[modality]
-            # Only a model of both modalities has a projection for the cross-modal attention.
+            branch, classifier = getattr(model.mmemo, f"{modality}_branch"), getattr(model, f"{modality}_classifier")
+            # Only a model of several modalities has a projection for the cross-modal attention.
             branch.load_state_dict({**branch.state_dict(), **half.branch.state_dict()})
             classifier.load_state_dict(half.classifier.state_dict())
 
@@ -293,6 +299,45 @@ def _text_half(args: ModelArguments, labels: Sequence[str]) -> Half:
     return Half(tower=name, preprocessor=tokenizer, config=config, settings=settings)
 
 
+def _video_half(args: ModelArguments) -> Half:
+    name = args.video_encoder
+    if name is None:
+        return Half()
+    if name != NEW_VIDEO_ENCODER and AutoConfig.from_pretrained(name).model_type == MMEmoConfig.model_type:
+        return _load_half(args, "video", ("video_layer_mix", "video_pooling", "frames_per_second"))
+    settings = {"frames_per_second": args.frames_per_second or FRAMES_PER_SECOND}
+    config = {"video_layer_mix": args.video_layer_mix, "video_pooling": args.video_pooling}
+    if name == NEW_VIDEO_ENCODER:
+        return Half(tower=MMEmoVideoEncoder(MMEmoVideoConfig()), config=config, settings=settings)
+    return Half(tower=name, config=config, settings=settings | _image_settings(name))
+
+
+def _image_settings(name: str) -> dict[str, Any]:
+    """
+    Returns the settings of the pictures that an image encoder takes.
+
+    Raises:
+        ValueError: If the image processor of the encoder does not return square pictures of the encoder's size.
+    """
+    # Without torchvision, which no other part needs.
+    images = AutoImageProcessor.from_pretrained(name, backend="pil")
+    size = getattr(images, "crop_size", None) or images.size
+    height, width = size.height or size.shortest_edge, size.width or size.shortest_edge
+    if height is None or height != width:
+        raise ValueError(
+            f"video_encoder={name} takes pictures of {size}, but those of faces are square; choose an encoder of "
+            "square pictures, such as ViT, CLIP or DINOv2."
+        )
+    config = AutoConfig.from_pretrained(name)
+    config = getattr(config, "vision_config", config)
+    if config.image_size != height and config.model_type not in ANY_SIZE:
+        raise ValueError(
+            f"video_encoder={name} encodes pictures of {config.image_size} pixels, but its image processor returns "
+            f"{height}; correct its preprocessor_config.json, or choose another encoder."
+        )
+    return {"crop_size": height, "image_mean": list(images.image_mean), "image_std": list(images.image_std)}
+
+
 def _load_half(args: ModelArguments, modality: str, fixed: Sequence[str]) -> Half:
     """Loads the parts of an mmemo model for `modality`; raises a `ValueError` for options in `fixed` that are set."""
     name = getattr(args, f"{modality}_encoder")
@@ -312,11 +357,9 @@ def _load_half(args: ModelArguments, modality: str, fixed: Sequence[str]) -> Hal
         config["label_token_ids"] = model.config.label_token_ids
     return Half(
         tower=tower,
-        preprocessor=processor.feature_extractor if modality == "audio" else processor.tokenizer,
+        preprocessor={"audio": processor.feature_extractor, "text": processor.tokenizer}.get(modality),
         branch=getattr(model.mmemo, f"{modality}_branch"),
         classifier=getattr(model, f"{modality}_classifier"),
         config=config,
-        settings={
-            option: getattr(processor, option) for option in (TEXT_SETTINGS if modality == "text" else AUDIO_SETTINGS)
-        },
+        settings={option: getattr(processor, option) for option in SETTINGS[modality]},
     )

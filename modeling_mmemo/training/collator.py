@@ -1,5 +1,7 @@
 """Collates rows to one batch of model inputs."""
 
+import copy
+
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -8,7 +10,7 @@ from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 
 
-MASKS = {"audio": "audio_attention_mask", "text": "attention_mask"}
+MASKS = {"audio": "audio_attention_mask", "text": "attention_mask", "video": "video_attention_mask"}
 
 
 class EmotionCollator:
@@ -16,7 +18,7 @@ class EmotionCollator:
     Computes features and pads; a modality that is missing from all rows is left out of the batch.
 
     Args:
-        processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
+        processor (`MMEmoProcessor`): Converts clips, texts and faces to model inputs.
         augmentation (`Augmentation`, *optional*): Augments the log-mel frames of clips that have a `seed`.
     """
 
@@ -29,8 +31,9 @@ class EmotionCollator:
         Args:
             rows (`list[dict]`):
                 Rows with `labels` and `label_mask`, and optionally `audio` (samples, or states of a frozen encoder
-                of shape `(layers, positions, hidden)`), `text` (a string, or states), `word_times`, `context` and
-                `speaker` (for a text in a dialogue), `seed` (for an augmented clip), and `loss_weight`.
+                of shape `(layers, positions, hidden)`), `text` (a string, or states), `video` (a [`FaceSequence`], or
+                states, whose positions are the frames of `face`), `word_times`, `context` and `speaker` (for a text
+                in a dialogue), `seed` (for an augmented clip), and `loss_weight`.
 
         Returns:
             `dict`: The inputs of [`MMEmoForEmotionRecognition.forward`].
@@ -56,28 +59,35 @@ class EmotionCollator:
                 batch[mask_name] = _scatter(mask, present, len(rows))
             else:
                 raw.append(modality)
-        if raw:
-            # Audio and text in one call, because trimming a clip shifts the timestamps of its words.
-            present = [index for index, row in enumerate(rows) if any(modality in row for modality in raw)]
+        if raw or any("face" in row for row in rows):
+            # All modalities in one call, because trimming a clip shifts the timestamps of its words and frames.
+            present = [index for index, row in enumerate(rows) if any(name in row for name in (*raw, "face"))]
             inputs = self.prepare(raw, [rows[index] for index in present])
             batch |= {name: _scatter(value, present, len(rows)) for name, value in inputs.items()}
         return batch
 
     def prepare(self, modalities: list[str], rows: list[dict]) -> dict[str, torch.Tensor]:
         """
-        Returns the model inputs of rows with clips or texts, without their labels.
+        Returns the model inputs of rows with clips, texts or faces, without their labels; of a `face`, whose states
+        are cached, its times.
 
         Args:
-            modalities (`list[str]`): The modalities to convert: `"audio"`, `"text"` or both.
-            rows (`list[dict]`): Rows as in a call, with samples and strings.
+            modalities (`list[str]`): The modalities to convert.
+            rows (`list[dict]`): Rows as in a call, with samples, strings and faces.
         """
+        has_states = any("face" in row for row in rows)
+        processor = without_crops(self.processor) if has_states else self.processor
         values: dict = {modality: [row.get(modality) for row in rows] for modality in modalities}
         for name in ("word_times", "context", "speaker"):
             if "text" in modalities and any(row.get(name) for row in rows):
                 values[name] = [row.get(name) if "text" in row else None for row in rows]
         if "audio" in modalities:
             values["sampling_rate"] = self.processor.feature_extractor.sampling_rate
-        inputs = dict(self.processor(**values, return_tensors="pt"))
+        if has_states:
+            values["video"] = [row.get("face") for row in rows]
+        inputs = dict(processor(**values, return_tensors="pt"))
+        if has_states:
+            del inputs["video_features"], inputs[MASKS["video"]]
         seeds = [row["seed"] for row in rows if "seed" in row]
         if self.augmentation is not None and self.augmentation.spec_augment_probability > 0 and seeds:
             if "input_features" not in inputs:
@@ -89,6 +99,13 @@ class EmotionCollator:
                 inputs["input_features"], inputs[MASKS["audio"]], np.random.default_rng(seeds[0])
             )
         return inputs
+
+
+def without_crops(processor: MMEmoProcessor) -> MMEmoProcessor:
+    """Returns a copy of a processor that takes faces without pictures: for their times, or their blendshapes."""
+    processor = copy.copy(processor)
+    processor.crop_size = None
+    return processor
 
 
 def _pad_states(values: list[np.ndarray]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:

@@ -5,8 +5,10 @@ Deliberate choices:
 - A frozen encoder gives the same states in every epoch, and computing them is nearly the whole cost of training the
   parts on top of it. They are cached on disk in half precision.
 - The key of the cache holds everything that the states depend on: the weights of the encoder, the settings of the
-  processor, the texts, and of each audio file its path, size and time of modification. Contents of files are not
-  hashed, which would read the whole corpus at every start.
+  processor, the texts, and of each audio or video file its path, size and time of modification. Contents of files are
+  not hashed, which would read the whole corpus at every start.
+- A clip is cut to its speech, which moves the frames of its video in time. Cached with the states of the clip are
+  therefore the times of the frames.
 - Statistics are running sums over one input at a time, so memory does not grow with the number of inputs.
 """
 
@@ -23,14 +25,20 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS
+from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS, VIDEO_SETTINGS
+from modeling_mmemo.data.faces import Faces
 from modeling_mmemo.data.fingerprints import audio_fingerprint
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.fusion_mmemo import ModalityBranch
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
-from modeling_mmemo.towers_mmemo import encode_audio, encode_text, num_hidden_states
-from modeling_mmemo.training.collator import EmotionCollator
+from modeling_mmemo.towers_mmemo import encode_audio, encode_text, encode_video, num_hidden_states
+from modeling_mmemo.training.collator import MASKS, EmotionCollator, without_crops
+
+
+ENCODE = {"audio": encode_audio, "video": encode_video}
+# A second of video is several pictures for an image encoder.
+BATCH_SIZES = {"audio": 32, "text": 32, "video": 4}
 
 
 class TowerStates:
@@ -41,7 +49,8 @@ class TowerStates:
     Args:
         folder (`Path`):
             Folder with `states.bin`, half-precision states of shape `(all positions, layers, hidden)`, and
-            `offsets.npy`, where the positions of each input begin.
+            `offsets.npy`, where the positions of each input begin. For clips with videos also `times.npy`, of shape
+            `(all frames, 2)`, and `time_offsets.npy`, where the frames of each video begin.
         layers, hidden (`int`): Number of hidden states of the encoder, and their size.
     """
 
@@ -49,6 +58,9 @@ class TowerStates:
         self._offsets = np.load(folder / "offsets.npy")
         shape = (int(self._offsets[-1]), layers, hidden)
         self._states = np.memmap(folder / "states.bin", dtype=np.float16, mode="r", shape=shape)
+        self._times = None
+        if (folder / "times.npy").is_file():
+            self._times, self._time_offsets = np.load(folder / "times.npy"), np.load(folder / "time_offsets.npy")
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -59,6 +71,14 @@ class TowerStates:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._states[self._offsets[index] : self._offsets[index + 1]].transpose(1, 0, 2)
+
+    def frame_times(self, index: int) -> np.ndarray | None:
+        """Returns start and end of each frame of the video of a clip, `(frames, 2)`, in seconds of the encoded clip;
+        `None` without a clip or a video."""
+        if self._times is None or not self.length(index):
+            return None
+        times = self._times[self._time_offsets[index] : self._time_offsets[index + 1]]
+        return times if len(times) else None
 
 
 class PooledStates:
@@ -118,47 +138,75 @@ class PooledStates:
 
 @torch.inference_mode()
 def tower_states(
-    modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset, cache_dir: str | Path
+    modality: str,
+    tower: PreTrainedModel,
+    processor: MMEmoProcessor,
+    rows: Dataset,
+    cache_dir: str | Path,
+    faces: Faces | None = None,
 ) -> TowerStates:
     """
     Returns the states of a frozen encoder over one modality of all rows, from the cache or computed now.
 
-    A row without the modality has no positions. The positions of a text do not include those of its context.
+    A row without the modality has no positions. The positions of a text do not include those of its context, the
+    positions of a video are the frames with a face.
 
     Args:
-        modality (`str`): `"audio"` or `"text"`.
+        modality (`str`): `"audio"`, `"text"` or `"video"`.
         tower (`PreTrainedModel`): The encoder; states are computed on its device.
-        processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
+        processor (`MMEmoProcessor`): Converts clips, texts and faces to model inputs.
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
         cache_dir (`str` or `Path`): Folder of the cache.
+        faces (`Faces`, *optional*): The faces of the rows, for video, and for the times of their frames in clips.
     """
-    folder = Path(cache_dir) / f"{modality}-{cache_key(modality, tower, processor, rows)}"
+    options = None
+    if modality == "audio" and faces is not None:
+        videos = [*map(audio_fingerprint, rows["video"])]
+        options = {"videos": videos, "frames_per_second": processor.frames_per_second}
+    folder = Path(cache_dir) / f"{modality}-{cache_key(modality, tower, processor, rows, options)}"
     if not (folder / "offsets.npy").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _compute(modality, tower.eval(), processor, rows, folder)
+        _compute(modality, tower.eval(), processor, rows, folder, faces)
     return TowerStates(folder, num_hidden_states(tower.config), tower.config.hidden_size)
 
 
 def _compute(
-    modality: str, tower: PreTrainedModel, processor: MMEmoProcessor, rows: Dataset, folder: Path, batch_size: int = 32
+    modality: str,
+    tower: PreTrainedModel,
+    processor: MMEmoProcessor,
+    rows: Dataset,
+    folder: Path,
+    faces: Faces | None,
 ) -> None:
     present = [index for index, value in enumerate(rows[modality]) if value]
-    lengths = np.zeros(len(rows), dtype=np.int64)
+    lengths, batch_size = np.zeros(len(rows), dtype=np.int64), BATCH_SIZES[modality]
+    # Of a clip with a video only the times of the frames are needed.
+    processor = without_crops(processor) if modality == "audio" else processor
+    times: dict[int, np.ndarray] = {}
     with (folder / "states.bin").open("wb") as file:
         for start in tqdm(range(0, len(present), batch_size), desc=f"Encoding {modality}"):
             indices = present[start : start + batch_size]
-            inputs = processor(**_processor_inputs(modality, rows, indices), return_tensors="pt")
+            inputs = processor(**_processor_inputs(modality, rows, indices, faces), return_tensors="pt")
+            if modality == "audio" and "video_times" in inputs:
+                times |= {i: of_row[: faces.length(i)] for i, of_row in zip(indices, inputs["video_times"].numpy())}
             states, mask = run_tower(modality, tower, inputs)
             file.write(torch.stack(states, dim=2)[mask].half().cpu().numpy().tobytes())
             lengths[indices] = mask.sum(dim=1).cpu().numpy()
+    if times:
+        counts = [len(times.get(index, ())) for index in range(len(rows))]
+        np.save(folder / "times.npy", np.concatenate([times[index] for index in sorted(times)]))
+        np.save(folder / "time_offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
     # Written last: a cache without it is incomplete, and computed again.
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _processor_inputs(modality: str, rows: Dataset, indices: list[int]) -> dict[str, list]:
+def _processor_inputs(modality: str, rows: Dataset, indices: list[int], faces: Faces | None) -> dict[str, list]:
     """Returns the arguments of the processor for some rows."""
+    if modality == "video":
+        return {"video": [faces[index] for index in indices]}
     if modality == "audio":
-        return {"audio": list(rows.select(indices)["audio"])}
+        videos = None if faces is None else [faces.without_crops(index) for index in indices]
+        return {"audio": list(rows.select(indices)["audio"]), "video": videos if videos and any(videos) else None}
     texts = [text_of(row) for row in rows.select(indices)]
     return {name: [text.get(name) for text in texts] for name in ("text", "context", "speaker")}
 
@@ -170,7 +218,7 @@ def run_tower(
     Encodes a batch on the device of the encoder.
 
     Args:
-        modality (`str`): `"audio"` or `"text"`.
+        modality (`str`): `"audio"`, `"text"` or `"video"`.
         tower (`PreTrainedModel`): The encoder.
         inputs (`Mapping[str, torch.Tensor]`): Inputs of the model, as the processor returns them.
 
@@ -178,9 +226,9 @@ def run_tower(
         The states, one tensor of shape `(batch, positions, hidden)` per layer, and their mask `(batch, positions)`.
     """
     inputs = {name: value.to(tower.device) for name, value in inputs.items()}
-    if modality == "audio":
-        return encode_audio(tower, inputs[tower.main_input_name], inputs["audio_attention_mask"])
-    mask = inputs["attention_mask"]
+    mask = inputs[MASKS[modality]]
+    if modality in ENCODE:
+        return ENCODE[modality](tower, inputs[tower.main_input_name], mask)
     states = encode_text(tower, inputs["input_ids"], mask)
     return states, mask.bool() & ~inputs.get("context_mask", torch.zeros_like(mask)).bool()
 
@@ -196,9 +244,9 @@ def cache_key(
     Returns a hash of everything that the states of a frozen encoder depend on.
 
     Args:
-        modality (`str`): `"audio"` or `"text"`.
+        modality (`str`): `"audio"`, `"text"` or `"video"`.
         tower (`PreTrainedModel`): The encoder.
-        processor (`MMEmoProcessor`): Converts clips and texts to model inputs.
+        processor (`MMEmoProcessor`): Converts clips, texts and faces to model inputs.
         rows (`datasets.Dataset`): Rows with the columns of `FEATURES`.
         options (`Mapping`, *optional*): Other options that what is cached depends on.
     """
@@ -209,6 +257,9 @@ def cache_key(
     if modality == "audio":
         settings = processor.feature_extractor.to_dict() | {name: getattr(processor, name) for name in AUDIO_SETTINGS}
         values = map(audio_fingerprint, rows["audio"])
+    elif modality == "video":
+        settings = {name: getattr(processor, name) for name in VIDEO_SETTINGS}
+        values = map(audio_fingerprint, rows["video"])
     else:
         settings = {"tokenizer": repr(processor.tokenizer), "vocabulary": processor.tokenizer.get_vocab()}
         settings |= {name: getattr(processor, name) for name in TEXT_SETTINGS}
@@ -273,7 +324,7 @@ def standardize(
         max_inputs (`int`, *optional*, defaults to 1000): Size of the sample.
     """
     model.eval()
-    branches = {"audio": model.mmemo.audio_branch, "text": model.mmemo.text_branch}
+    branches = {modality: getattr(model.mmemo, f"{modality}_branch") for modality in modalities}
     layers = {modality: RunningStatistics() for modality in modalities}
     for modality, states in _sample_states(model, modalities, rows, collator, max_inputs, "layer statistics"):
         layers[modality].update(states.transpose(0, 1))
@@ -301,7 +352,7 @@ def _sample_states(
     """Yields the states `(layers, positions, hidden)` of each sampled input with its modality, the same every time."""
     if not modalities:
         return
-    towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
+    towers = model.mmemo.towers
     for row in tqdm(_sample(rows, max_inputs), desc=f"Computing {purpose}"):
         present = [modality for modality in modalities if modality in row]
         inputs = collator([row]) if present else {}

@@ -19,12 +19,16 @@ from datasets import Dataset, concatenate_datasets
 from transformers import set_seed
 from transformers.utils import logging
 
+from mmemo.modalities import MODALITIES
+from modeling_mmemo import MMEmoConfig
 from modeling_mmemo.data.clips import check_clips
 from modeling_mmemo.data.corpora import CORPORA, find_layout
 from modeling_mmemo.data.fingerprints import file_fingerprint, rows_fingerprint
 from modeling_mmemo.data.sources import source_name
-from modeling_mmemo.evaluation.conditions import MODALITIES, score_condition
+from modeling_mmemo.evaluation.checkpoints import checkpoint_config
+from modeling_mmemo.evaluation.conditions import ABLATIONS, AS_GIVEN, score_condition
 from modeling_mmemo.evaluation.evaluation_run import corpus_table, results_head
+from modeling_mmemo.evaluation.held_out_rows import face_cache, prepare_files
 from modeling_mmemo.evaluation.metrics import emotion_metrics
 from modeling_mmemo.evaluation.report import FOLD_MEASURES, summary, write_results
 from modeling_mmemo.evaluation.scoring import row_lengths
@@ -114,7 +118,8 @@ def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
         )
         rows = data_args.read(corpus, fold=fold)
         test_rows = rows.filter(lambda split: split == "test", input_columns="split")
-        (fold_scores,) = _score_run(fold_args, rows_fingerprint(rows), [(modality, test_rows)])
+        condition, carriers = _tested_as(model_args, modality, rows)
+        (fold_scores,) = _score_run(fold_args, rows_fingerprint(rows), [(condition, carriers, test_rows)])
         true_ids = [data_args.labels.index(label) for label in test_rows["label"]]
         metrics.append(emotion_metrics(true_ids, fold_scores.argmax(axis=1).tolist()))
         parts.append(test_rows)
@@ -124,9 +129,9 @@ def cross_validate(arguments: Arguments, name: str) -> dict[str, Any]:
         corpus,
         f"{corpus}, {len(parts)} folds of unseen speakers",
         concatenate_datasets(parts),
-        {modality: np.concatenate(scores)},
+        {condition: np.concatenate(scores)},
         data_args.labels,
-        modality,
+        condition,
         training_args.seed,
     )
     mean = {metric: round(statistics.mean(fold[metric] for fold in metrics), 4) for metric in metrics[0]}
@@ -166,30 +171,33 @@ def leave_corpora_out(arguments: Arguments, folds: FoldArguments, name: str) -> 
     arguments = (model_args, data_args, augmentation, training_args)
     rows = {corpus: data_args.read(corpus, turns) for corpus in (*data_args.corpora, *folds.test_corpora)}
     for corpus in (*folds.leave_out, *folds.test_corpora):
-        check_clips(rows[corpus]["audio"])
+        check_clips(rows[corpus]["audio"], rows[corpus]["video"] if _takes_video(model_args) else ())
     fingerprints = {corpus: rows_fingerprint(part) for corpus, part in rows.items()}
     runs = {f"without-{corpus}": (_other_corpora(data_args.corpora, corpus), [corpus]) for corpus in folds.leave_out}
     if folds.test_corpora:
         runs["all"] = (data_args.corpora, folds.test_corpora)
     tables = []
     for folder, (trained, tested) in runs.items():
-        modalities = [find_layout(corpus, data_args.data_dir).modality for corpus in tested]
+        tests = []
+        for corpus in tested:
+            modality = find_layout(corpus, data_args.data_dir).modality
+            tests.append((*_tested_as(model_args, modality, rows[corpus]), rows[corpus]))
         scores = _score_run(
             _on_corpora(arguments, trained, folder),
             " ".join(fingerprints[corpus] for corpus in (*trained, *tested)),
-            [(modality, rows[corpus]) for modality, corpus in zip(modalities, tested)],
+            tests,
         )
         tables += [
             corpus_table(
                 corpus,
                 f"{corpus}, whole corpus, by a model trained on {', '.join(map(source_name, trained))}",
                 rows[corpus],
-                {modality: corpus_scores},
+                {condition: corpus_scores},
                 labels,
-                modality,
+                condition,
                 training_args.seed,
             )
-            for corpus, modality, corpus_scores in zip(tested, modalities, scores)
+            for corpus, (condition, _, _), corpus_scores in zip(tested, tests, scores)
         ]
     return {
         **results_head(name, labels, training_args.seed),
@@ -198,6 +206,23 @@ def leave_corpora_out(arguments: Arguments, folds: FoldArguments, name: str) -> 
         "pairs": [],
         "timelines": [],
     }
+
+
+def _takes_video(args: ModelArguments) -> bool:
+    """Whether the models of a run encode video."""
+    if args.model_name_or_path is None:
+        return args.video_encoder is not None
+    config = checkpoint_config("model_name_or_path", args.model_name_or_path)
+    return isinstance(config, MMEmoConfig) and config.has_encoder("video")
+
+
+def _tested_as(args: ModelArguments, modality: str, rows: Dataset) -> tuple[str, set[str]]:
+    """Returns the condition under which rows of a corpus are tested, and the modalities that carry the emotion: those
+    of its layout and, if the models encode it, video, which not all rows need to have."""
+    carriers = set(ABLATIONS[modality].needs)
+    if _takes_video(args) and any(video is not None for video in rows["video"]):
+        return AS_GIVEN, carriers | {"video"}
+    return modality, carriers
 
 
 def _other_corpora(corpora: Sequence[str], left_out: str) -> list[str]:
@@ -229,14 +254,15 @@ def _means(tables: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _score_run(arguments: Arguments, data: str, tests: Sequence[tuple[str, Dataset]]) -> list[np.ndarray]:
+def _score_run(arguments: Arguments, data: str, tests: Sequence[tuple[str, set[str], Dataset]]) -> list[np.ndarray]:
     """
     Trains a model and scores rows; loads the scores instead if the options and the data did not change since.
 
     Args:
         arguments (`Arguments`): Options of the training run.
         data (`str`): Fingerprint of the rows to train and to test on.
-        tests (`Sequence[tuple[str, Dataset]]`): The modality that is scored, and the rows, of each test set.
+        tests (`Sequence[tuple[str, set[str], Dataset]]`):
+            The condition, the modalities that carry the emotion, and the rows, of each test set.
 
     Returns:
         `list[np.ndarray]`: The scores of each test set, `(rows, labels)`.
@@ -244,7 +270,7 @@ def _score_run(arguments: Arguments, data: str, tests: Sequence[tuple[str, Datas
     folder = Path(arguments[-1].output_dir)
     saved, record = folder / "scores.npy", folder / "scores_fingerprint.txt"
     fingerprint = _fingerprint(arguments, data)
-    ends = np.cumsum([len(rows) for _, rows in tests])[:-1]
+    ends = np.cumsum([len(rows) for *_, rows in tests])[:-1]
     if saved.is_file() and record.is_file() and record.read_text(encoding="utf-8") == fingerprint:
         return np.split(np.load(saved), ends)
     if saved.is_file():
@@ -252,11 +278,13 @@ def _score_run(arguments: Arguments, data: str, tests: Sequence[tuple[str, Datas
     set_seed(arguments[-1].seed)
     train(arguments)
     emotion = load_pipeline(folder)
+    faces = face_cache(emotion, arguments[1].cache_dir) if _takes_video(arguments[0]) else None
     scores = []
-    for modality, rows in tests:
-        lengths = row_lengths(emotion, rows, "text" if modality == "text" else "audio")
-        available = set(MODALITIES) if modality == "both" else {modality}
-        scores.append(score_condition(emotion, modality, rows, lengths, available))
+    for condition, carriers, rows in tests:
+        files = rows if faces is None else prepare_files(emotion, rows, faces)
+        measured = next(modality for modality in MODALITIES if modality in carriers)
+        lengths = row_lengths(emotion, files, measured, faces)
+        scores.append(score_condition(emotion, condition, files, lengths, carriers, faces=faces))
     np.save(saved, np.concatenate(scores))
     record.write_text(fingerprint, encoding="utf-8")
     return scores
@@ -273,7 +301,7 @@ def _fingerprint(arguments: Arguments, data: str) -> str:
 
 def _encoder_files(args: ModelArguments) -> list[str]:
     """Returns a fingerprint of each file of the models that the run starts from, if they are folders."""
-    folders = (args.model_name_or_path, args.audio_encoder, args.text_encoder)
+    folders = (args.model_name_or_path, *(getattr(args, f"{modality}_encoder") for modality in MODALITIES))
     files = (
         path for folder in folders if folder and Path(folder).is_dir() for path in sorted(Path(folder).rglob("*"))
     )

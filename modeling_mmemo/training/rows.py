@@ -1,19 +1,23 @@
 """
-Training rows: clips, texts or both, with simulated pairs, drawn in batches of rows of the same kind.
+Training rows: clips, texts, videos or several of them, with simulated pairs, drawn in batches of rows of the same
+kind.
 
 Acted corpora have clips with emotion and texts without, other corpora have texts only. With `pair_probability` a clip
 therefore gets a random text of its own label, a new one in every epoch: a simulated pair. Words are often neutral
 where the voice is not, so with `neutral_text_probability` it gets a neutral text instead.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
+from mmemo.modalities import MODALITIES
 from modeling_mmemo.data.augmentation import NOISE_COLORS, Augmentation, make_noise
 from modeling_mmemo.data.clips import clip_seconds
+from modeling_mmemo.data.faces import FaceCache, Faces
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
 from modeling_mmemo.training.features import PooledStates, TowerStates
@@ -40,7 +44,7 @@ class SharedEpoch:
 
 class EmotionRows(torch.utils.data.Dataset):
     """
-    Rows for the collator; `self[i]` has `labels`, `label_mask` and, unless missing, `audio` and `text`.
+    Rows for the collator; `self[i]` has `labels`, `label_mask` and, unless missing, `audio`, `text` and `video`.
 
     A text in a dialogue also has `context` and `speaker`. With `loss_weights`, a `dict` of weights by corpus and label
     id that may be set at any time, a row also has its `loss_weight`.
@@ -65,6 +69,8 @@ class EmotionRows(torch.utils.data.Dataset):
             with 0.5 one half in one epoch and the other half in the next.
         seed (`int`): Seed of pairs and augmentation, which depend only on it, the epoch and the position.
         by_length (`bool`): Sort from long to short, so that batches in order have little padding.
+        faces (`Faces`, *optional*): The faces in the videos of all `rows`; without them no row has a video.
+        modalities (`Collection[str]`): The modalities that are used of a row.
     """
 
     def __init__(
@@ -83,10 +89,13 @@ class EmotionRows(torch.utils.data.Dataset):
         weights: Sequence[float] | None = None,
         seed: int = 0,
         by_length: bool = False,
+        faces: Faces | None = None,
+        modalities: Collection[str] = MODALITIES,
     ):
         self.rows = rows
         self.states = states
         self.processor = processor
+        self.faces = faces
         self.augmentation = augmentation
         self.pair_probability = pair_probability
         self.neutral_text_probability = neutral_text_probability
@@ -102,14 +111,16 @@ class EmotionRows(torch.utils.data.Dataset):
         self.has = {
             "audio": [audio is not None for audio in rows["audio"]],
             "text": [bool(text and text.strip()) for text in rows["text"]],
+            "video": [faces is not None and faces.length(index) > 0 for index in range(len(rows))],
         }
+        self.has |= {name: [False] * len(rows) for name in MODALITIES if name not in modalities}
         self.lengths = self._row_lengths(indices)
         self.groups: dict[float, list[int]] = {}
         for index, weight in zip(indices, [1.0] * len(indices) if weights is None else weights):
             self.groups.setdefault(weight, []).append(index)
         self.texts_of: list[list[int]] = [[] for _ in labels]
         for index in pair_texts:
-            if self.kind_of(index) == (False, True):
+            if self.kind_of(index) == ("text",):
                 self.texts_of[self.label_ids[index]].append(index)
         self._epoch = SharedEpoch()
         self._drawn_epoch, self._drawn = 0, self._draw(0)
@@ -147,8 +158,8 @@ class EmotionRows(torch.utils.data.Dataset):
         return sorted(drawn, key=lambda index: -self.lengths[index]) if self.by_length else drawn
 
     def _row_lengths(self, indices: Sequence[int]) -> dict[int, int]:
-        """Returns positions of states, tokens or samples at 16 kHz: comparable within a modality only."""
-        modality_of = {index: "audio" if self.has["audio"][index] else "text" for index in set(indices)}
+        """Returns positions of states, tokens, frames or samples at 16 kHz: comparable within a modality only."""
+        modality_of = {index: next(iter(self.kind_of(index)), "text") for index in set(indices)}
         read = [index for index, name in modality_of.items() if name == "text" and name not in self.states]
         lengths = dict(zip(read, self._num_tokens(read)))
         audio = self.rows["audio"]
@@ -157,6 +168,8 @@ class EmotionRows(torch.utils.data.Dataset):
                 lengths[index] = self.states[name].length(index)
             elif name == "audio":
                 lengths[index] = round(16_000 * clip_seconds(audio[index]))
+            elif name == "video":
+                lengths[index] = self.faces.length(index)
         return lengths
 
     def _num_tokens(self, indices: Sequence[int]) -> list[int]:
@@ -169,9 +182,9 @@ class EmotionRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def kind_of(self, index: int) -> tuple[bool, bool]:
-        """Whether the row of this index has audio, and a text of its own."""
-        return self.has["audio"][index], self.has["text"][index]
+    def kind_of(self, index: int) -> tuple[str, ...]:
+        """Returns the modalities that the row of this index has itself, in the order of `MODALITIES`."""
+        return tuple(modality for modality in MODALITIES if self.has[modality][index])
 
     def __getitem__(self, position: int) -> dict:
         index = self.indices[position]
@@ -182,8 +195,13 @@ class EmotionRows(torch.utils.data.Dataset):
             row["loss_weight"] = self.loss_weights[self.corpora[index], self.label_ids[index]]
         if text_index is not None:
             row |= self._text(text_index, rng)
+        speed = 1.0
         if self.has["audio"][index]:
-            row |= self._audio(index, text_index, rng)
+            audio = self._audio(index, text_index, rng)
+            speed = audio.pop("speed", speed)
+            row |= audio
+        if self.has["video"][index]:
+            row |= self._video(index, speed)
         return row
 
     def _draw_text(self, index: int, rng: np.random.Generator) -> int | None:
@@ -208,12 +226,28 @@ class EmotionRows(torch.utils.data.Dataset):
             return {"audio": states.draw(index, rng) if is_drawn else states[index]}
         row = self.rows[index]
         word_times = row["word_times"] if text_index == index else None
-        audio = load_clip(row["audio"], word_times, self.processor, self.augmentation, rng)
+        is_timed = bool(word_times) or self.has["video"][index]
+        audio = load_clip(row["audio"], word_times, self.processor, self.augmentation, rng, is_timed)
         if text_index is not None and rng.random() < self.blank_probability:
             # Noise has no emotion, so the loss includes all labels.
             noise = make_noise(len(audio["audio"]), rng, rng.choice(NOISE_COLORS))
             audio |= {"audio": noise, "label_mask": torch.ones_like(self.label_masks[self.corpora[index]])}
         return audio
+
+    def _video(self, index: int, speed: float) -> dict:
+        """Returns the face of a row with the times of its frames in the clip, which is played at this speed."""
+        has_states = "video" in self.states
+        face = self.faces.without_crops(index) if has_states else self.faces[index]
+        audio = self.states.get("audio")
+        times = audio.frame_times(index) if isinstance(audio, TowerStates) and self.has["audio"][index] else None
+        face = replace(face, times=face.times / np.float32(speed) if times is None else times)
+        if not has_states:
+            return {"video": face}
+        found = face.is_present
+        face = replace(
+            face, times=face.times[found], is_present=found[found], blendshapes=face.blendshapes[found], crops=None
+        )
+        return {"video": self.states["video"][index], "face": face}
 
 
 def drop_context(text: dict, probability: float, rng: np.random.Generator) -> dict:
@@ -230,6 +264,7 @@ def load_clip(
     processor: MMEmoProcessor,
     augmentation: Augmentation | None,
     rng: np.random.Generator,
+    is_timed: bool = False,
 ) -> dict:
     """
     Loads and augments a clip. It is not cut to its speech, which the processor does when it converts the samples.
@@ -240,18 +275,20 @@ def load_clip(
         processor (`MMEmoProcessor`): Loads the clip.
         augmentation (`Augmentation`, *optional*): Augments the samples.
         rng (`np.random.Generator`): Draws the augmentation.
+        is_timed (`bool`, *optional*, defaults to `False`):
+            Whether other timestamps than those of words refer to the clip, which excludes some augmentations.
 
     Returns:
         `dict` with the samples, `audio`; with `word_times`, scaled as the speed of the clip; and for an augmented clip
-        with the `seed` of the augmentation of its features.
+        with its `speed` and the `seed` of the augmentation of its features.
     """
     samples = processor.load_audio(audio)
     speed, row = 1.0, {}
     if augmentation is not None:
         rate = processor.feature_extractor.sampling_rate
-        augmented = augmentation.augment_audio(samples, rate, rng, is_timed=bool(word_times))
+        augmented = augmentation.augment_audio(samples, rate, rng, is_timed or bool(word_times))
         speed, samples = len(samples) / len(augmented), augmented
-        row["seed"] = rng.integers(2**32)
+        row |= {"seed": rng.integers(2**32), "speed": speed}
     if word_times:
         row["word_times"] = [(word["word"], word["start"] / speed, word["end"] / speed) for word in word_times]
     return row | {"audio": samples}
@@ -285,6 +322,7 @@ class StreamedRows(torch.utils.data.IterableDataset):
         augmentation (`Augmentation`, *optional*): Augments clips.
         seed (`int`): Seed of order and augmentation.
         context_dropout (`float`): Probability that a text loses its context and speaker.
+        faces (`FaceCache`, *optional*): Follows the faces in videos; without it no row has a video.
     """
 
     # Number of rows that are held and shuffled, and that are read at first for the labels of each corpus.
@@ -298,9 +336,11 @@ class StreamedRows(torch.utils.data.IterableDataset):
         augmentation: Augmentation | None,
         seed: int,
         context_dropout: float = 0.0,
+        faces: FaceCache | None = None,
     ):
         self.rows = rows.shuffle(seed=seed, buffer_size=self.BUFFER)
         self.labels, self.processor, self.augmentation, self.seed = labels, processor, augmentation, seed
+        self.faces = faces
         self.context_dropout = context_dropout
         self._epoch = SharedEpoch()
         first = rows.take(self.BUFFER)
@@ -319,9 +359,19 @@ class StreamedRows(torch.utils.data.IterableDataset):
             rng = np.random.default_rng((self.seed, epoch, position))
             if row["text"] is not None:
                 item |= drop_context(text_of(row), self.context_dropout, rng)
+            face = None
+            if self.faces is not None and row["video"] is not None:
+                face = self.faces.read(row["video"])
+                face = face if face.is_present.any() else None
             if row["audio"] is not None:
-                item |= load_clip(row["audio"], row["word_times"], self.processor, self.augmentation, rng)
-            yield item
+                is_timed = face is not None
+                item |= load_clip(row["audio"], row["word_times"], self.processor, self.augmentation, rng, is_timed)
+            speed = item.pop("speed", 1.0)
+            if face is not None:
+                item["video"] = replace(face, times=face.times / np.float32(speed))
+            # A video without a face and without sound has nothing to train on.
+            if item.keys() & set(MODALITIES):
+                yield item
 
     def _label_mask(self, corpus: str, label: int) -> torch.Tensor:
         """Returns the mask of the labels that a corpus had so far, this one included."""
@@ -332,7 +382,7 @@ class StreamedRows(torch.utils.data.IterableDataset):
 
 class LikeBatches(torch.utils.data.Sampler[int]):
     """
-    Shuffles rows so that a batch holds only clips, only texts or only both, and rows of similar length.
+    Shuffles rows so that the rows of a batch have the same modalities and similar lengths.
 
     In a mixed batch a text would be padded with a missing clip, at the cost of a clip.
 
@@ -357,9 +407,10 @@ class LikeBatches(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        parts: dict[tuple[bool, bool], list[int]] = {}
+        parts: dict[tuple[bool, ...], list[int]] = {}
         for position, index in enumerate(self.rows.indices):
-            parts.setdefault(self.rows.kind_of(index), []).append(position)
+            kind = tuple(modality in self.rows.kind_of(index) for modality in MODALITIES)
+            parts.setdefault(kind, []).append(position)
         whole, rest = [], []
         for _, part in sorted(parts.items()):
             order = rng.permutation(part)

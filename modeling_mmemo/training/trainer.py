@@ -6,8 +6,9 @@ Deliberate choices:
 - Under FSDP the processes wait for each other in every layer, so a masked blank input replaces a modality that is
   missing from a batch. Under DDP the model itself gives its parameters gradients of zero.
 - A model that is only evaluated is not sharded: FSDP and DeepSpeed shard the model that they train.
-- There is one development set each for audio, text, both and simulated pairs; `eval_mean_uar` is the mean of their
-  UAR.
+- There is one development set for each set of modalities that rows have, and for simulated pairs; `eval_mean_uar` is
+  the mean of their UAR.
+- The small network over blendshapes is trained from scratch, so it has the learning rate of the heads.
 - Checkpoints hold the processor, so that they load in a pipeline. It is not the Trainer's `processing_class`, which
   would change special tokens in the configuration of the text encoder.
 """
@@ -20,6 +21,10 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
+from mmemo.modalities import MODALITIES
+from mmemo.video.face import FaceSequence
+from mmemo.video.landmarks import BLENDSHAPES
+from modeling_mmemo import MMEmoConfig, MMEmoProcessor, MMEmoVideoConfig
 from modeling_mmemo.evaluation.metrics import emotion_metrics
 from modeling_mmemo.towers_mmemo import num_hidden_states
 from modeling_mmemo.training.adapters import frozen_towers
@@ -28,8 +33,19 @@ from modeling_mmemo.training.rows import EmotionRows, LikeBatches
 from modeling_mmemo.training.training_arguments import EmotionTrainingArguments
 
 
-# 0.1 s at 16 kHz, long enough for every encoder.
-BLANKS = {"audio": np.ones(1600, dtype=np.float32), "text": "."}
+def blank_inputs(processor: MMEmoProcessor) -> dict:
+    """Returns an input of each modality, long enough for every encoder: 0.1 s of audio, a token, a frame."""
+    size = processor.crop_size
+    face = FaceSequence(
+        times=np.zeros((1, 2), np.float32),
+        is_present=np.ones(1, bool),
+        blendshapes=np.zeros((1, len(BLENDSHAPES)), np.float32),
+        boxes=np.zeros((1, 4), np.float32),
+        crops=None if size is None else np.zeros((1, size, size, 3), np.uint8),
+        duration=0.0,
+    )
+    # A constant signal would count as silent.
+    return {"audio": np.tile(np.float32([1, -1]), 800), "text": ".", "video": face}
 
 
 class EmotionTrainer(Trainer):
@@ -40,7 +56,14 @@ class EmotionTrainer(Trainer):
             return self.optimizer
         optimizer = super().create_optimizer(model)
         trained = self.model if model is None else model
-        towers = {id(parameter) for name, parameter in trained.named_parameters() if "_tower." in name}
+        pretrained = tuple(
+            f"{modality}_tower." for modality in MODALITIES if is_pretrained(self.model.config, modality)
+        )
+        towers = {
+            id(parameter)
+            for name, parameter in trained.named_parameters()
+            if any(tower in name for tower in pretrained)
+        }
         for group in list(optimizer.param_groups):
             heads = [parameter for parameter in group["params"] if id(parameter) not in towers]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) in towers]
@@ -68,11 +91,12 @@ class EmotionTrainer(Trainer):
     def _with_blanks(self, inputs: dict) -> dict:
         """Adds masked blank inputs of a modality missing from the batch, so that every process runs all layers."""
         states = self.train_dataset.states if isinstance(self.train_dataset, EmotionRows) else {}
+        raw = blank_inputs(self.data_collator.processor)
         for modality, mask in MASKS.items():
-            tower = {"audio": self.model.config.audio_config, "text": self.model.config.text_config}[modality]
+            tower = getattr(self.model.config, f"{modality}_config")
             if tower is None or mask in inputs:
                 continue
-            blank = BLANKS[modality]
+            blank = raw[modality]
             if modality in states:
                 blank = np.zeros((num_hidden_states(tower), 1, tower.hidden_size), dtype=np.float16)
             row = {"labels": 0, "label_mask": inputs["label_mask"][0], modality: blank}
@@ -106,6 +130,12 @@ class EmotionTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, mean)
             metrics |= mean
         return metrics
+
+
+def is_pretrained(config: MMEmoConfig, modality: str) -> bool:
+    """Whether the encoder of a modality is a pretrained one; the network over blendshapes is not."""
+    tower = getattr(config, f"{modality}_config")
+    return tower is not None and tower.model_type != MMEmoVideoConfig.model_type
 
 
 class EarlyStopping(EarlyStoppingCallback):

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from modeling_mmemo.configuration_mmemo import LAYER_MIXES, POOLINGS
+from mmemo.modalities import MODALITIES
+from mmemo.video.video_inputs import MAX_FPS
+from modeling_mmemo.configuration_mmemo import LAYER_MIXES, POOLINGS, MMEmoVideoConfig
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.config_file import read_config
 from modeling_mmemo.data.corpora import CORPORA
@@ -17,6 +19,9 @@ from modeling_mmemo.training.fold_arguments import FoldArguments
 
 AUDIO_MODES = ("frozen", "lora", "full")
 TEXT_MODES = ("frozen", "lora", "qlora", "full")
+VIDEO_MODES = (None, "frozen", "lora", "full")
+# A video encoder that is newly initialised, instead of a name.
+NEW_VIDEO_ENCODER = MMEmoVideoConfig.model_type
 PROMPT = "\nEmotion:"
 TEXT_HEADS = ("linear", "label_words")
 PAIR_SPLITS = ("train", "dev")
@@ -28,6 +33,7 @@ LEAK_COLUMNS = ("speaker", "text")
 _CHOICES = {
     "audio_mode": AUDIO_MODES,
     "text_mode": TEXT_MODES,
+    "video_mode": VIDEO_MODES,
     "text_head": TEXT_HEADS,
     "class_weights": CLASS_WEIGHTS,
     "stored_dtype": STORED_DTYPES,
@@ -45,6 +51,9 @@ _ENCODER_OPTIONS = {
     "context_turns": "text_encoder",
     "context_tokens": "text_encoder",
     "prompt": "text_encoder",
+    "frames_per_second": "video_encoder",
+    "video_layer_mix": "video_encoder",
+    "video_pooling": "video_encoder",
 }
 # Options that a checkpoint of an mmemo model determines.
 _CHECKPOINT_OPTIONS = ("fusion", "fusion_hidden_size", *_ENCODER_OPTIONS)
@@ -71,6 +80,13 @@ class ModelArguments:
         default=None,
         metadata={"help": "Hub name or folder of a text encoder, or of an mmemo model whose text half is used."},
     )
+    video_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub name or folder of an image encoder (ViT, CLIP, DINOv2), or of an mmemo model whose video "
+            f"half is used; or {NEW_VIDEO_ENCODER} for a small new network over 52 blendshapes of the face."
+        },
+    )
     audio_layers: int | None = field(
         default=None, metadata={"help": "Keep only this many first layers of the audio encoder; all by default."}
     )
@@ -88,6 +104,12 @@ class ModelArguments:
             "help": f"How to train the text encoder: {TEXT_MODES}; qlora is LoRA over 4-bit weights, on a CUDA GPU."
         },
     )
+    video_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "How to train the video encoder: frozen, lora or full; lora by default, and full for a new one."
+        },
+    )
     audio_freeze_layers: int | None = field(
         default=None,
         metadata={"help": "With audio_mode=full, number of first layers that stay frozen, with the embeddings."},
@@ -95,6 +117,10 @@ class ModelArguments:
     text_freeze_layers: int | None = field(
         default=None,
         metadata={"help": "With text_mode=full, number of first layers that stay frozen, with the embeddings."},
+    )
+    video_freeze_layers: int | None = field(
+        default=None,
+        metadata={"help": "With video_mode=full, number of first layers that stay frozen, with the embeddings."},
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of LoRA, divided by its rank."})
@@ -129,6 +155,17 @@ class ModelArguments:
     text_pooling: str | None = field(
         default=None, metadata={"help": f"How to pool the tokens of a new text encoder: {POOLINGS}; mean by default."}
     )
+    frames_per_second: float | None = field(
+        default=None, metadata={"help": "Frames per second in which a face is found; 5 by default."}
+    )
+    video_layer_mix: str | None = field(
+        default=None,
+        metadata={"help": f"How to combine the layers of a new video encoder: {LAYER_MIXES}; the first by default."},
+    )
+    video_pooling: str | None = field(
+        default=None,
+        metadata={"help": f"How to pool the frames of a new video encoder: {POOLINGS}; mean_std by default."},
+    )
     text_head: str = field(
         default="linear",
         metadata={
@@ -147,7 +184,8 @@ class ModelArguments:
     )
     fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout on top of the encoders."})
     modality_dropout: float = field(
-        default=0.0, metadata={"help": "Probability in training that a sample with both modalities loses one of them."}
+        default=0.0,
+        metadata={"help": "Probability in training that a sample loses some of its modalities, but not all."},
     )
     modality_loss_weight: float = field(default=0.3, metadata={"help": "Weight of the loss of each modality's head."})
     class_weights: str = field(
@@ -167,8 +205,8 @@ class ModelArguments:
     bias_correction: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "audio, text or both: adds a bias for each label to the head of a modality, fitted on the "
-            "development rows; corrects the shift by class_weights."
+            "help": "Some of audio, text and video: adds a bias for each label to the head of a modality, fitted on "
+            "the development rows; corrects the shift by class_weights."
         },
     )
     label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all labels."})
@@ -191,8 +229,8 @@ class ModelArguments:
         for name, valid in _CHOICES.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {valid}.")
-        if unknown := [modality for modality in self.bias_correction if modality not in ("audio", "text")]:
-            raise ValueError(f"bias_correction={unknown} is unknown; choose from audio and text.")
+        if unknown := [modality for modality in self.bias_correction if modality not in MODALITIES]:
+            raise ValueError(f"bias_correction={unknown} is unknown; choose from {', '.join(MODALITIES)}.")
         if not 0 <= self.class_weight_power <= 1:
             raise ValueError(f"class_weight_power={self.class_weight_power} must be in [0, 1].")
         if self.class_weight_power != 1 and self.class_weights == "none":
@@ -200,16 +238,20 @@ class ModelArguments:
                 f"class_weight_power={self.class_weight_power} contradicts class_weights=none; set class_weights to "
                 "balanced or corpus."
             )
+        if self.frames_per_second is not None and not 0 < self.frames_per_second <= MAX_FPS:
+            raise ValueError(f"frames_per_second={self.frames_per_second} must be in (0, {MAX_FPS:.0f}].")
         self._check_encoders()
         self._check_modes()
         self._check_text_head()
 
     def _check_encoders(self) -> None:
         """Raises a `ValueError` unless there is either a checkpoint or an encoder for every encoder option."""
-        encoders = {"audio_encoder": self.audio_encoder, "text_encoder": self.text_encoder}
+        encoders = {f"{modality}_encoder": getattr(self, f"{modality}_encoder") for modality in MODALITIES}
         given = {name: value for name, value in encoders.items() if value is not None}
         if self.model_name_or_path is None and not given:
-            raise ValueError("Give audio_encoder, text_encoder or both, or a model_name_or_path to continue from.")
+            raise ValueError(
+                f"Give one or several of {', '.join(encoders)}, or a model_name_or_path to continue from."
+            )
         if self.model_name_or_path is not None:
             if given:
                 raise ValueError(
@@ -230,8 +272,8 @@ class ModelArguments:
                 )
 
     def _check_modes(self) -> None:
-        """Raises a `ValueError` for options that need another `audio_mode` or `text_mode`."""
-        for modality in ("audio", "text"):
+        """Raises a `ValueError` for options that need another mode of an encoder."""
+        for modality in MODALITIES:
             mode, frozen = self.mode_of(modality), self.freeze_layers_of(modality)
             if frozen is not None and mode != "full":
                 raise ValueError(
@@ -244,10 +286,16 @@ class ModelArguments:
             )
         if self.text_mode == "qlora" and self.text_encoder is None:
             raise ValueError("text_mode=qlora contradicts text_encoder=None; give an encoder to load in 4 bits.")
-        if self.lora_target_modules and not any(self.is_adapted(modality) for modality in ("audio", "text")):
+        if self.video_encoder == NEW_VIDEO_ENCODER and self.mode_of("video") != "full":
             raise ValueError(
-                f"lora_target_modules={self.lora_target_modules} contradicts audio_mode={self.audio_mode} and "
-                f"text_mode={self.text_mode}; set one of them to lora."
+                f"video_mode={self.video_mode} contradicts video_encoder={NEW_VIDEO_ENCODER}, which is newly "
+                "initialised and has to be trained. Set video_mode to full, or leave it out."
+            )
+        encoded = [modality for modality in MODALITIES if modality != "video" or self.video_encoder is not None]
+        if self.lora_target_modules and not any(self.is_adapted(modality) for modality in encoded):
+            modes = " and ".join(f"{modality}_mode={self.mode_of(modality)}" for modality in encoded)
+            raise ValueError(
+                f"lora_target_modules={self.lora_target_modules} contradicts {modes}; set one of them to lora."
             )
 
     def _check_text_head(self) -> None:
@@ -267,7 +315,9 @@ class ModelArguments:
 
     def mode_of(self, modality: str) -> str:
         """Returns how the encoder of `modality` is trained, one of `TEXT_MODES`."""
-        return {"audio": self.audio_mode, "text": self.text_mode}[modality]
+        if modality == "video" and self.video_mode is None:
+            return "full" if self.video_encoder == NEW_VIDEO_ENCODER else "lora"
+        return getattr(self, f"{modality}_mode")
 
     def is_adapted(self, modality: str) -> bool:
         """Whether the encoder of `modality` gets LoRA."""
@@ -275,7 +325,7 @@ class ModelArguments:
 
     def freeze_layers_of(self, modality: str) -> int | None:
         """Returns the number of first layers of the encoder of `modality` that stay frozen."""
-        return {"audio": self.audio_freeze_layers, "text": self.text_freeze_layers}[modality]
+        return getattr(self, f"{modality}_freeze_layers")
 
 
 # Options of `DataArguments` in [0, 1].
@@ -523,19 +573,30 @@ def _check_combination(
         _check_streaming(model, training)
     elif data.cache_states:
         _check_cache(model, data, augmentation)
-    if training.activation_checkpointing and model.audio_mode == model.text_mode == "frozen":
-        raise ValueError(
-            "activation_checkpointing=True contradicts audio_mode=frozen and text_mode=frozen. Set it to false."
-        )
-    if model.model_name_or_path is None and None in (model.audio_encoder, model.text_encoder):
-        missing = "audio_encoder" if model.audio_encoder is None else "text_encoder"
-        for name, value in (
-            ("pair_probability", data.pair_probability),
-            ("blank_probability", data.blank_probability),
-            ("modality_dropout", model.modality_dropout),
-        ):
-            if value > 0:
-                raise ValueError(f"{name}={value} contradicts {missing}=None; it needs both encoders.")
+    encoded = [modality for modality in MODALITIES if modality != "video" or model.video_encoder is not None]
+    if training.activation_checkpointing and all(model.mode_of(modality) == "frozen" for modality in encoded):
+        modes = " and ".join(f"{modality}_mode=frozen" for modality in encoded)
+        raise ValueError(f"activation_checkpointing=True contradicts {modes}. Set it to false.")
+    if model.model_name_or_path is None:
+        _check_several_encoders(model, data)
+
+
+def _check_several_encoders(model: ModelArguments, data: DataArguments) -> None:
+    """Raises a `ValueError` for options about samples with several modalities that the new encoders cannot have."""
+    given = {modality for modality in MODALITIES if getattr(model, f"{modality}_encoder") is not None}
+    for name, value, is_possible, needed in (
+        (
+            "pair_probability",
+            data.pair_probability,
+            "text" in given and len(given) > 1,
+            "a text encoder and another one",
+        ),
+        ("blank_probability", data.blank_probability, {"audio", "text"} <= given, "encoders of audio and text"),
+        ("modality_dropout", model.modality_dropout, len(given) > 1, "two encoders"),
+    ):
+        if value > 0 and not is_possible:
+            missing = next(f"{modality}_encoder" for modality in MODALITIES if modality not in given)
+            raise ValueError(f"{name}={value} contradicts {missing}=None; it needs {needed}.")
 
 
 def _check_cache(model: ModelArguments, data: DataArguments, augmentation: Augmentation) -> None:

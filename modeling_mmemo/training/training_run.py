@@ -1,9 +1,10 @@
 """One training run, from the encoders to a folder that `from_pretrained` and `pipeline` load."""
 
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 from transformers.utils import logging
 
+from mmemo.modalities import MODALITIES, PRESENCES, presence_of
 from modeling_mmemo import MMEmoConfig, MMEmoForEmotionRecognition, MMEmoProcessor
 from modeling_mmemo.adapter_mmemo import EMBEDDED_LICENSE, EMBEDDED_MODEL, reference
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.data.clips import check_clips, without_item_warnings
 from modeling_mmemo.data.corpora import CORPORA, find_layout
-from modeling_mmemo.data.schema import STORED_FEATURES
+from modeling_mmemo.data.faces import FaceCache, Faces, sound_of, with_faces
+from modeling_mmemo.data.schema import FILE_COLUMNS, STORED_FEATURES
 from modeling_mmemo.data.splits import leak_check, split_by_speaker
 from modeling_mmemo.data.unknown_labels import listed
 from modeling_mmemo.evaluation.evaluation_run import model_labels
@@ -41,11 +44,13 @@ from modeling_mmemo.training.vocabulary import cut_vocabulary
 
 logger = logging.get_logger(__name__)
 
-# For each presence of modalities, the development sets that can calibrate its scores; the first available is used.
-CALIBRATED_ON = {"audio": ("audio",), "text": ("text",), "both": ("both", "pairs")}
-
-# The columns that decide whether a row is used.
-_FILTERED = ["split", "audio", "text"]
+# Simulated pairs of development rows: their name, by the modalities of the rows that get a text.
+PAIRS = {("audio",): "pairs", ("video",): "video_pairs", ("audio", "video"): "audio+video_pairs"}
+# For each set of modalities, the development sets that can calibrate its scores; the first available is used.
+CALIBRATED_ON = {
+    name: (name, *(pairs for given, pairs in PAIRS.items() if presence_of({*given, "text"}) == name))
+    for name in PRESENCES
+}
 
 
 class RunRows(NamedTuple):
@@ -54,7 +59,7 @@ class RunRows(NamedTuple):
 
     Args:
         train (`EmotionRows` or `StreamedRows`): The training rows.
-        dev (`dict[str, EmotionRows]`): Those of `audio`, `text`, `both` and simulated `pairs` that are not empty.
+        dev (`dict[str, EmotionRows]`): See [`development_sets`].
         tested (`list[str]`): The sources that have test rows, which are not read here.
     """
 
@@ -79,7 +84,7 @@ def train(arguments: Arguments) -> EmotionTrainer:
     # Rows get the label ids of the model.
     data_args = replace(data_args, labels=model_labels(model.config))
     if model_args.vocabulary_size is not None:
-        rows, _, _ = read_rows(data_args, {"text"}, processor.context_turns)
+        rows, _, _ = read_rows(data_args, ["text"], processor.context_turns)
         texts = (text for text in rows["text"] if text is not None)
         processor.tokenizer = cut_vocabulary(
             model.mmemo.text_tower, processor.tokenizer, texts, model_args.vocabulary_size
@@ -144,7 +149,7 @@ def train(arguments: Arguments) -> EmotionTrainer:
 
 def _inherited_license(args: ModelArguments) -> str | None:
     """Returns the licence of the embedded weights if a run starts from them."""
-    names = (args.model_name_or_path, args.audio_encoder, args.text_encoder)
+    names = (args.model_name_or_path, *(getattr(args, f"{modality}_encoder") for modality in MODALITIES))
     starts_embedded = any(name is not None and reference(name)[0] == EMBEDDED_MODEL for name in names)
     return EMBEDDED_LICENSE if starts_embedded else None
 
@@ -184,8 +189,7 @@ def build_rows(
         ValueError: If the sources have no training rows, or no development rows for an evaluation, or if an option
             contradicts the processor.
     """
-    towers = {"audio": model.mmemo.audio_tower, "text": model.mmemo.text_tower}
-    towers = {modality: tower for modality, tower in towers.items() if tower is not None}
+    towers = model.mmemo.towers
     if args.context_dropout > 0 and not processor.context_turns:
         raise ValueError(
             f"context_dropout={args.context_dropout} contradicts context_turns=0: this model takes no context. Set "
@@ -204,18 +208,26 @@ def build_rows(
     if args.augmented_copies > 0:
         pooled_layers(model.config)
     if args.streaming:
-        stream = read_streams(args, towers, processor.context_turns)
+        stream = read_streams(args, list(towers), processor.context_turns)
         streamed = StreamedRows(
             stream,
             labels=args.labels,
             processor=processor,
             augmentation=augmentation,
             seed=training_args.seed,
+            faces=FaceCache(processor, args.cache_dir) if "video" in towers else None,
             context_dropout=args.context_dropout,
         )
         return RunRows(streamed, {}, [])
 
-    rows, weights, tested = read_rows(args, towers, processor.context_turns)
+    rows, weights, tested = read_rows(args, list(towers), processor.context_turns)
+    faces = None
+    if "video" in towers:
+        # One process fills the caches, the others load them.
+        with training_args.main_process_first(desc="following faces"):
+            cache = FaceCache(processor, args.cache_dir)
+            rows, weights = _only_with_faces(rows, weights, cache)
+            faces = Faces(cache, rows["video"])
     splits = list(rows["split"])
     train_indices = [i for i, split in enumerate(splits) if split == "train"]
     dev_indices = [i for i, split in enumerate(splits) if split == "dev"]
@@ -228,7 +240,6 @@ def build_rows(
         )
     states: dict[str, TowerStates | PooledStates] = {}
     if args.cache_states:
-        # One process fills the cache, the others load it.
         with training_args.main_process_first(desc="caching the states of frozen encoders"):
             for modality, tower in towers.items():
                 if modality == "audio" and args.augmented_copies > 0:
@@ -245,9 +256,15 @@ def build_rows(
                         num_workers=training_args.dataloader_num_workers,
                     )
                 elif model_args.mode_of(modality) == "frozen":
-                    states[modality] = tower_states(modality, tower, processor, rows, args.cache_dir)
+                    states[modality] = tower_states(modality, tower, processor, rows, args.cache_dir, faces)
     select = partial(
-        EmotionRows, rows, labels=args.labels, states=states, processor=processor, seed=training_args.seed
+        EmotionRows,
+        rows,
+        labels=args.labels,
+        states=states,
+        processor=processor,
+        faces=faces,
+        seed=training_args.seed,
     )
     train_rows = select(
         train_indices,
@@ -264,24 +281,50 @@ def build_rows(
             f"pair_split=dev contradicts corpora={args.corpora} with dev_share={args.dev_share}: there are no "
             "development rows with text alone. Set dev_share, or set pair_split to train."
         )
-    dev = {}
-    for name, kind in (("audio", (True, False)), ("text", (False, True)), ("both", (True, True))):
-        if chosen := [i for i in dev_indices if train_rows.kind_of(i) == kind]:
-            dev[name] = select(chosen, by_length=True)
-    if args.pair_probability > 0 and {"audio", "text"} <= set(dev):
-        dev["pairs"] = select(dev["audio"].indices, pair_probability=1.0, pair_texts=dev_indices, by_length=True)
+    dev = development_sets(train_rows, dev_indices, partial(select, by_length=True), args.pair_probability > 0)
     return RunRows(train_rows, dev, tested)
 
 
+def development_sets(
+    rows: EmotionRows, indices: Sequence[int], select: Callable[..., EmotionRows], has_pairs: bool
+) -> dict[str, EmotionRows]:
+    """
+    Returns development rows by the modalities that they have, as named by [`presence_of`], and simulated pairs.
+
+    Rows with a video are also in the sets of fewer modalities for which there are no rows otherwise, without the
+    others: a face or a voice alone is what the model often gets.
+
+    Args:
+        rows (`EmotionRows`): Rows of the run.
+        indices (`Sequence[int]`): The development rows among them.
+        select (`Callable`): Returns [`EmotionRows`] with some of the rows, given these and other arguments.
+        has_pairs (`bool`): Whether to pair rows without a text with a text of their label, see `PAIRS`.
+    """
+    kinds = {index: rows.kind_of(index) for index in indices}
+    dev = {}
+    for size in range(1, len(MODALITIES) + 1):
+        for given in combinations(MODALITIES, size):
+            chosen = [index for index in indices if kinds[index] == given] or [
+                index for index in indices if "video" in kinds[index] and set(given) < set(kinds[index])
+            ]
+            if chosen:
+                dev[presence_of(given)] = select(chosen, modalities=given)
+    for given, name in PAIRS.items() if has_pairs and ("text",) in kinds.values() else ():
+        if (alone := dev.get(presence_of(given))) is not None:
+            modalities = {*given, "text"}
+            dev[name] = select(alone.indices, modalities=modalities, pair_probability=1.0, pair_texts=indices)
+    return dev
+
+
 def read_rows(
-    args: DataArguments, modalities: Container[str], context_turns: int = 0
+    args: DataArguments, modalities: Collection[str], context_turns: int = 0
 ) -> tuple[Dataset, list[float], list[str]]:
     """
     Returns all rows of `args.corpora` except test rows, the weight of each row, and the sources with test rows.
 
     Args:
         args (`DataArguments`): The sources of the rows, with the labels of the model.
-        modalities (`Container[str]`): The modalities of the model.
+        modalities (`Collection[str]`): The modalities of the model.
         context_turns (`int`): Number of dialogue turns that the model takes before a text.
 
     Raises:
@@ -296,10 +339,9 @@ def read_rows(
         if not args.allow_leaks:
             leak_check(rows, by=args.leak_columns)
         tested += [source] if "test" in set(rows["split"]) else []
-        rows = _keep_modalities(rows, source, args, modalities).filter(
-            lambda split, audio, text: split != "test" and not (audio is None and text is None),
-            input_columns=_FILTERED,
-        )
+        rows = rows.filter(lambda split: split != "test", input_columns="split")
+        check_clips((), _read_videos(rows, modalities))
+        rows = _keep_modalities(rows, source, args, modalities).filter(_has_any, input_columns=list(MODALITIES))
         if not len(rows):
             raise ValueError(
                 f"{source} has no row for a model of {' and '.join(modalities)}; leave it out of corpora."
@@ -310,6 +352,27 @@ def read_rows(
     check_clips(rows["audio"])
     _check_labels(rows, args)
     return rows, weights, tested
+
+
+def _read_videos(rows: Dataset, modalities: Collection[str]) -> list[dict | None]:
+    """Returns the videos that a model of these modalities reads: for their faces, or for the sound of rows without
+    audio."""
+    if "video" in modalities:
+        return list(rows["video"])
+    clips = zip(rows["audio"], rows["video"]) if "audio" in modalities else ()
+    return [video for audio, video in clips if audio is None]
+
+
+def _only_with_faces(rows: Dataset, weights: list[float], cache: FaceCache) -> tuple[Dataset, list[float]]:
+    """Returns rows after [`with_faces`], without those that had nothing but a video, and their weights."""
+    rows = with_faces(rows, cache)
+    kept = [index for index, values in enumerate(zip(*(rows[name] for name in MODALITIES))) if _has_any(*values)]
+    return rows.select(kept), [weights[index] for index in kept]
+
+
+def _has_any(*values) -> bool:
+    """Whether a row has any of some columns."""
+    return any(value is not None for value in values)
 
 
 def _check_labels(rows: Dataset, args: DataArguments) -> None:
@@ -333,12 +396,11 @@ def _check_labels(rows: Dataset, args: DataArguments) -> None:
         )
 
 
-def read_streams(args: DataArguments, modalities: Container[str], context_turns: int = 0) -> IterableDataset:
+def read_streams(args: DataArguments, modalities: Collection[str], context_turns: int = 0) -> IterableDataset:
     """Returns a stream of the training rows of all `args.corpora`, sampled by their weights; see [`read_rows`]."""
     streams = [
         _keep_modalities(args.read(source, context_turns, True, args.fold), source, args, modalities).filter(
-            lambda split, audio, text: split == "train" and not (audio is None and text is None),
-            input_columns=_FILTERED,
+            lambda split, *values: split == "train" and _has_any(*values), input_columns=["split", *MODALITIES]
         )
         for source in args.corpora
     ]
@@ -346,19 +408,22 @@ def read_streams(args: DataArguments, modalities: Container[str], context_turns:
     return interleave_datasets(streams, shares.tolist(), seed=0, stopping_strategy="all_exhausted")
 
 
-def _keep_modalities(rows, source: str, args: DataArguments, modalities: Container[str]):
-    """Removes modalities that the model lacks, and those that carry no emotion in a known corpus."""
+def _keep_modalities(rows, source: str, args: DataArguments, modalities: Collection[str]):
+    """Removes modalities that the model lacks, and those that carry no emotion in a known corpus; adds the sound of
+    videos, as in [`with_sounds`]."""
     carries = find_layout(source, args.data_dir).modality if source in CORPORA else "both"
-    kept = [name for name in ("audio", "text") if name in modalities and carries in (name, "both")]
+    kept = [name for name in modalities if carries in (name, "both") or name == "video"]
+
+    def keep(batch: dict[str, list]) -> dict[str, list]:
+        columns = {name: batch[name] if name in kept else [None] * len(batch[name]) for name in FILE_COLUMNS}
+        if "audio" in kept:
+            clips = zip(batch["audio"], batch["video"])
+            columns["audio"] = [sound_of(video) if audio is None else audio for audio, video in clips]
+        columns["text"] = [text if "text" in kept and text and text.strip() else None for text in batch["text"]]
+        return columns
+
     # As a plain struct, because encoding an Audio column again would need torchcodec.
-    return rows.cast(STORED_FEATURES).map(
-        lambda batch: {
-            "audio": batch["audio"] if "audio" in kept else [None] * len(batch["audio"]),
-            "text": [text if "text" in kept and text and text.strip() else None for text in batch["text"]],
-        },
-        batched=True,
-        features=STORED_FEATURES,
-    )
+    return rows.cast(STORED_FEATURES).map(keep, batched=True, features=STORED_FEATURES)
 
 
 def balanced_weights(rows: EmotionRows, num_labels: int, power: float = 1.0) -> list[float]:
@@ -402,8 +467,8 @@ def corpus_loss_weights(rows: EmotionRows, power: float = 1.0) -> dict[tuple[str
 @torch.no_grad()
 def round_towers(model: MMEmoForEmotionRecognition) -> None:
     """Rounds the encoders to half precision, so that the model is evaluated as it is stored."""
-    for tower in (model.mmemo.audio_tower, model.mmemo.text_tower):
-        for parameter in [] if tower is None else tower.parameters():
+    for tower in model.mmemo.towers.values():
+        for parameter in tower.parameters():
             parameter.copy_(parameter.half())
 
 
@@ -411,11 +476,11 @@ def check_bias_correction(args: ModelArguments, model: MMEmoForEmotionRecognitio
     """Raises a `ValueError` if a modality of `bias_correction` has no head whose biases determine its predictions."""
     for modality in args.bias_correction:
         head = getattr(model, f"{modality}_classifier")
-        if head is None or head.bias is None or (model.config.is_bimodal and model.vote is None):
+        if head is None or head.bias is None or (model.config.is_multimodal and model.vote is None):
             raise ValueError(
                 f"bias_correction={args.bias_correction} contradicts the model, whose predictions for {modality} "
                 "alone do not come from a head with biases. It needs this modality, and fusion=late or hybrid if the "
-                "model has both; leave bias_correction out."
+                "model has several; leave bias_correction out."
             )
 
 
@@ -440,9 +505,9 @@ def calibrate(trainer: EmotionTrainer) -> dict[str, str]:
         for name in [name for name in names if name in trainer.eval_dataset][:1]:
             rows = trainer.eval_dataset[name]
             predicted = trainer.predict(rows)
-            # A text does not reveal the voice of its speaker.
+            # A text reveals neither the voice nor the face of its speaker.
             names = list(rows.rows["speaker"])
-            speakers = [names[index] if rows.has["audio"][index] else None for index in rows.indices]
+            speakers = [names[index] if rows.kind_of(index) != ("text",) else None for index in rows.indices]
             fitted[presence] = calibrate_scores(predicted.predictions, predicted.label_ids, speakers)
             if fitted[presence].temperature is None:
                 logger.warning(
