@@ -290,7 +290,7 @@ class TestVideos:
         assert output.weights == result["modality_weights"]
         assert {name for name, weight in output.weights.items() if weight} == {"audio", "text", "video"}
         assert result["timeline"][0]["face"]["presence"] == 1
-        assert [axes.get_ylabel() for axes in output.picture.axes] == ["waveform", "scores"]
+        assert [axes.get_ylabel() for axes in output.picture.axes] == ["waveform", "scores", "face"]
         assert output.note == "The video has one face, found in 100% of the pictures."
 
     def test_a_model_of_faces_ignores_the_sound(self, talk):
@@ -308,7 +308,7 @@ class TestVideos:
         output = demo.predict_page(predict_face, None, None, None, silent)
 
         assert output.weights == {"audio": 0, "text": 0, "video": pytest.approx(1)}
-        assert [axes.get_ylabel() for axes in output.picture.axes] == ["scores"]
+        assert [axes.get_ylabel() for axes in output.picture.axes] == ["scores", "face"]
 
     @pytest.mark.parametrize("text", [None, SENTENCE])
     def test_without_speech_the_face_is_shown(self, predict, silent, text):

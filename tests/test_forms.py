@@ -78,7 +78,7 @@ def test_another_boundary_is_an_error():
         (b"--B\r\nContent-Type: text/plain\r\n\r\na\r\n" + END, 'header field "name" must be provided'),
         (TEXT.replace(b"so sad", b"\xff\xfe") + END, "text: not valid UTF-8"),
         (TEXT.replace(b"so sad", b"a" * 101) + END, "maximum size"),
-        (FILE * 3 + END, "Too many files"),
+        (FILE * 4 + END, "Too many files"),
     ],
 )
 def test_malformed_forms(body, detail):
