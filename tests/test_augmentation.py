@@ -4,6 +4,7 @@ import soundfile
 import torch
 from transformers import HfArgumentParser
 
+from mmemo.video.face import FaceSequence
 from modeling_mmemo.data.augmentation import (
     NOISE_RMS,
     Augmentation,
@@ -454,3 +455,20 @@ def test_noise_is_added_after_the_room(clip):
     expected = add_noise(room, random.uniform(5, 30), random, random.choice(["white", "pink"]))
 
     np.testing.assert_allclose(both.augment_audio(clip, RATE, rng()), expected, atol=1e-6)
+
+
+def test_faces_are_mirrored_with_a_probability():
+    face = FaceSequence(
+        times=np.zeros((1, 2), np.float32),
+        is_present=np.ones(1, bool),
+        blendshapes=np.linspace(0, 1, 52, dtype=np.float32)[None],
+        boxes=np.float32([[0.1, 0.2, 0.4, 0.8]]),
+        crops=None,
+        duration=0.2,
+    )
+    rng = np.random.default_rng(0)
+    mirrored = [Augmentation(mirror_probability=0.25).augment_face(face, rng) is not face for _ in range(400)]
+    assert np.mean(mirrored) == pytest.approx(0.25, abs=0.06)
+    state = rng.bit_generator.state
+    assert Augmentation().augment_face(face, rng) is face
+    assert rng.bit_generator.state == state, "runs without mirroring stay what they were"

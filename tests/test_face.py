@@ -133,3 +133,23 @@ class Blind:
 
     def detect(self, picture):
         return []
+
+
+def test_a_mirrored_face():
+    portrait = read_portrait()
+    face = read_face([(0.0, portrait)], 5, crop_size=32)
+    mirrored = face.mirrored()
+    left, right = (face.blendshapes[0, BLENDSHAPES.index(f"browDown{side}")] for side in ("Left", "Right"))
+    assert mirrored.blendshapes[0, BLENDSHAPES.index("browDownLeft")] == right
+    assert mirrored.blendshapes[0, BLENDSHAPES.index("browDownRight")] == left
+    assert mirrored.blendshapes[0, BLENDSHAPES.index("jawOpen")] == face.blendshapes[0, BLENDSHAPES.index("jawOpen")]
+    picture = read_face([(0.0, portrait[:, ::-1])], 5, crop_size=32)
+    assert mirrored.boxes == pytest.approx(picture.boxes, abs=0.02)
+    # The landmarker itself is not symmetric: its crops, and more so its blendshapes, differ.
+    differences = [np.abs(crops.astype(int) - picture.crops).mean() for crops in (mirrored.crops, face.crops)]
+    assert differences[0] < differences[1] / 2
+    again = mirrored.mirrored()
+    assert np.array_equal(again.blendshapes, face.blendshapes) and np.array_equal(again.crops, face.crops)
+    assert again.boxes == pytest.approx(face.boxes)
+    absent = read_face([(0.0, np.zeros_like(portrait))], 5)
+    assert not absent.mirrored().boxes.any()

@@ -8,8 +8,9 @@ Deliberate choices:
 """
 
 import logging
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from mmemo.video.tracking import FaceTrack, FaceTracker, rank
 MAX_CROP_SECONDS = 600
 # Times are sums of frame durations in float32.
 EPSILON = 1e-4
+# Index of the blendshape of the other side; of those in the middle, their own.
+_SIDES = {"Left": "Right", "Right": "Left"}
+MIRRORED = [BLENDSHAPES.index(re.sub("(Left|Right)$", lambda side: _SIDES[side[0]], name)) for name in BLENDSHAPES]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,17 @@ class FaceSequence:
             self.boxes[chosen],
             None if self.crops is None else self.crops[chosen],
             end - start,
+        )
+
+    def mirrored(self) -> "FaceSequence":
+        """Returns the face as in a mirror: left and right of blendshapes, boxes and crops are swapped."""
+        boxes = self.boxes.copy()
+        boxes[self.is_present, 0::2] = 1 - boxes[self.is_present, 2::-2]
+        return replace(
+            self,
+            blendshapes=self.blendshapes[:, MIRRORED],
+            boxes=boxes,
+            crops=None if self.crops is None else self.crops[:, :, ::-1],
         )
 
     def presence(self, start: float, end: float) -> float:

@@ -22,6 +22,7 @@ import scipy.signal
 import torch
 
 from mmemo.audio.loading import MIN_AUDIO_SECONDS, SAMPLING_RATES, is_silent
+from mmemo.video.face import FaceSequence
 from modeling_mmemo.data.noise_recordings import NoiseRecordings
 
 
@@ -378,7 +379,7 @@ def _spans(lengths: np.ndarray, size: int, count: int, share: float, rng: np.ran
 @dataclass
 class Augmentation:
     """
-    The augmentations of clips, their probabilities and strengths; all are off by default.
+    The augmentations of clips and faces, their probabilities and strengths; all are off by default.
 
     The fields are plain numbers, strings and lists, so that `HfArgumentParser` makes flags of them. A range is a
     minimum and a maximum, between which values are drawn uniformly.
@@ -452,6 +453,9 @@ class Augmentation:
     time_share: float = field(default=0.2, metadata={"help": "Their maximum width, as a share of the real frames."})
     frequency_masks: int = field(default=2, metadata={"help": "Number of masked spans of mel bands."})
     frequency_share: float = field(default=0.2, metadata={"help": "Their maximum width, as a share of the bands."})
+    mirror_probability: float = field(
+        default=0.0, metadata={"help": "Probability that the face of a video is mirrored."}
+    )
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -507,6 +511,10 @@ class Augmentation:
         if rng.random() < self.telephone_probability:
             audio = telephone(audio, sampling_rate)
         return audio
+
+    def augment_face(self, face: FaceSequence, rng: np.random.Generator) -> FaceSequence:
+        """Mirrors a face at random; the generator draws it."""
+        return face.mirrored() if self._draws(self.mirror_probability, rng) else face
 
     @staticmethod
     def _draws(probability: float, rng: np.random.Generator) -> bool:

@@ -201,7 +201,7 @@ class EmotionRows(torch.utils.data.Dataset):
             speed = audio.pop("speed", speed)
             row |= audio
         if self.has["video"][index]:
-            row |= self._video(index, speed)
+            row |= self._video(index, speed, rng)
         return row
 
     def _draw_text(self, index: int, rng: np.random.Generator) -> int | None:
@@ -234,15 +234,16 @@ class EmotionRows(torch.utils.data.Dataset):
             audio |= {"audio": noise, "label_mask": torch.ones_like(self.label_masks[self.corpora[index]])}
         return audio
 
-    def _video(self, index: int, speed: float) -> dict:
-        """Returns the face of a row with the times of its frames in the clip, which is played at this speed."""
+    def _video(self, index: int, speed: float, rng: np.random.Generator) -> dict:
+        """Returns the face of a row, augmented unless its states are cached, with the times of its frames in the clip,
+        which is played at this speed."""
         has_states = "video" in self.states
         face = self.faces.without_crops(index) if has_states else self.faces[index]
         audio = self.states.get("audio")
         times = audio.frame_times(index) if isinstance(audio, TowerStates) and self.has["audio"][index] else None
         face = replace(face, times=face.times / np.float32(speed) if times is None else times)
         if not has_states:
-            return {"video": face}
+            return {"video": face if self.augmentation is None else self.augmentation.augment_face(face, rng)}
         found = face.is_present
         face = replace(
             face, times=face.times[found], is_present=found[found], blendshapes=face.blendshapes[found], crops=None
@@ -368,7 +369,8 @@ class StreamedRows(torch.utils.data.IterableDataset):
                 item |= load_clip(row["audio"], row["word_times"], self.processor, self.augmentation, rng, is_timed)
             speed = item.pop("speed", 1.0)
             if face is not None:
-                item["video"] = replace(face, times=face.times / np.float32(speed))
+                face = replace(face, times=face.times / np.float32(speed))
+                item["video"] = face if self.augmentation is None else self.augmentation.augment_face(face, rng)
             # A video without a face and without sound has nothing to train on.
             if item.keys() & set(MODALITIES):
                 yield item
