@@ -332,6 +332,7 @@ def test_no_text_of_the_real_xed_is_in_two_splits(corpora_dir):
     leak_check(read_corpus("xed", corpora_dir), by=["text"])
 
 
+@pytest.mark.slow
 @pytest.mark.corpora
 def test_the_real_brighter_has_32_languages(corpora_dir):
     # Portuguese of Brazil and of Mozambique are one.

@@ -543,6 +543,7 @@ class TestBrowser:
         assert page.errors == []
         page.screenshot(path=tmp_path / "page.png", full_page=True)
 
+    @pytest.mark.slow
     def test_the_camera(self, page):
         page.get_by_role("tab", name="Video").click()
         page.get_by_label("Capture from camera").click()

@@ -164,6 +164,7 @@ def test_impossible_splits_raise():
         split_of("holdout")
 
 
+@pytest.mark.slow
 @pytest.mark.corpora
 def test_the_real_splits_do_not_leak(corpora_dir):
     for name in ("ravdess", "nemo", "meld", "iesc", "turev", "brighter", "xed"):
