@@ -84,7 +84,7 @@ def test_no_face(caplog):
     assert not sequence.blendshapes.any()
     assert sequence.crops.shape == (3, 8, 8, 3)
     assert [record.message for record in caplog.records] == ["No face found in 3 frames."]
-    with pytest.raises(ValueError, match="it has 0 face\(s\)"):
+    with pytest.raises(ValueError, match=r"it has 0 face\(s\)"):
         read_face(clip([BLACK]), 10, face=0)
 
 
