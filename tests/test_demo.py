@@ -335,7 +335,7 @@ class TestVideos:
             demo.predict_page(predict, None, None, None, str(bad))
         with raises(r"There is no face in empty\.mp4\. Choose a video with a face"):
             demo.predict_page(predict, None, None, None, str(empty))
-        with raises("face=2 is not in the video: it has 2 faces, numbered from 0"):
+        with raises("face=2 is not in the video: it has 2 face(s), numbered from 0"):
             demo.predict_page(predict, None, None, None, silent, 2)
         with raises("There are a recording and a video"):
             demo.predict_page(predict, CLIP, None, None, silent)

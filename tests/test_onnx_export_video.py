@@ -12,13 +12,22 @@ import torch
 from test_modeling_mmemo_video import COMPLETE, SUBSETS, of_subset, subsets
 from test_onnx_export import assert_same_outputs
 from tiny import alone, make_inputs, make_model, rows
+from typer.testing import CliRunner
 
+from mmemo.cli import app
 from mmemo.modalities import MODALITIES
 from mmemo.runtime.graph import EmotionGraph
-from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor
+from modeling_mmemo import (
+    MMEmoConfig,
+    MMEmoFeatureExtractor,
+    MMEmoForEmotionRecognition,
+    MMEmoProcessor,
+    MMEmoVideoConfig,
+)
 from modeling_mmemo.configuration_mmemo import FUSIONS
 from modeling_mmemo.exporters import MMEmoQuantizer, export_onnx
 from modeling_mmemo.exporters.absent_modalities import inline
+from modeling_mmemo.exporters.export_command import export_graphs
 
 
 pytestmark = pytest.mark.slow  # the fixture traces five models
@@ -108,3 +117,18 @@ def test_an_image_encoder_is_int8_and_the_face_network_is_not(traced):
     is_image_encoder = model.config.video_config.model_type == "vit"
     assert ("MatMulInteger" in kinds) == is_image_encoder
     assert "MatMulNBits" not in kinds
+
+
+def test_a_model_of_faces_only_is_exported_and_predicts_videos(portrait, tmp_path):
+    config = MMEmoConfig(video_config=MMEmoVideoConfig(hidden_size=16), id2label={0: "happy", 1: "sad"})
+    model, processor = MMEmoForEmotionRecognition(config).eval(), MMEmoProcessor(frames_per_second=5)
+
+    export_graphs(model, processor, tmp_path)
+
+    values = np.random.default_rng(0).random((2, 7, 52)).astype(np.float32)
+    assert_same_outputs(EmotionGraph(tmp_path / "model.onnx"), model, {"video_features": values}, tolerance=1e-5)
+    command = ["predict", str(portrait), "--model", str(tmp_path)]
+    result = CliRunner().invoke(app, [*command, "--video"])
+    assert (result.exit_code, result.stderr) == (0, "") and "happy" in result.stdout
+    sound = CliRunner().invoke(app, command)
+    assert sound.exit_code == 1 and "has no audio encoder" in sound.stderr and "add --video" in sound.stderr

@@ -87,6 +87,12 @@ class ArchiveOptions:
                 f"{' and '.join(predictor.answers.modalities)} only. Train and export one (docs/faces.md), and pass "
                 "it as --model; without --video, the sound of videos is predicted."
             )
+        if self.files and not self.video and "audio" not in predictor.answers.modalities:
+            remedy = ", or add --video to predict faces" if "video" in predictor.answers.modalities else ""
+            raise ValueError(
+                f"{self.model} has no audio encoder, which the sound of files needs; "
+                f"choose a model that has one{remedy}."
+            )
         predictor.answers.check_options(top_k=self.top_k, threshold=self.threshold, coverage=self.coverage)
         return predictor
 

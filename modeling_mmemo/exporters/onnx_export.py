@@ -121,7 +121,8 @@ def sample_inputs(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor) 
 
     Encoders that split long clips into windows get more than two windows: a single one would be traced as a constant.
     """
-    given: dict[str, Any] = {"segment_times": [[(0.0, 0.5), (0.5, 1.0)]] * 3}
+    segments = [[(0.0, 0.5), (0.5, 1.0)]] * 3
+    given: dict[str, Any] = {}
     if processor.feature_extractor is not None:
         rng = np.random.default_rng(0)
         extractor, encoder, window_s = processor.feature_extractor, model.config.audio_config, 0.0
@@ -139,7 +140,9 @@ def sample_inputs(model: MMEmoForEmotionRecognition, processor: MMEmoProcessor) 
         ]
         if processor.context_turns:
             given["context"] = [[("A", "You have it.")], None, [("A", "Are you glad?")]]
-    inputs = dict(processor(**given, return_tensors="pt"))
+    inputs = {"segment_times": torch.tensor(segments)}
+    if given:
+        inputs = dict(processor(**given, segment_times=segments, return_tensors="pt"))
     if model.config.has_encoder("video"):
         inputs |= _sample_video(model)
     return inputs
