@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, WhisperConfig, WhisperModel
 from video_model import save_video_model, write_portrait
@@ -195,7 +196,18 @@ def trained(model, processor, tmp_path):
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, session_model, session_tokenizer):
     """A folder of the random model with its graphs, float and int8, and the arrays of its feature extractor."""
-    folder = tmp_path_factory.mktemp("exported")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return export_to(tmp_path_factory.mktemp("exported"), session_model, session_tokenizer)
+    # Exported by the first worker that needs it, for all of them.
+    folder = tmp_path_factory.getbasetemp().parent / "exported"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            export_to(tmp_path_factory.mktemp("exported"), session_model, session_tokenizer).rename(folder)
+    return folder
+
+
+def export_to(folder, session_model, session_tokenizer):
+    """Exports the random model to a folder, and returns it."""
     extractor, tokenizer = MMEmoFeatureExtractor(n_mels=16), copy.deepcopy(session_tokenizer)
     processor = MMEmoProcessor(extractor, tokenizer, speech_padding_s=None)
     processor.save_pretrained(folder)

@@ -109,6 +109,7 @@ def test_video(run):
     assert "  whole call" in printed and "100.0%" in printed and "frames per second on one core" in printed
 
 
+@pytest.mark.slow
 def test_video_memory(run):
     printed = run("video", "--memory", "--minutes", 0.2)
 

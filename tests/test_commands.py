@@ -256,7 +256,7 @@ def test_a_timeline_of_a_video_with_a_text_and_a_plot(run, video_model, portrait
     assert line["timeline"][0]["face"]["presence"] == 1
     assert (tmp_path / "clip.png").stat().st_size > 1000
     missing = run("predict", portrait, "--video", "--face", 2, "--model", video_model)
-    assert "face=2 is not in the video: it has 1 face(s), numbered from 0." in missing.stderr
+    assert "face=2 is not in the video; faces found: 1, numbered from 0." in missing.stderr
 
 
 def test_subfolders_are_searched_on_request(run, exported, folder):

@@ -335,7 +335,7 @@ class TestVideos:
             demo.predict_page(predict, None, None, None, str(bad))
         with raises(r"There is no face in empty\.mp4\. Choose a video with a face"):
             demo.predict_page(predict, None, None, None, str(empty))
-        with raises("face=2 is not in the video: it has 2 face(s), numbered from 0"):
+        with raises("face=2 is not in the video; faces found: 2, numbered from 0"):
             demo.predict_page(predict, None, None, None, silent, 2)
         with raises("There are a recording and a video"):
             demo.predict_page(predict, CLIP, None, None, silent)
@@ -528,6 +528,7 @@ class TestBrowser:
             ORANGE,
         )
 
+    @pytest.mark.slow
     def test_a_video(self, page, predict, talk, tmp_path):
         page.get_by_role("tab", name="Video").click()
         self.upload(page, "input[accept*=video]", talk)

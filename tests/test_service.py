@@ -127,7 +127,7 @@ def test_a_face_that_is_not_there_is_rejected(service, portrait):
     response = post(service, {"video_file": portrait.read_bytes()}, face="3")
 
     assert response.status_code == 422
-    assert response.json()["detail"] == "face=3 is not in the video: it has 1 face(s), numbered from 0."
+    assert response.json()["detail"] == "face=3 is not in the video; faces found: 1, numbered from 0."
 
 
 @pytest.mark.parametrize(

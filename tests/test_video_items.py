@@ -150,7 +150,7 @@ def test_a_video_without_a_face_counts_as_missing(emotion, speech, frames, caplo
 @pytest.mark.parametrize(
     "inputs, options, message",
     [
-        ({"video": "clip"}, {"face": 1}, "video: face=1 is not in the video: it has 1"),
+        ({"video": "clip"}, {"face": 1}, "video: face=1 is not in the video; faces found: 1"),
         ({"text": "so happy"}, {"face": 0}, "face=0 is about a video, and the item has none"),
         ({"video": "clip", "fps": 5}, {}, "video: fps=5 does not apply"),
         ({"video": "speech"}, {}, "video: .* has no video track"),

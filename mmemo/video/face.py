@@ -147,7 +147,7 @@ def read_faces(
 def check_face(face: int | None, count: int) -> None:
     """Raises a `ValueError` if a video with `count` faces has no face with this number; `None` is valid."""
     if face is not None and not 0 <= face < count:
-        raise ValueError(f"face={face} is not in the video: it has {count} face(s), numbered from 0.")
+        raise ValueError(f"face={face} is not in the video; faces found: {count}, numbered from 0.")
 
 
 def _follow(
