@@ -20,7 +20,6 @@ import numpy as np
 
 from mmemo.answers import AnswerFormatter, mean_prediction
 from mmemo.audio.channels import channels_differ
-from mmemo.audio.files import BinaryFile
 from mmemo.audio.inputs import AUDIO_KEYS, is_audio_object
 from mmemo.audio.loading import AudioBlocks, SilentAudioError
 from mmemo.audio.voice_activity import SAMPLING_RATE
@@ -29,7 +28,7 @@ from mmemo.modalities import MODALITIES
 from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording
 from mmemo.timeline.windows import TimelineOptions, Window
 from mmemo.video.face import FaceSequence
-from mmemo.video.frames import VideoSource, open_video
+from mmemo.video.frames import VideoSource, is_video_object, open_video
 from mmemo.words.subtitles import is_subtitles
 
 
@@ -87,7 +86,7 @@ class EmotionRecognition:
         token counts as missing. A video is opened, and its sound is the audio of an item without the key `audio`.
 
         Args:
-            inputs: A dictionary, or an audio input by itself, which may be a file with a video.
+            inputs: A dictionary, or an audio input, a video or an image by itself.
 
         Raises:
             ValueError: If a key is unknown, or the model has no encoder for a modality of the item.
@@ -99,7 +98,7 @@ class EmotionRecognition:
                 f"unknown keys {unknown}; an item may have {ITEM_KEYS}, or be an audio input by itself, with "
                 f"{sorted(AUDIO_KEYS)}. channel= and other options are arguments of the call."
             )
-        for part in (*MODALITIES, "word_times"):
+        for part in (*MODALITIES, "word_times", "fps"):
             if part in item:
                 item[part] = given(item[part], part)
         for modality in MODALITIES:
@@ -116,12 +115,14 @@ class EmotionRecognition:
         return item
 
     def _as_file(self, inputs: Any) -> dict[str, Any]:
-        """Returns an audio input by itself as an item: of a file with a video, for a model that encodes it, its video;
-        otherwise its sound."""
-        if "video" in self.answers.modalities and isinstance(inputs, (str, os.PathLike, bytes, BinaryFile)):
+        """Returns an input by itself as an item: as a video if it is a video or an image and the model encodes video,
+        otherwise as audio."""
+        if "video" in self.answers.modalities and is_video_object(inputs):
             try:
                 return {"video": open_video(inputs)}
             except ValueError as error:
+                if "audio" not in self.answers.modalities:
+                    raise ValueError(f"video: {error}") from error
                 logger.debug(f"{error} It is loaded as audio.")
         return {"audio": inputs}
 

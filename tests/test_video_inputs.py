@@ -158,6 +158,10 @@ REFUSED = {
         r"list of 2 images has images of different sizes, \(20, 64, 3\) and \(48, 64, 3\); resize them to one",
     ),
     "list of paths": (["a.png", "b.png"], r"list of 2 images: 0 is a str, not an image; pass a path or http"),
+    "truncated picture": (
+        Image.open(io.BytesIO(image_bytes("JPEG")[:-200])),
+        r"the JpegImageFile cannot be decoded \(.*truncated.*\); use a whole file",
+    ),
     "number": (3.5, r"float is not a video input; pass a path or http\(s\) URL of a video or image file, its bytes"),
     "nothing": (None, r"NoneType is not a video input"),
 }
@@ -182,3 +186,15 @@ def test_fps_is_for_bare_frames_only(encoded_video):
     ):
         with pytest.raises(ValueError, match=message):
             open_video(video, fps=25)
+
+
+def test_frames_may_last_a_day():
+    assert open_video(FRAMES[:1], fps=1 / 86_400).duration == pytest.approx(86_400)
+    with pytest.raises(ValueError, match=r"at fps=1e-05 lasts 100000 s; at most 86400 s are read"):
+        open_video(FRAMES[:1], fps=1e-5)
+
+
+def test_grey_of_16_bits_keeps_its_levels():
+    levels = np.arange(0, 256, 4, dtype=np.uint16)[None].repeat(2, axis=0)
+    ((_, pixels),) = open_video(Image.fromarray(levels * 256 + 128)).frames(1)
+    assert np.array_equal(pixels, levels.astype(np.uint8)[..., None].repeat(3, axis=-1))

@@ -100,6 +100,10 @@ def test_one_file_gives_frames_and_sound_in_every_form(emotion, clip):
         {"video": io.BytesIO(content)},
         {"video": {"path": str(clip), "bytes": None}},
         {"video": str(clip), "audio": str(clip)},
+        bytearray(content),
+        memoryview(content),
+        {"path": str(clip), "bytes": None},
+        {"video": str(clip), "fps": float("nan")},  # of a table with a column of fps
     ):
         assert predict(emotion, inputs) == expected
 
@@ -123,7 +127,8 @@ def test_frames_and_pictures(emotion, frames, portrait, tmp_path):
     assert weights_of(picture) == {"video"}
     for same in (Image.fromarray(portrait), tmp_path / "face.png", str(tmp_path / "face.png")):
         assert predict(emotion, {"video": same}) == picture
-    assert predict(emotion, tmp_path / "face.png") == picture
+    for bare in (tmp_path / "face.png", portrait, Image.fromarray(portrait)):
+        assert predict(emotion, bare) == picture
 
 
 def test_items_have_the_same_prediction_in_a_batch(emotion, clip, silent_clip, portrait, speech):
@@ -172,6 +177,20 @@ def test_a_model_without_a_video_encoder_takes_the_sound(session_model, processo
         emotion({"video": clip})
 
 
+def test_a_model_of_video_alone(silent_clip):
+    torch.manual_seed(0)
+    config = MMEmoConfig(video_config=MMEmoVideoConfig(hidden_size=16), fusion_hidden_size=16)
+    emotion = MultimodalEmotionPipeline(MMEmoForEmotionRecognition(config), MMEmoProcessor(frames_per_second=5))
+    assert weights_of(predict(emotion, silent_clip)) == {"video"}
+    with pytest.raises(ValueError, match=r"video: Cannot read missing\.mp4"):
+        emotion("missing.mp4")
+    # Words define the spans.
+    words = [("so", 0.2, 0.5), ("happy", 1.0, 1.4)]
+    timeline = emotion({"video": silent_clip, "word_times": words}, granularity="word")["timeline"]
+    assert [row["words"] for row in timeline] == [["so"], ["happy"]]
+    assert all(weights_of(row) == {"video"} for row in timeline)
+
+
 def test_the_times_of_frames_move_with_the_speech(emotion, clip):
     prepared = emotion.prepare(clip)
     whole = emotion.processor.load_video(clip)
@@ -208,6 +227,14 @@ def test_a_long_recording_is_predicted_with_its_face(emotion, frames, speech, tm
     emotion.processor.max_speech_s = 5.0
     try:
         assert weights_of(predict(emotion, tmp_path / "long.mp4")) == {"audio", "video"}
+    finally:
+        emotion.processor.max_speech_s = 10.0
+
+
+def test_a_worker_process_passes_long_recordings_on(emotion, clip):
+    emotion.processor.max_speech_s = 1.0
+    try:
+        assert predict(emotion, [clip], num_workers=1) == [predict(emotion, clip)]
     finally:
         emotion.processor.max_speech_s = 10.0
 

@@ -253,12 +253,13 @@ def open_recording(
     if item.get("audio") is None:
         if "text" not in modalities and face is None:
             raise ValueError("This model has no text encoder, so a timeline needs audio; pass audio.")
-        return _open_words(processor, text, word_times, face, speakers, options)
+        return _open_words(processor, modalities, text, word_times, face, speakers, options)
     return _AudioOpener(processor, item, modalities, text, word_times, speakers, options, transcriber).open()
 
 
 def _open_words(
     processor: Any,
+    modalities: Collection[str],
     text: str | None,
     word_times: Any,
     face: FaceSequence | None,
@@ -278,7 +279,8 @@ def _open_words(
     if words:
         # A last word of zero length lasts one frame.
         duration = max(duration, words[-1][2], words[-1][1] + FRAME_SECONDS)
-    track = Track(replace(options, voice_activity=False), rate, words, None if words else text, face)
+    options, text = replace(options, voice_activity=False), None if words else text
+    track = Track(options, rate, words, text, face, encodes_text="text" in modalities)
     return Recording(None, [Source(track)], rate, duration, face=face)
 
 

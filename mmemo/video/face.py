@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 
@@ -146,8 +147,9 @@ def read_faces(
 
 def check_face(face: int | None, count: int) -> None:
     """Raises a `ValueError` if a video with `count` faces has no face with this number; `None` is valid."""
-    if face is not None and not 0 <= face < count:
-        raise ValueError(f"face={face} is not in the video; faces found: {count}, numbered from 0.")
+    is_number = isinstance(face, Integral) and not isinstance(face, bool)
+    if face is not None and not (is_number and 0 <= face < count):
+        raise ValueError(f"face={face!r} is not in the video; faces found: {count}, numbered from 0.")
 
 
 def _follow(

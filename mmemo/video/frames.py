@@ -69,7 +69,7 @@ class VideoSource:
             source = keep_seekable(source, self)
         self._video: _Video
         if isinstance(source, Frames):
-            self._video = _FrameList(source)
+            self._video = _FrameList(source, name, limits or DecodingLimits())
         elif isinstance(source, VideoDecoder):
             _refuse_fps(name, fps, getattr(source.metadata, "average_fps", None))
             self._video = _DecoderVideo(source, name)
@@ -166,11 +166,17 @@ class _FrameList:
 
     has_audio = False
 
-    def __init__(self, frames: Frames):
+    def __init__(self, frames: Frames, name: str, limits: DecodingLimits):
         self._pictures = frames.pictures
         self._fps = frames.fps or 1.0
         self.is_image = frames.fps is None
-        self.duration: float | None = 0.0 if self.is_image else len(frames.pictures) / self._fps
+        seconds = 0.0 if self.is_image else len(frames.pictures) / self._fps
+        if seconds > limits.max_seconds + ROUNDING_SECONDS:
+            raise ValueError(
+                f"{name} at fps={self._fps:g} lasts {seconds:.0f} s; at most {limits.max_seconds:g} s are read. Check "
+                "fps, or pass fewer frames."
+            )
+        self.duration: float | None = seconds
         self.first = FrameConverter()(as_rgb(frames.pictures[0]))
 
     def at(self, times: Iterable[float]) -> Iterator[tuple[float, np.ndarray]]:

@@ -68,6 +68,10 @@ class VideoLimitError(ValueError):
     """A file exceeds a limit on its frames."""
 
 
+def _no_check() -> None:
+    """The default of `DecodingLimits.check`: a function with a name, so that worker processes can send videos."""
+
+
 @dataclass(frozen=True)
 class DecodingLimits:
     """
@@ -81,7 +85,7 @@ class DecodingLimits:
 
     max_pixels: int = MAX_PIXELS
     max_seconds: float = MAX_SECONDS
-    check: Callable[[], None] = lambda: None
+    check: Callable[[], None] = _no_check
 
 
 class VideoTrack:

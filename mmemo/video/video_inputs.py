@@ -206,12 +206,10 @@ def as_rgb(image: Any) -> np.ndarray:
         `np.ndarray` of shape `(height, width, 3)`: uint8 RGB.
 
     Raises:
-        ValueError: If an array is not uint8, has no three channels, or no pixels.
+        ValueError: If an array is not uint8, has no three channels, or no pixels, or a PIL image cannot be decoded.
     """
     if _is_pil(image):
-        from PIL import ImageOps
-
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return _pil_rgb(image)
     pixels = as_array(image)
     if pixels.dtype != np.uint8:
         raise ValueError(
@@ -223,6 +221,21 @@ def as_rgb(image: Any) -> np.ndarray:
     if pixels.shape[-1] != 3 or not pixels.size:
         raise ValueError(f"{_described(image)} is not an image; it must be RGB of shape (height, width, 3).")
     return pixels
+
+
+def _pil_rgb(image: Any) -> np.ndarray:
+    """Returns the pixels of a PIL image, uint8 `(height, width, 3)`, rotated as its EXIF data says."""
+    from PIL import Image, ImageOps
+
+    name = type(image).__name__
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            # Pillow would clip the levels above 255.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return np.asarray(image.convert("RGB"))
+    except OSError as error:  # its pixels are read only now
+        raise ValueError(f"the {name} cannot be decoded ({short(error)}); use a whole file.") from error
 
 
 def _is_image(value: Any) -> bool:
