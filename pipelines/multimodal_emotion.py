@@ -217,11 +217,12 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             encoder), `label` and `label_set`.
 
             With a timeline a dictionary of `duration`, in seconds; `speech`, the stretches with speech; `label`,
-            `scores` and `modality_weights` of the recording, the mean over its speech; `timeline`, a list of
-            `{"start", "end", "words", "label", "scores", "modality_weights"}`, in which stretches without speech have
-            the label `"silence"` and no `scores`; and `spans`, adjacent entries of one label merged, `{"start", "end",
-            "label", "score"}`. With a video, entries of the timeline have a `face`: its `presence`, the share of the
-            frames that show it, and its three strongest `blendshapes`, `{"name", "score"}`.
+            `scores` and `modality_weights` of the recording, the mean over its entries; `timeline`, a list of
+            `{"start", "end", "words", "label", "scores", "modality_weights"}`, in which stretches without speech and
+            without a face have the label `"silence"` and no `scores`; and `spans`, adjacent entries of one label
+            merged, `{"start", "end", "label", "score"}`. With a video, entries of the timeline have a `face`: its
+            `presence`, the share of the frames that show it, and its three strongest `blendshapes`, `{"name",
+            "score"}`.
 
             With channels or turns a dictionary of `duration` and `speakers`: by name the stretches of `speech`, and
             the same as above for the speakers that get predictions. With turns also `turns`, one prediction per turn.

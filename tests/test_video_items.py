@@ -222,6 +222,27 @@ def test_a_timeline_has_a_row_for_the_face(emotion, clip, frames, tmp_path):
     assert set(emotion({"audio": clip}, return_timeline=True)["timeline"][0]) == set(spoken[0]) - {"face"}
 
 
+@pytest.mark.parametrize("level", [0.0, 0.05])
+def test_a_face_is_predicted_where_nobody_speaks(emotion, frames, level, tmp_path):
+    gone = frames.copy()
+    gone[20:] = 110
+    noise = np.random.default_rng(0).normal(scale=level, size=SECONDS * RATE).astype(np.float32)
+    write_video(tmp_path / "noise.mp4", gone, 10, noise)
+    rows = emotion(tmp_path / "noise.mp4", return_timeline=True, context_s=0.5)["timeline"]
+    assert [weights_of(row) for row in rows[:4]] == [{"video"}] * 4
+    assert [row["label"] for row in rows[4:]] == ["silence"] * 2
+
+
+def test_a_timeline_goes_on_after_the_sound(emotion, frames, speech, tmp_path):
+    write_video(tmp_path / "short.mp4", frames, 10, speech[: 2 * RATE])
+    timeline = emotion(tmp_path / "short.mp4", return_timeline=True, context_s=0.5)
+    assert timeline["duration"] == pytest.approx(SECONDS, abs=0.2)
+    assert weights_of(timeline["timeline"][2]) == {"audio", "video"}
+    assert "video" in weights_of(timeline["timeline"][-1])
+    starts = [row["start"] for row in timeline["timeline"]]
+    assert starts == pytest.approx(np.arange(len(starts)) / 2)
+
+
 def test_a_long_recording_is_predicted_with_its_face(emotion, frames, speech, tmp_path):
     write_video(tmp_path / "long.mp4", np.concatenate([frames] * 5), 10, np.tile(speech, 5))
     emotion.processor.max_speech_s = 5.0

@@ -189,9 +189,23 @@ class Recording:
                         yield from self._feed(source, mean if source.channel is None else block[source.channel], first)
                 first = last
                 self.collect()
+            yield from self._outlast_sound()
         for source in self.sources:
             if not source.is_finished:
                 yield from self._finish(source)
+
+    def _outlast_sound(self) -> Iterator[Window]:
+        """Continues with silence while the face of a video is there after its sound."""
+        if self.face is None or not len(self.face.times):
+            return
+        start, end = self.face.times[-1].tolist()
+        # The last frame may end after the sound of a file of one length.
+        while start > self.duration:
+            step = min(end - self.duration, STEP_SECONDS)
+            self.duration += step
+            for source in self.sources:
+                yield from source.track.feed(np.zeros(round(step * self.sampling_rate), np.float32))
+            self.collect()
 
     def collect(self) -> None:
         """Collects finished results of all sources; call it once more after the last window is predicted."""

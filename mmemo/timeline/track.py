@@ -2,7 +2,8 @@
 A track of one voice: takes samples and words, yields windows, and returns spans whose predictions are final.
 
 Deliberate choices:
-- Segments without speech get no prediction. Windows begin where speech begins, so pauses cost next to nothing.
+- Segments without speech and without a face get no prediction. Windows begin where speech begins, so pauses cost next
+  to nothing.
 - Memory is bounded: about one window of samples and the open spans are kept, however long the recording.
 """
 
@@ -271,10 +272,10 @@ class Track:
         return max(last_start + self.options.window_hop_s, ahead), next_voice is not None
 
     def _next_voice(self, start: float) -> float | None:
-        """Returns the time of the first known speech or word at or after `start`; `None` if there is none."""
+        """Returns the time of the first known speech, word or face at or after `start`; `None` if there is none."""
         if self.speech is None:
             return start
-        times = [self.speech.next_speech(start)]
+        times = [self.speech.next_speech(start), None if self.face is None else self.face.next_present(start)]
         for _, begin, stop in self.words:
             if max(stop, begin + FRAME_SECONDS) > start:
                 times.append(max(begin, start))
@@ -304,7 +305,11 @@ class Track:
         return window_start >= span.reach - EPSILON or self._is_late(span, window_start + self.options.window_s)
 
     def _is_silent(self, span: Span) -> bool:
-        return not self._words_in(span) and not self._is_voiced(span.start, span.end)
+        is_voiced = self._is_voiced(span.start, span.end)
+        return not (is_voiced or self._words_in(span) or self._has_face(span.start, span.end))
+
+    def _has_face(self, start: float, end: float) -> bool:
+        return self.face is not None and self.face.presence(start, end) > 0
 
     def _words_in(self, span: Span) -> list[str]:
         """Returns the words that define a span, or those whose middle lies in it."""
@@ -357,7 +362,7 @@ class Track:
             begin, stop = max(span.start, start), min(span.reach, end)
             if stop <= begin + EPSILON or self._is_late(span, end) or span in final:
                 continue
-            if not (self._has_words(begin, stop) or self._is_voiced(begin, stop)):
+            if not (self._has_words(begin, stop) or self._is_voiced(begin, stop) or self._has_face(begin, stop)):
                 continue
             if span.end <= self._known_end and self._is_silent(span):
                 continue

@@ -86,6 +86,12 @@ class FaceSequence:
         first, last = self._overlapping(start, end)
         return float(self.is_present[first:last].mean()) if last > first else 0.0
 
+    def next_present(self, start: float) -> float | None:
+        """Returns the time at or after `start` from which the face is present, in seconds; `None` if there is none."""
+        first, last = self._overlapping(start, float("inf"))
+        found = np.flatnonzero(self.is_present[first:last])
+        return max(float(self.times[first + found[0], 0]), start) if len(found) else None
+
     def strongest(self, start: float, end: float, count: int) -> list[tuple[str, float]]:
         """
         Returns the blendshapes with the highest mean over a stretch, and the means; without `_neutral`.
