@@ -316,6 +316,7 @@ def test_real_development_speakers_are_training_speakers(name, counts, dev_speak
     assert len({speaker for speaker, split in columns(rows, "speaker", "split") if split == "dev"}) == dev_speakers
 
 
+@pytest.mark.slow
 @pytest.mark.corpora
 @pytest.mark.parametrize("name", ["iesc", "turev", "brighter", "xed", "cped"])
 def test_real_labels_equal_the_shared_ones_of_the_table(name, corpora_dir):
@@ -327,6 +328,7 @@ def test_real_labels_equal_the_shared_ones_of_the_table(name, corpora_dir):
     assert Counter(rows["label"]) == Counter(row["shared"] for row in table if label_of(row["shared"]))
 
 
+@pytest.mark.slow
 @pytest.mark.corpora
 def test_no_text_of_the_real_xed_is_in_two_splits(corpora_dir):
     leak_check(read_corpus("xed", corpora_dir), by=["text"])
@@ -352,6 +354,7 @@ def test_real_folds_equal_those_of_emobox(corpora_dir):
         assert {clip["speaker"] for clip in clips if clip[f"emobox_fold_{number}"] == "test"} == set(fold)
 
 
+@pytest.mark.slow
 @pytest.mark.corpora
 def test_real_emotions_are_grouped_as_in_the_paper(corpora_dir):
     with (corpora_dir / "text" / "goemotions.csv").open(newline="", encoding="utf-8") as file:

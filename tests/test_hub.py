@@ -443,6 +443,7 @@ def no_export(monkeypatch):
     monkeypatch.setattr(export_command, "export_graphs", fail)
 
 
+@pytest.mark.slow
 def test_the_token_and_the_repository_are_checked_before_an_export(push, hub, folder, no_export, monkeypatch):
     def error(*arguments):
         result = push(folder, "--repo", REPO, "--onnx", *arguments)

@@ -202,6 +202,7 @@ def test_too_many_words_are_left_out_with_a_note(segments, word):
     assert axes["scores"].get_title(loc="right") == f"words left out: {segments} labels would not be legible"
 
 
+@pytest.mark.slow
 def test_long_recordings_are_reduced_to_columns():
     hours = long_result(2 * 3600 * 2)
     hours["timeline"][1000:3000] = [entry(0.5 * index, 0.5 * index + 0.5, "silence") for index in range(1000, 3000)]

@@ -47,6 +47,7 @@ def test_absent_parts_are_not_reported_as_missing(fields, tmp_path):
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_auto_classes_load_it_in_a_fresh_process(tmp_path):
     model, inputs = make_model(), make_inputs()

@@ -390,6 +390,7 @@ def test_cached_states_train_like_the_encoders(run, tmp_path):
     assert cached[-1][1] < cached[0][1]
 
 
+@pytest.mark.slow
 def test_frozen_run_trains_on_augmented_copies(run, tmp_path, tables, make_clip):
     (tmp_path / "noise").mkdir()
     soundfile.write(tmp_path / "noise" / "hum.wav", make_clip(0.2, 7), 16_000)
