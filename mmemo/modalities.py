@@ -5,6 +5,8 @@ from itertools import combinations
 
 
 MODALITIES = ("audio", "text", "video")
+# The model input that marks the real positions of each.
+MASKS = {"audio": "audio_attention_mask", "text": "attention_mask", "video": "video_attention_mask"}
 
 
 def presence_of(modalities: Collection[str]) -> str:

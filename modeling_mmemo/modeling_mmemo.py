@@ -22,7 +22,7 @@ from .fusion_mmemo import CrossModalLayer, ModalityBranch, ModalityGate, Sequenc
 from .losses_mmemo import emotion_loss, problem_type
 from .outputs_mmemo import MMEmoEmotionOutput, MMEmoModelOutput
 from .pretrained_mmemo import MMEmoPreTrainedModel
-from .towers_mmemo import build_tower, encode_audio, encode_text, encode_video, token_logits
+from .towers_mmemo import ENCODE, build_tower, encode_text, token_logits
 
 
 MODALITY_INPUTS = {
@@ -166,9 +166,19 @@ class MMEmoModel(MMEmoPreTrainedModel):
             return_dict = self.config.return_dict
 
         encoded = {
-            "audio": self._encode_audio(input_features, input_values, audio_hidden_states, audio_attention_mask),
+            "audio": self._encode_signal(
+                "audio",
+                {"input_features": input_features, "input_values": input_values},
+                audio_hidden_states,
+                audio_attention_mask,
+            ),
             "text": self._encode_text(input_ids, text_hidden_states, attention_mask, context_mask),
-            "video": self._encode_video(video_features, pixel_values, video_hidden_states, video_attention_mask),
+            "video": self._encode_signal(
+                "video",
+                {"video_features": video_features, "pixel_values": pixel_values},
+                video_hidden_states,
+                video_attention_mask,
+            ),
         }
         given = next((mask for _, mask in encoded.values() if mask is not None), None)
         if given is None:
@@ -199,23 +209,25 @@ class MMEmoModel(MMEmoPreTrainedModel):
         output = MMEmoModelOutput(**clip, **attentions, **hidden_states, segments=segments)
         return output if return_dict else output.to_tuple()
 
-    def _encode_audio(self, input_features, input_values, hidden_states, mask):
-        """Returns the audio encoder's states and their mask `(batch, audio_positions)`; `None` twice without audio."""
-        inputs = {"input_features": input_features, "input_values": input_values, "audio_hidden_states": hidden_states}
+    def _encode_signal(self, modality, inputs, hidden_states, mask):
+        """Returns the states of the audio or video encoder and their mask `(batch, positions)`; `None` twice without
+        the modality."""
+        inputs = {**inputs, f"{modality}_hidden_states": hidden_states}
         given = [name for name, value in inputs.items() if value is not None]
         if not given:
             return None, None
-        if self.audio_tower is None:
-            raise ValueError(f"Got {given[0]}, but this model has no audio encoder; leave the audio out.")
+        tower = getattr(self, f"{modality}_tower")
+        if tower is None:
+            raise ValueError(f"Got {given[0]}, but this model has no {modality} encoder; leave the {modality} out.")
         if hidden_states is not None:
             return hidden_states, _ones_if_none(mask, hidden_states[-1]).bool()
-        name = self.audio_tower.main_input_name
+        name = tower.main_input_name
         if given != [name]:
-            raise ValueError(f"Got {' and '.join(given)}, but the audio encoder takes only {name}.")
+            raise ValueError(f"Got {' and '.join(given)}, but the {modality} encoder takes only {name}.")
         values = inputs[name]
         # A spectrogram named `input_features` is `(batch, channels, frames)`; all other inputs have time first.
         mask = _ones_if_none(mask, values.transpose(1, 2) if name == "input_features" else values)
-        return encode_audio(self.audio_tower, values, mask)
+        return ENCODE[modality](tower, values, mask)
 
     def _encode_text(self, input_ids, hidden_states, mask, context_mask):
         """Returns the text encoder's states and the mask of the text without its context, `(batch, tokens)`; `None`
@@ -229,21 +241,6 @@ class MMEmoModel(MMEmoPreTrainedModel):
             hidden_states = encode_text(self.text_tower, input_ids, mask)
         mask = mask.bool()
         return hidden_states, mask if context_mask is None else mask & ~context_mask.bool()
-
-    def _encode_video(self, video_features, pixel_values, hidden_states, mask):
-        """Returns the video encoder's states and their mask `(batch, frames)`; `None` twice without video."""
-        inputs = {"video_features": video_features, "pixel_values": pixel_values, "video_hidden_states": hidden_states}
-        given = [name for name, value in inputs.items() if value is not None]
-        if not given:
-            return None, None
-        if self.video_tower is None:
-            raise ValueError(f"Got {given[0]}, but this model has no video encoder; leave the video out.")
-        if hidden_states is not None:
-            return hidden_states, _ones_if_none(mask, hidden_states[-1]).bool()
-        name = self.video_tower.main_input_name
-        if given != [name]:
-            raise ValueError(f"Got {' and '.join(given)}, but the video encoder takes only {name}.")
-        return encode_video(self.video_tower, inputs[name], _ones_if_none(mask, inputs[name]))
 
     def _drop_modalities(self, masks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Masks some modalities of samples that have several, with probability `modality_dropout`; each proper subset

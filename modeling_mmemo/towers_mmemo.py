@@ -256,6 +256,10 @@ def _encode_by_length(tower: PreTrainedModel, inputs: torch.Tensor, lengths: tor
     return tuple(torch.cat(layer)[original_order] for layer in zip(*groups))
 
 
+# Text has other arguments.
+ENCODE = {"audio": encode_audio, "video": encode_video}
+
+
 def seconds_per_position(config: PreTrainedConfig) -> float | None:
     """Returns the seconds between two positions of an audio encoder; `None` if its configuration lacks them."""
     if config.model_type == MMEmoAudioConfig.model_type:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from elsewhere import WITHOUT_PACKAGE
 from safetensors.torch import load_file
-from tiny import audio_config, write_table
+from tiny import RUN, audio_config, write_table
 from transformers import ASTFeatureExtractor, AutoModel, Wav2Vec2FeatureExtractor, WhisperModel
 
 import eval as evaluation
@@ -30,17 +30,7 @@ LABELS = ("angry", "happy", "neutral", "sad")
 ANY_LABEL = {"allow_unknown_labels": "true"}
 OPTIONS = {
     "audio_layers": 2,
-    "fusion_hidden_size": 16,
-    "fusion_dropout": 0.0,
-    "learning_rate": 0.01,
-    "head_learning_rate": 0.01,
-    "warmup_steps": 0,
-    "per_device_train_batch_size": 4,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "disable_tqdm": "true",
+    **RUN,
 }
 
 

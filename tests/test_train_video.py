@@ -12,7 +12,7 @@ import torch
 from faces import open_mouth, read_portrait
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import video_config, write_table
+from tiny import RUN, video_config, write_table
 from transformers import AutoModel
 from videos import short_video, write_video
 
@@ -31,17 +31,7 @@ PICTURES = {"sad": CLOSED, "happy": OPEN}
 LABELS = ("happy", "sad")
 OPTIONS = {
     "labels": LABELS,
-    "fusion_hidden_size": 16,
-    "fusion_dropout": 0.0,
-    "learning_rate": 0.01,
-    "head_learning_rate": 0.01,
-    "warmup_steps": 0,
-    "per_device_train_batch_size": 4,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "disable_tqdm": "true",
+    **RUN,
 }
 
 

@@ -1,4 +1,4 @@
-"""Tiny configurations of every architecture, samples for them, and tables of rows.
+"""Tiny configurations of every architecture, samples for them, tables of rows, and options of short runs.
 
 Where their masks are 0, the samples have random values rather than zeros: these must not reach a result.
 """
@@ -34,6 +34,20 @@ from transformers import (
 from modeling_mmemo import MMEmoAudioConfig, MMEmoConfig, MMEmoForEmotionRecognition, MMEmoVideoConfig
 
 
+# Options of train.py for runs of seconds.
+RUN = {
+    "fusion_hidden_size": 16,
+    "fusion_dropout": 0.0,
+    "learning_rate": 0.01,
+    "head_learning_rate": 0.01,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": "true",
+    "disable_tqdm": "true",
+}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TOKENS = {"vocab_size": 50, "bos_token_id": 2, "eos_token_id": 3}
 ENCODER = {**SIZES, **TOKENS, "max_position_embeddings": 64}

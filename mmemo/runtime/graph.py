@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mmemo.modalities import MASKS
+
 
 # The two packages are installed side by side; importing `modeling_mmemo` would import torch.
 EMBEDDED_MODEL = Path(__file__).parents[2] / "modeling_mmemo" / "default"
@@ -27,7 +29,6 @@ GRAPH_FILES = ("model_int8.onnx", "model.onnx")
 ANALYSIS_FILE = "features.safetensors"
 EXPORTED_FILES = ("*.json", "*.onnx", "*.onnx.data", f"*{ANALYSIS_FILE}")
 # The mask of each modality, and the inputs that it covers, by the axis of their positions.
-MASKS = {"audio": "audio_attention_mask", "text": "attention_mask", "video": "video_attention_mask"}
 MASKED_AXES = {
     "audio": {"input_features": 2, "input_values": 1},
     "text": {"input_ids": 1},

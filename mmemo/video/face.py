@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Integral
 
 import numpy as np
@@ -88,9 +89,14 @@ class FaceSequence:
 
     def next_present(self, start: float) -> float | None:
         """Returns the time at or after `start` from which the face is present, in seconds; `None` if there is none."""
-        first, last = self._overlapping(start, float("inf"))
-        found = np.flatnonzero(self.is_present[first:last])
-        return max(float(self.times[first + found[0], 0]), start) if len(found) else None
+        times = self._present_times
+        first = int(np.searchsorted(times[:, 1], start + EPSILON, side="right"))
+        return max(float(times[first, 0]), start) if first < len(times) else None
+
+    @cached_property
+    def _present_times(self) -> np.ndarray:
+        """Start and end of the frames with the face; timelines look for the next one at every window."""
+        return self.times[self.is_present]
 
     def strongest(self, start: float, end: float, count: int) -> list[tuple[str, float]]:
         """

@@ -18,8 +18,7 @@ from itertools import combinations
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
-from mmemo.modalities import presence_of
-from mmemo.runtime.graph import MASKS
+from mmemo.modalities import MASKS, presence_of
 
 
 # The modules, by scope, whose outputs are not used for a batch without the modality; `last_pooling` is of the text.

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from mmemo.modalities import MASKS
 from modeling_mmemo.data.augmentation import Augmentation
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
-
-
-MASKS = {"audio": "audio_attention_mask", "text": "attention_mask", "video": "video_attention_mask"}
 
 
 class EmotionCollator:

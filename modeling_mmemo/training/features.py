@@ -26,17 +26,17 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mmemo.items import AUDIO_SETTINGS, TEXT_SETTINGS, VIDEO_SETTINGS
+from mmemo.modalities import MASKS
 from modeling_mmemo.data.faces import Faces
 from modeling_mmemo.data.fingerprints import audio_fingerprint
 from modeling_mmemo.data.schema import text_of
 from modeling_mmemo.fusion_mmemo import ModalityBranch
 from modeling_mmemo.modeling_mmemo import MMEmoForEmotionRecognition
 from modeling_mmemo.processing_mmemo import MMEmoProcessor
-from modeling_mmemo.towers_mmemo import encode_audio, encode_text, encode_video, num_hidden_states
-from modeling_mmemo.training.collator import MASKS, EmotionCollator, without_crops
+from modeling_mmemo.towers_mmemo import ENCODE, encode_text, num_hidden_states
+from modeling_mmemo.training.collator import EmotionCollator, without_crops
 
 
-ENCODE = {"audio": encode_audio, "video": encode_video}
 # A second of video is several pictures for an image encoder.
 BATCH_SIZES = {"audio": 32, "text": 32, "video": 4}
 

@@ -21,14 +21,14 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer
 
-from mmemo.modalities import MODALITIES
+from mmemo.modalities import MASKS, MODALITIES
 from mmemo.video.face import FaceSequence
 from mmemo.video.landmarks import BLENDSHAPES
 from modeling_mmemo import MMEmoConfig, MMEmoProcessor, MMEmoVideoConfig
 from modeling_mmemo.evaluation.metrics import emotion_metrics
 from modeling_mmemo.towers_mmemo import num_hidden_states
 from modeling_mmemo.training.adapters import frozen_towers
-from modeling_mmemo.training.collator import MASKS, EmotionCollator
+from modeling_mmemo.training.collator import EmotionCollator
 from modeling_mmemo.training.rows import EmotionRows, LikeBatches
 from modeling_mmemo.training.training_arguments import EmotionTrainingArguments
 
