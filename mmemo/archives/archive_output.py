@@ -36,7 +36,7 @@ from mmemo.archives.tasks import Outcome
 
 ROWS_PER_PART = 1000
 SECONDS_PER_PART = 30.0
-# Of all parts together; a timeline of twelve hours has 9 MB.
+# Of all parts together; a timeline of twelve hours has 15 MB.
 MAX_COLLECTED_BYTES = 64 * 2**20
 PART = re.compile(r"(?:.*/)?part-(\d+)-[^/]*")
 
@@ -50,14 +50,14 @@ class CollectedPart:
         name (`str`): The name of its file.
         is_rewritten (`bool`): Whether the file exists, and its rows with these ids are replaced.
         since (`float`): When its first row was collected, in seconds of a monotonic clock.
-        rows (`dict[str, Any]`): Encoded rows by id.
+        rows (`dict[str, bytes]`): Encoded rows by id.
         size (`int`): Size of the rows in bytes.
     """
 
     name: str
     is_rewritten: bool
     since: float
-    rows: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, bytes] = field(default_factory=dict)
     size: int = 0
 
 
@@ -85,8 +85,7 @@ class ArchiveOutput:
         self.num_rows = 0
         self._folder = folder
         self._format = _format_of(manifest)
-        self._schema = self._format.schema
-        check_partitions(manifest.partition_by, self._schema)
+        check_partitions(manifest.partition_by, self._format.schema)
         self._rows_per_part = rows_per_part
         self._done: set[bytes] = set()
         # With `retry_failed`: the parts that contain failed rows.
@@ -160,7 +159,7 @@ class ArchiveOutput:
             ValueError: If the output has a row of this id, or a value does not fit the type of its column.
             OSError: If a part cannot be written. Its rows are kept: closing the output tries once more.
         """
-        row = row_of(outcome, self._schema)
+        row = row_of(outcome, self._format.schema)
         name = row["id"]
         digest = _digest(name)
         if digest in self._done:
@@ -168,7 +167,7 @@ class ArchiveOutput:
         part = self._part_for(row)
         encoded = self._format.encode(row)
         part.rows[name] = encoded
-        part.size += self._format.size(encoded)
+        part.size += len(encoded)
         self._done.add(digest)
         if row["error"] is None:
             self.failed.pop(name, None)
@@ -213,7 +212,8 @@ class ArchiveOutput:
             return
         written = _read_manifest(self._folder)
         self.manifest.check_same_job(written, place)
-        self.manifest = written
+        # Its columns may have another order.
+        self.manifest, self._format = written, _format_of(written)
         parts = _numbered_parts(names, self._format)
         self._next_number = max(parts.values(), default=-1) + 1
         for name in parts:
