@@ -4,7 +4,7 @@ Audio files: opens paths, URLs and bytes, and decodes them with libsndfile, or w
 Deliberate choices:
 - The content of a file decides how it is decoded, not its suffix.
 - Files are decoded strictly forward, one block at a time: memory is never allocated for a length that only the header
-  declares.
+  declares. Decoding may begin later: by a seek where that is exact, otherwise by decoding and dropping what precedes.
 """
 
 import http.client
@@ -28,6 +28,8 @@ from mmemo.audio.containers import STREAMED_RIFF_SIZE, is_cut, open_container, t
 DOWNLOAD_TIMEOUT_SECONDS = 30
 MPEG_HEADER_BYTES = 4096
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX, as for a FLAC written to a pipe
+# Codings of WAV, FLAC, AIFF and others in which libsndfile seeks to the exact sample, without decoding.
+EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
 
 @runtime_checkable
@@ -47,9 +49,10 @@ class AudioFile(Protocol):
     channels: int
     rate: int
     frames: int | None  # as declared; `None` if unknown
+    declared_seconds: float | None  # also where its samples may be more or fewer
 
-    def blocks(self, frames: int) -> Iterator[np.ndarray]:
-        """Yields float32 blocks of shape `(channels, frames)`; the last one may be shorter."""
+    def blocks(self, frames: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Yields float32 blocks of shape `(channels, frames)` from sample `start`; the last one may be shorter."""
 
 
 class _SoundFile:
@@ -61,9 +64,12 @@ class _SoundFile:
         self.channels = file.channels
         self.rate = file.samplerate
         self.frames = None if file.frames == UNKNOWN_FRAMES else file.frames
+        self.declared_seconds = None if self.frames is None else self.frames / self.rate
 
-    def blocks(self, frames: int) -> Iterator[np.ndarray]:
-        left = self._file.frames
+    def blocks(self, frames: int, start: int = 0) -> Iterator[np.ndarray]:
+        left = self._file.frames - start
+        if left > 0:
+            self._skip(start, frames)
         while left > 0:
             block = self._file.read(min(frames, left), dtype="float32", always_2d=True).T
             if block.shape[1] == 0:
@@ -72,6 +78,18 @@ class _SoundFile:
             yield block
         if left > 0 and self.frames is not None:
             raise truncated(self._name)
+
+    def _skip(self, start: int, frames: int) -> None:
+        """Moves to sample `start`, by decoding up to there in blocks of `frames` where seeking is not exact."""
+        if self.frames is not None and self._file.subtype.startswith(EXACT_SUBTYPES):
+            self._file.seek(start)
+            return
+        block = np.empty((min(frames, start), self.channels), np.float32)
+        while start > 0:
+            skipped = len(self._file.read(out=block[:start]))
+            if skipped == 0:
+                return
+            start -= skipped
 
 
 class _ForwardFile(soundfile.SoundFile):
