@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from mmemo.serving.cores import available_cores
+from mmemo.runtime.cores import available_cores
 
 
 MIB = 2**20
