@@ -61,6 +61,17 @@ def local_path(location: str) -> str | None:
     return None if is_url(location) else location
 
 
+def absolute(location: str) -> str:
+    """Returns a location that processes in other folders open, too: a local path from the root, or a URL."""
+    path = local_path(location)
+    return location if path is None else os.path.abspath(path)
+
+
+def valid_text(text: str) -> str:
+    r"""Returns a text as valid Unicode: bytes of file names that are not text, such as `\udce9`, are written so."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def name_of(location: str) -> str:
     """Returns the name of the file at a path or URL, without its folder, query and, in an archive, the archive."""
     _, path, _ = _split(location)
@@ -74,7 +85,7 @@ def join(base: str, path: str) -> str:
     if is_web(base):
         return urljoin(base, quote(path, _URL_CHARACTERS, errors="surrogateescape"))
     if not is_url(base):
-        return os.path.join(os.path.dirname(base), path)
+        return os.path.normpath(os.path.join(os.path.dirname(base), path))
     protocol, own, rest = _split(base)
     joined = posixpath.join(posixpath.dirname(own), path)
     return protocol + (posixpath.normpath(joined) if ".." in path.split("/") else joined) + rest
