@@ -143,7 +143,9 @@ def test_warnings_are_part_of_the_outcome(scorer, options, example_audio, tmp_pa
     channels[: len(first), 0], channels[len(first) :, 1] = first, second
     soundfile.write(stereo, channels, 16_000)
 
-    mixed, single = scorer([Task(ArchiveItem(str(channel), path=str(stereo), channel=channel)) for channel in (None, 1)])
+    mixed, single = scorer(
+        [Task(ArchiveItem(str(channel), path=str(stereo), channel=channel)) for channel in (None, 1)]
+    )
 
     (warning,) = mixed.warnings
     assert warning.startswith("The 2 channels contain different sounds, and their mean is predicted.")

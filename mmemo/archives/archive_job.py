@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmemo.archives.archive_items import ArchiveSource
+from mmemo.archives.archive_items import ArchiveSource, read_archive
 from mmemo.archives.archive_output import ArchiveOutput
 from mmemo.archives.engines import run_local, run_processes
 from mmemo.archives.job_manifest import JobManifest, model_hash
@@ -73,7 +73,7 @@ def score(
     Args:
         source (`str`, `Path` or a sequence of them):
             Folders, files, globs and URLs of recordings, tables of them, or a dataset of the Hub; see
-            [`ArchiveSource`].
+            [`read_archive`].
         output (`str` or `Path`): The folder, or its URL in a remote storage; see [`ArchiveOutput`] for its content.
         engine (`str`, *optional*, defaults to `"local"`):
             Where to predict: `"local"` in this process, `"processes"` on the cores of this machine, `"ray"` on a Ray
@@ -82,7 +82,7 @@ def score(
         address (`str`, *optional*): Address of the Ray cluster, such as `"auto"`; a local one is started by default.
         format (`str`, *optional*, defaults to `"parquet"`): `"parquet"`, `"json"` (lines) or `"csv"`.
         partition_by (`Sequence[str]`, *optional*): Columns of the source by whose values the output is divided.
-        columns, split, recursive, srt (*optional*): See [`ArchiveSource`].
+        columns, split, recursive, srt (*optional*): See [`read_archive`].
         retry_failed (`bool`, *optional*, defaults to `False`): Whether to predict failed inputs again.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar on standard error.
         options: See [`ScoringOptions`].
@@ -108,7 +108,7 @@ def score(
     scoring = ScoringOptions(**options)
     _check_engine(engine, workers, address)
     places = [source] if isinstance(source, (str, Path)) else list(source)
-    archive = ArchiveSource(
+    archive = read_archive(
         list(map(str, places)),
         recursive=recursive,
         columns=columns,
@@ -159,7 +159,7 @@ class _Job:
 
     def tasks(self) -> Iterator[Task]:
         """Yields the tasks of all items that the output lacks."""
-        for item in self._archive.items():
+        for item in self._archive:
             if self._written.is_done(item.id):
                 self.skipped += 1
                 continue

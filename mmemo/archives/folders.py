@@ -52,11 +52,6 @@ def check_exists(path: Path) -> None:
         raise ValueError(f"There is no such file; paths are relative to {Path.cwd()}.")
 
 
-def is_remote(location: str) -> bool:
-    """Whether a location is a URL, such as `https://...` or `s3://...`, and not the path of a local file."""
-    return "://" in location
-
-
 def find_files(
     patterns: Iterable[str], recursive: bool = True, suffixes: Set[str] = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 ) -> tuple[list[Input], list[str]]:

@@ -447,9 +447,7 @@ def _check_rate(name: str, rate: float) -> None:
         )
 
 
-def _read(
-    recording: _Recording, block_samples: int, first: int = 0, last: int | None = None
-) -> Iterator[np.ndarray]:
+def _read(recording: _Recording, block_samples: int, first: int = 0, last: int | None = None) -> Iterator[np.ndarray]:
     """
     Yields non-empty float32 blocks of shape `(channels, samples)`, of `block_samples` samples over all channels, from
     sample `first` (inclusive) to `last` (exclusive).
