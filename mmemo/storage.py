@@ -180,9 +180,13 @@ def list_folder(location: str, recursive: bool = True) -> list[RemoteFile] | Non
     """
     with _explained(location):
         storage, own = _open_storage(location, is_listed=True)
-        if not storage.isdir(own):
+        try:
+            info = storage.info(own)
+        except FileNotFoundError:
             return None
-        folder = storage.info(own)["name"].strip("/")
+        if info["type"] != "directory":
+            return None
+        folder = info["name"].strip("/")
         found = []
         for path in sorted(storage.find(own, maxdepth=None if recursive else 1)):
             place = posixpath.relpath(path.strip("/"), folder or ".")

@@ -95,6 +95,8 @@ def test_folders_and_globs_of_remote_storage(storage):
     inputs, problems = find_files(["memory://calls/may"])
     assert [str(one.place) for one in inputs] == ["b.MP3", "film.mp4"] and not problems
 
+    with pytest.raises(ValueError, match=r"There is no file or folder memory://call; check the URL and your cred"):
+        find_files(["memory://call"])
     with pytest.raises(ValueError, match=r"memory://calls/\*\.ogg matches no file\."):
         find_files(["memory://calls/*.ogg"])
     storage.pipe("/texts/notes.txt", b"")

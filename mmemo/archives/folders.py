@@ -117,6 +117,9 @@ def _find_remote(pattern: str, recursive: bool, suffixes: Set[str]) -> list[Inpu
         if not (files := list_matches(pattern)):
             raise ValueError(f"{pattern} matches no file.")
         return [_remote_input(file) for file in files]
+    # A missing recording is reported when it is opened, as of this machine.
+    if Path(name_of(pattern)).suffix.lower() not in suffixes and not exists(pattern):
+        raise ValueError(f"There is no file or folder {pattern}; check the URL and your credentials for it.")
     return [_remote_input(RemoteFile(pattern, name_of(pattern)))]
 
 
