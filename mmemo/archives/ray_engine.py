@@ -199,7 +199,7 @@ class _Batches:
             self._seconds_per_task = 0.8 * previous + 0.2 * pace
 
     def _max_tasks(self) -> int:
-        return max(1, int(min(MAX_BATCH_TASKS, BATCH_S / max(self._seconds_per_task, 1e-3))))
+        return max(1, round(min(MAX_BATCH_TASKS, BATCH_S / max(self._seconds_per_task, 1e-3))))
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class _Setup:
 
     def check(self) -> str | None:
         """Returns why this node cannot run the job, in one sentence; `None` if it can."""
-        node = f"Node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"
+        node = _node_name(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
         if os.path.isdir(self.folder):
             os.chdir(self.folder)
         try:
@@ -481,29 +481,40 @@ def _here() -> NodeAffinitySchedulingStrategy:
 
 def _check_nodes(setup: _Setup) -> None:
     """Checks versions and model on each node that can run workers; raises a `ValueError` if they differ."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    nodes = _nodes()
     if not nodes:
         raise ValueError("The Ray cluster has no node with CPUs; add worker nodes to it.")
-    check = ray.remote(_Setup.check)
-    pinned = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes}
-    reports = {
-        check.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(setup): node
-        for node, strategy in pinned.items()
-    }
-    waiting = list(reports)
-    deadline = time.monotonic() + PREFLIGHT_TIMEOUT_S
-    while waiting:
-        ready, waiting = ray.wait(waiting, timeout=max(0, deadline - time.monotonic()))
-        if not ready:
-            raise ValueError(
-                f"Node {reports[waiting[0]][:8]} has not started a worker within {PREFLIGHT_TIMEOUT_S} s; see its log."
-            )
+    check: Any = ray.remote(_Setup.check)
+    reports = {}
+    for node in nodes:
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        reports[check.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(setup)] = node
+    finished, late = ray.wait(list(reports), num_returns=len(reports), timeout=PREFLIGHT_TIMEOUT_S)
+    for report in finished:
         try:
-            problem = ray.get(ready[0])
+            problem = ray.get(report)
         except RayError as error:
-            problem = f"Node {reports[ready[0]][:8]} cannot start a worker: {_one_line(error)}"
+            # Nodes may be lost at any time.
+            problem = f"{nodes[reports[report]]} cannot start a worker: {_one_line(error)}"
+            problem = problem if reports[report] in _nodes() else None
         if problem is not None:
             raise ValueError(problem)
+    if late:
+        name = nodes[reports[late[0]]]
+        raise ValueError(f"{name} has not started a worker within {PREFLIGHT_TIMEOUT_S} s; see its logs.")
+
+
+def _nodes() -> dict[str, str]:
+    """Returns the names of the nodes that can run workers, by id."""
+    return {
+        node["NodeID"]: _node_name(node["NodeManagerAddress"], node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    }
+
+
+def _node_name(address: str, node_id: str) -> str:
+    return f"Node {address} ({node_id[:8]})"
 
 
 @contextmanager
