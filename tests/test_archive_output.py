@@ -419,7 +419,8 @@ from test_archive_output import make_manifest, outcome
 from mmemo.archives import archive_output
 
 archive_output.SECONDS_PER_PART = 0.02  # replaces failed rows soon
-with archive_output.ArchiveOutput.open(sys.argv[2], make_manifest(sys.argv[3]), retry_failed=True, rows_per_part=20) as output:
+options = {"retry_failed": True, "rows_per_part": 20}
+with archive_output.ArchiveOutput.open(sys.argv[2], make_manifest(sys.argv[3]), **options) as output:
     for number in range(100_000):
         name = str(number)
         if not output.is_done(name):

@@ -349,10 +349,6 @@ class TextFormat(PartFormat):
     def replace(self, file: BinaryIO, rows: Mapping[str, bytes]) -> bytes:
         return self.join(rows.get(row["id"]) or self.encode(row) for row in self.rows(file))
 
-    def states(self, file: BinaryIO) -> Iterator[RowState]:
-        for row in self.rows(file):
-            yield RowState(row["id"], row["error"] is not None, row["attempts"])
-
     def header(self) -> bytes:
         """Returns the start of a file."""
         return b""
@@ -366,15 +362,23 @@ class JsonFormat(TextFormat):
     def encode(self, row: Mapping[str, Any]) -> bytes:
         return f"{_as_json(row)}\n".encode()
 
+    def states(self, file: BinaryIO) -> Iterator[RowState]:
+        for row in self._objects(file):
+            yield RowState(row["id"], row["error"] is not None, row["attempts"])
+
     def rows(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
         own = {field.name: field.type for field in own_columns(self.schema)}
+        for row in self._objects(file):
+            texts = {name: row[name] for name in own if isinstance(row[name], str)}
+            yield row | {name: _from_text(text, own[name]) for name, text in texts.items()}
+
+    def _objects(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
         _check_end(file)
         for line in file:
             row = json.loads(line)
             if list(row) != self.schema.names:
                 raise ValueError(f"its columns are {list(row)}, expected {self.schema.names}")
-            texts = {name: row[name] for name in own if isinstance(row[name], str)}
-            yield row | {name: _from_text(text, own[name]) for name, text in texts.items()}
+            yield row
 
 
 class CsvFormat(TextFormat):
@@ -388,7 +392,20 @@ class CsvFormat(TextFormat):
     def header(self) -> bytes:
         return _as_csv(self.schema.names)
 
+    def states(self, file: BinaryIO) -> Iterator[RowState]:
+        places = [self.schema.get_field_index(name) for name in ("id", "error", "attempts")]
+        for texts in self._lines(file):
+            name, error, attempts = (texts[place] for place in places)
+            yield RowState(name, error != "", int(attempts))
+
     def rows(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
+        types = {field.name: field.type for field in self.schema}
+        for texts in self._lines(file):
+            fields = zip(types.items(), texts)
+            yield {name: _from_text(text, kind) if text else None for (name, kind), text in fields}
+
+    def _lines(self, file: BinaryIO) -> Iterator[list[str]]:
+        """Yields the fields of each row."""
         csv.field_size_limit(2**31 - 1)  # a timeline is one field
         _check_end(file)
         reader = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""), strict=True)
@@ -398,9 +415,7 @@ class CsvFormat(TextFormat):
         for texts in reader:
             if len(texts) != len(header):
                 raise ValueError(f"line {reader.line_num} has {len(texts)} columns, expected {len(header)}")
-            yield {
-                field.name: _from_text(text, field.type) if text else None for field, text in zip(self.schema, texts)
-            }
+            yield texts
 
 
 FORMATS: dict[str, type[PartFormat]] = {"parquet": ParquetFormat, "json": JsonFormat, "csv": CsvFormat}
