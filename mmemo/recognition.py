@@ -263,7 +263,7 @@ class EmotionRecognition:
             SpeakerOptions(prepared.channel),
             self.mean_options(prepared.has_speech),
         )
-        self.predict_all_windows(recording)
+        self._run_windows(recording, self.window_batch_size)
         mean = mean_prediction(recording.sources[0].spans)
         others = [name for name in ("text", "video") if item.get(name) is not None]
         logger.warning(explain_mean(recording.duration, mean is not None, others))
@@ -332,14 +332,11 @@ class EmotionRecognition:
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
         if isinstance(recording.blocks, AudioBlocks) and channels is None:
             warn_of_mixing(recording.blocks, channel)
-        self.predict_all_windows(recording, size, function_to_apply)
+        self._run_windows(recording, size, function_to_apply)
         return self.answers.format_recording(recording, top_k=top_k, threshold=threshold, coverage=coverage)
 
-    def predict_all_windows(
-        self, recording: Recording, size: int | None = None, function_to_apply: str | None = None
-    ) -> None:
-        """Predicts all windows of a recording, `size` or `window_batch_size` at once, with a progress bar."""
-        size = self.window_batch_size if size is None else size
+    def _run_windows(self, recording: Recording, size: int, function_to_apply: str | None = None) -> None:
+        """Predicts all windows of a recording, `size` at once, with a progress bar."""
         windows, shown = iter(recording), 0.0
         with self._progress(recording.expected_duration) as bar:
             while batch := list(islice(windows, size)):

@@ -181,3 +181,50 @@ def wait_for_rows(process, output, count):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "processes"])
+def test_a_killed_driver_loses_nothing(many, tmp_path, engine):
+    clips, expected = many
+    output = tmp_path / "out"
+
+    driver = start_job(clips, output, "--engine", engine)
+    wait_for_rows(driver, output, 1)
+    driver.kill()
+    driver.communicate()
+    found = by_name(output)
+    assert 0 < len(found) < len(expected) and all(row == expected[name] for name, row in found.items())
+    summary = score(clips, output, engine=engine)
+
+    assert summary.skipped == len(found)
+    assert by_name(output) == expected
+
+
+@pytest.mark.slow
+def test_a_cluster_loses_its_driver_a_worker_and_a_node(many, tmp_path):
+    from ray_cluster import local_cluster
+
+    clips, expected = many
+    output = tmp_path / "out"
+    options = ("--engine", "ray", "--format", "parquet")
+
+    with local_cluster(nodes=3) as cluster:
+        driver = start_job(clips, output, *options, "--address", cluster.address)
+        wait_for_rows(driver, output, 1)
+        driver.kill()
+        driver.communicate()
+        before = len(by_name(output))
+        assert 0 < before < len(expected)
+        driver = start_job(clips, output, *options, "--address", cluster.address)
+        wait_for_rows(driver, output, before + 1)
+        cluster.kill_worker()
+        cluster.kill_node()
+        printed, _ = driver.communicate(timeout=600)
+
+    assert driver.returncode == 1, printed  # for the broken file
+    assert f"{before:,} were there already" in printed
+    found = by_name(output)
+    # Tasks that were on the lost worker may count one more attempt.
+    assert all(row["attempts"] <= 3 for row in found.values())
+    assert {name: row | {"attempts": 1} for name, row in found.items()} == expected

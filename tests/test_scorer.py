@@ -11,8 +11,10 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from mmemo import EmotionPredictor
 from mmemo.archives.scorer import Scorer
 from mmemo.archives.tasks import ArchiveItem, ScoringOptions, Task
+from mmemo.audio import loading
 from mmemo.cli import app
 
 
@@ -43,21 +45,22 @@ def predicted_by_command(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "changes"),
+    ("is_embedded", "arguments", "changes"),
     [
-        ((), {}),
-        (("--threshold", 0.99), {"threshold": 0.99}),
-        (("--coverage", 0.9, "--channel", 0), {"coverage": 0.9, "channel": 0}),
-        (("--timeline",), {"timeline": True}),
+        (False, (), {}),
+        (False, ("--threshold", 0.99), {"threshold": 0.99}),
+        (True, ("--coverage", 0.9, "--channel", 0), {"coverage": 0.9, "channel": 0}),
+        (False, ("--timeline",), {"timeline": True}),
     ],
 )
-def test_results_equal_those_of_the_command(example_audio, arguments, changes):
+def test_results_equal_those_of_the_command(exported, example_audio, is_embedded, arguments, changes):
+    """To the bit, although the command uses all cores."""
     clips = sorted(example_audio.parent.glob("*.flac"))[:2]
-    scorer = Scorer(ScoringOptions(**changes))
+    model = None if is_embedded else str(exported)
 
-    outcomes = scorer([Task(ArchiveItem(clip.name, path=str(clip))) for clip in clips])
+    outcomes = Scorer(ScoringOptions(model, **changes))([Task(ArchiveItem(clip.name, path=str(clip))) for clip in clips])
 
-    expected = predicted_by_command(*clips, *arguments)
+    expected = predicted_by_command(*clips, *arguments, *([] if is_embedded else ["--model", exported]))
     assert [outcome.task.item.id for outcome in outcomes] == [clip.name for clip in clips]
     for outcome, line, clip in zip(outcomes, expected, clips, strict=True):
         assert (outcome.error, outcome.warnings) == (None, ())
@@ -100,7 +103,7 @@ def test_a_failed_task_does_not_stop_the_others(scorer, example_audio, tmp_path,
             f"audio: {tmp_path / 'broken.wav'} is not readable audio ",
             "This item has neither a recording nor a text; add its path or its text.",
             f"audio: {example_audio} has 1 channel(s), so channel=3 does not exist; valid are 0 to 0.",
-            f"Cannot read {tmp_path / 'none.srt'}: No such file or directory.",
+            f"word_times: Cannot read {tmp_path / 'none.srt'}: No such file or directory.",
         ),
         strict=True,
     ):
@@ -195,20 +198,27 @@ def test_results_are_plain_json(options, example_audio, tmp_path):
     assert all(isinstance(stretch, list) for stretch in result["speech"])
 
 
-@pytest.mark.parametrize("seconds", [2.0, 40.0, 610.0])
-def test_the_duration_costs_no_second_pass(scorer, make_clip, tmp_path, monkeypatch, seconds):
-    """Clips, recordings and those of which only windows are loaded; FFmpeg does not know the length of a WebM."""
-    from mmemo.audio import loading
-
-    path = tmp_path / "a.wav"
+@pytest.mark.parametrize("seconds", [2.0, 20.0, 45.0])
+def test_the_duration_costs_no_second_pass(scorer, exported, make_clip, tmp_path, monkeypatch, seconds):
+    """Of a clip, of a recording in memory, and of one that is only read window by window."""
+    path = str(tmp_path / "a.wav")
     soundfile.write(path, np.resize(make_clip(2.0), round(seconds * 8_000)), 8_000)
-    read = []
-    monkeypatch.setattr(loading, "_read", lambda *args, original=loading._read: read.append(1) or original(*args))
+    monkeypatch.setattr("mmemo.recognition.WHOLE_CLIP_SECONDS", 10.0)
+    monkeypatch.setattr("mmemo.recognition.MAX_LOADED_SECONDS", 30.0)
+    opened = []
 
-    outcome = score(scorer, path=str(path))
+    def open_audio_file(*args, original=loading.open_audio_file):
+        opened.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(loading, "open_audio_file", open_audio_file)
+    EmotionPredictor(exported, num_threads=1)(path)
+    needed = len(opened)
+
+    outcome = score(scorer, path=path)
 
     assert outcome.result["duration"] == seconds
-    assert len(read) == (2 if seconds < 30 < seconds else 1)
+    assert len(opened) == 2 * needed
 
 
 def test_videos_and_their_sound(video_model, portrait, options):

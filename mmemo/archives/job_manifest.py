@@ -23,7 +23,8 @@ from mmemo.archives.tasks import ScoringOptions
 from mmemo.runtime.graph import ANALYSIS_FILE, EMBEDDED_MODEL, find_exported, find_graph, local_folder
 
 
-MANIFEST_FILE = "manifest.json"
+# Hidden, so that pandas and datasets read the folder and take the rows for all of its content.
+MANIFEST_FILE = ".manifest.json"
 # Read by the predictor in addition to the graph, as far as the model has them.
 MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 MAX_SOURCES = 100
