@@ -165,10 +165,10 @@ def test_a_folder_with_other_files_is_refused(out):
     (out / "notes.txt").touch()
 
     with pytest.raises(
-        ValueError, match=r"OUT has no manifest\.json but other files, such as notes\.txt; choose a new"
+        ValueError, match=r"OUT has no \.manifest\.json but other files, such as notes\.txt; choose a new"
     ):
         ArchiveOutput.open(out, make_manifest())
-    with pytest.raises(ValueError, match=r"OUT has no manifest\.json; choose the --output of an earlier"):
+    with pytest.raises(FileNotFoundError, match=r"OUT has no \.manifest\.json; choose the --output of an earlier"):
         list(read_rows(out))
     (out / "notes.txt").unlink()
     ArchiveOutput.open(out, make_manifest()).close()

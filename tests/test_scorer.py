@@ -58,7 +58,9 @@ def test_results_equal_those_of_the_command(exported, example_audio, is_embedded
     clips = sorted(example_audio.parent.glob("*.flac"))[:2]
     model = None if is_embedded else str(exported)
 
-    outcomes = Scorer(ScoringOptions(model, **changes))([Task(ArchiveItem(clip.name, path=str(clip))) for clip in clips])
+    outcomes = Scorer(ScoringOptions(model, **changes))(
+        [Task(ArchiveItem(clip.name, path=str(clip))) for clip in clips]
+    )
 
     expected = predicted_by_command(*clips, *arguments, *([] if is_embedded else ["--model", exported]))
     assert [outcome.task.item.id for outcome in outcomes] == [clip.name for clip in clips]

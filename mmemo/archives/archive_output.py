@@ -203,14 +203,15 @@ class ArchiveOutput:
         """Writes the manifest, or compares it and finds the rows of earlier runs."""
         names = self._folder.names()
         place = self._folder.place
-        if MANIFEST_FILE not in names:
+        try:
+            written = _read_manifest(self._folder)
+        except FileNotFoundError:
             if names:
                 raise ValueError(
                     f"{place} has no {MANIFEST_FILE} but other files, such as {names[0]}; choose a new folder."
-                )
+                ) from None
             self._writing(lambda: self._folder.put(MANIFEST_FILE, self.manifest.to_json().encode()))
             return
-        written = _read_manifest(self._folder)
         self.manifest.check_same_job(written, place)
         # Its columns may have another order.
         self.manifest, self._format = written, _format_of(written)
@@ -297,7 +298,7 @@ def read_manifest(folder: str | os.PathLike) -> JobManifest:
     Returns the manifest of an output folder.
 
     Raises:
-        ValueError: If the folder is not the output of an archive job.
+        FileNotFoundError: If the folder is not the output of an archive job.
     """
     return _read_manifest(open_folder(folder))
 
@@ -313,7 +314,8 @@ def read_rows(folder: str | os.PathLike) -> Iterator[dict[str, Any]]:
         `Iterator[dict]`: By the columns of [`archive_schema`], with values of their types.
 
     Raises:
-        ValueError: If the folder is not the output of an archive job, or a file is damaged.
+        FileNotFoundError: If the folder is not the output of an archive job.
+        ValueError: If a file is damaged.
     """
     place = open_folder(folder)
     part_format = _format_of(_read_manifest(place))
@@ -323,10 +325,11 @@ def read_rows(folder: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 def _read_manifest(folder: OutputFolder) -> JobManifest:
+    """Returns the manifest of a folder; raises a `FileNotFoundError` if it has none."""
     try:
         content = folder.read(MANIFEST_FILE)
     except FileNotFoundError as error:
-        raise ValueError(
+        raise FileNotFoundError(
             f"{folder.place} has no {MANIFEST_FILE}; choose the --output of an earlier mmemo predict."
         ) from error
     return JobManifest.from_json(content, f"{folder.place}/{MANIFEST_FILE}")
