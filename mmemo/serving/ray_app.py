@@ -121,7 +121,7 @@ class EmotionReplica:
 class RayMetrics(Metrics):
     """The metrics of one replica, reported to Ray with the names of the application, deployment and replica."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._gauges: list[_RayMetric] = []
         super().__init__()
 
