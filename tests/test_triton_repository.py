@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from mmemo import EmotionPredictor
 from mmemo.cli import app
-from mmemo.runtime.graph import METADATA_KEY, EmotionGraph
+from mmemo.runtime.graph import METADATA_KEY, EmotionGraph, complete_inputs
 from mmemo.runtime.processor import OnnxProcessor
 from modeling_mmemo import exporters
 from modeling_mmemo.exporters import save_repository
@@ -138,11 +138,13 @@ class Triton:
         }
         outputs = self.infer(feed)
         wanted = [output["name"] for output in json["outputs"]]
-        found = [
-            {"name": name, "shape": list(outputs[name].shape), "data": outputs[name].ravel().tolist()}
-            for name in wanted
-        ]
+        found = [{"name": name, "data": outputs[name].ravel().tolist()} for name in wanted]
         return SimpleNamespace(json=lambda: {"outputs": found})
+
+    def feed(self, *items):
+        """Returns the inputs of a client for a batch of items."""
+        shapes = {value["name"]: value["shape"] for value in self.metadata["inputs"]}
+        return complete_inputs(self.processor.collate([self.processor.prepare(**item) for item in items]), shapes)
 
 
 def test_files(exported_folder, tmp_path):
