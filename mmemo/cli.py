@@ -56,6 +56,13 @@ class Int8(StrEnum):
     STATIC = "static"
 
 
+class Target(StrEnum):
+    """Servers that an export is laid out for."""
+
+    MMEMO = "mmemo"
+    TRITON = "triton"
+
+
 class Granularity(StrEnum):
     """Spans of a timeline."""
 
@@ -516,6 +523,13 @@ def export(
     ] = None,
     data_dir: Annotated[Path, typer.Option(help="Folder with the corpora.")] = Path("data"),
     calibration_rows: Annotated[int, typer.Option(help="Number of random rows of each source.", min=1)] = 128,
+    to: Annotated[
+        Target,
+        typer.Option(
+            help="Layout of the output folder: a model for mmemo, or a model repository for Triton Inference Server, "
+            "with the int8 graph unless --int8 none."
+        ),
+    ] = Target.MMEMO,
 ) -> None:
     """Exports a trained model to ONNX, in float and int8."""
     if (int8 is Int8.STATIC) != bool(calibration):
@@ -524,9 +538,11 @@ def export(
         raise typer.BadParameter("Pass either --output or --in-place.")
     if in_place and int8 is Int8.NONE:
         raise typer.BadParameter("--in-place adds an int8 graph; leave --int8 none out.")
+    if to is Target.TRITON and in_place:
+        raise typer.BadParameter("--to triton writes a model repository; pass --output instead of --in-place.")
     from modeling_mmemo.exporters.export_command import export as run
 
-    paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows)
+    paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows, to.value)
     for path in paths:
         typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
