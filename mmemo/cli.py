@@ -94,7 +94,16 @@ class Channels(StrEnum):
     SPLIT = "split"
 
 
-ARCHIVES = "Archives: --output FOLDER without --json and --csv"
+class Period(StrEnum):
+    """Periods of a report."""
+
+    MONTH = "month"
+    WEEK = "week"
+    DAY = "day"
+    WEEKDAY = "weekday"
+    HOUR = "hour"
+
+>>>>>>> a6
 
 # Options of several commands.
 Files = Annotated[
@@ -424,6 +433,45 @@ def call(
     )
     if predict_calls(archive, speaker_turns, srt, customer, everyone, summary):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(help="Output folder of an archive, or its URL.")],
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column to group by, such as queue; may be repeated. Inferring the emotions of people at work is "
+            "prohibited in the European Union (AI Act, Art. 5(1)(f)): group by agent only if the emotions are those "
+            "of customers.",
+        ),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Column of dates or timestamps to group by --period.")] = None,
+    period: Annotated[Period, typer.Option(help="Periods of --time; hour is the hour of the day.")] = Period.MONTH,
+    time_format: Annotated[
+        str | None, typer.Option(help="Format of --time if it is text other than ISO 8601, such as %d.%m.%Y.")
+    ] = None,
+    time_zone: Annotated[
+        str, typer.Option(help="Time zone of the periods, for timestamps that have an offset.")
+    ] = "UTC",
+    top: Annotated[
+        int, typer.Option(help="Number of the most frequent values and reasons; others are summed.", min=1)
+    ] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with 95 % intervals of the shares.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="File for the figures as a web page with plots; overwritten if it exists.")
+    ] = None,
+) -> None:
+    """
+    Summarizes an archive: shares of emotions, as a whole, by column and over time, and the reasons of failures.
+
+    An archive that is still being written can be summarized too.
+    """
+    from mmemo.archives.archive_report import report as run
+    from mmemo.archives.archive_summary import SummaryOptions
+
+    options = SummaryOptions(tuple(by or ()), time, period.value, time_format, time_zone, top)
+    typer.echo(run(folder, options, as_json, html))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
