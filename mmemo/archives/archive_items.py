@@ -219,26 +219,12 @@ def _row_sources(
 
 
 def _merged_columns(parts: Sequence[ArchivePart]) -> "dict[str, pyarrow.DataType]":
-    """Returns the columns of all parts; numbers of different types get a common one."""
+    """Returns the columns of all parts, with types that fit all of them."""
     if not any(part.columns for part in parts):
         return {}
-    import pyarrow
+    from mmemo.archives.tables import merge_types
 
-    merged = pyarrow.schema([])
-    owners: dict[str, str] = {}
-    for part in parts:
-        own = pyarrow.schema(part.columns)
-        try:
-            merged = pyarrow.unify_schemas([merged, own], promote_options="permissive")
-        except pyarrow.ArrowException as error:
-            name = next(name for name in own.names if name in owners and f"Field {name} " in str(error))
-            raise ValueError(
-                f"The column {name!r} is {own.field(name).type} in {part.name} and {merged.field(name).type} in "
-                f"{owners[name]}; rename or convert one of them, or predict the tables separately."
-            ) from error
-        owners |= dict.fromkeys(own.names, part.name)
-    empty = pyarrow.null()
-    return {field.name: pyarrow.string() if field.type == empty else field.type for field in merged}
+    return merge_types((part.name, part.columns) for part in parts)
 
 
 def _warnings(parts: Sequence[ArchivePart], missing: list[str], count: int, srt: Path | None) -> list[str]:
