@@ -12,7 +12,6 @@ Deliberate choices:
 import glob
 import os
 import re
-from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -242,9 +241,9 @@ def _warnings(parts: Sequence[ArchivePart], missing: list[str], count: int, srt:
 
 def _check_ids(parts: Sequence[ArchivePart]) -> None:
     """Raises a `ValueError` if an id is repeated."""
-    hashes = np.array(array("q", (hash(id) for part in parts for id in part.ids())))
-    values, counts = np.unique(hashes, return_counts=True)
-    repeated = set(values[counts > 1].tolist())
+    hashes = np.fromiter((hash(id) for part in parts for id in part.ids()), np.int64)
+    hashes.sort()
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not repeated:
         return
     places: dict[str, list[str]] = defaultdict(list)
