@@ -12,7 +12,6 @@ Deliberate choices:
 import glob
 import os
 import re
-from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -219,26 +218,12 @@ def _row_sources(
 
 
 def _merged_columns(parts: Sequence[ArchivePart]) -> "dict[str, pyarrow.DataType]":
-    """Returns the columns of all parts; numbers of different types get a common one."""
+    """Returns the columns of all parts, with types that fit all of them."""
     if not any(part.columns for part in parts):
         return {}
-    import pyarrow
+    from mmemo.archives.tables import merge_types
 
-    merged = pyarrow.schema([])
-    owners: dict[str, str] = {}
-    for part in parts:
-        own = pyarrow.schema(part.columns)
-        try:
-            merged = pyarrow.unify_schemas([merged, own], promote_options="permissive")
-        except pyarrow.ArrowException as error:
-            name = next(name for name in own.names if name in owners and f"Field {name} " in str(error))
-            raise ValueError(
-                f"The column {name!r} is {own.field(name).type} in {part.name} and {merged.field(name).type} in "
-                f"{owners[name]}; rename or convert one of them, or predict the tables separately."
-            ) from error
-        owners |= dict.fromkeys(own.names, part.name)
-    empty = pyarrow.null()
-    return {field.name: pyarrow.string() if field.type == empty else field.type for field in merged}
+    return merge_types((part.name, part.columns) for part in parts)
 
 
 def _warnings(parts: Sequence[ArchivePart], missing: list[str], count: int, srt: Path | None) -> list[str]:
@@ -256,9 +241,9 @@ def _warnings(parts: Sequence[ArchivePart], missing: list[str], count: int, srt:
 
 def _check_ids(parts: Sequence[ArchivePart]) -> None:
     """Raises a `ValueError` if an id is repeated."""
-    hashes = np.array(array("q", (hash(id) for part in parts for id in part.ids())))
-    values, counts = np.unique(hashes, return_counts=True)
-    repeated = set(values[counts > 1].tolist())
+    hashes = np.fromiter((hash(id) for part in parts for id in part.ids()), np.int64)
+    hashes.sort()
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not repeated:
         return
     places: dict[str, list[str]] = defaultdict(list)

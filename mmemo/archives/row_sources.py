@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from mmemo.archives.column_mapping import map_columns
 from mmemo.archives.folders import SUBTITLE_SUFFIXES, Input, find_companion
-from mmemo.archives.tables import json_type, open_table
+from mmemo.archives.tables import json_type, merge_types, open_table
 from mmemo.archives.tasks import ArchiveItem
 from mmemo.audio.files import keep_seekable
 from mmemo.storage import absolute, is_url, join, local_path, name_of, short, valid_text
@@ -105,9 +105,7 @@ class HubSource:
         self._splits = [
             _HubSplit(source, name, rows, columns, video) for name, rows in _load_splits(source, split).items()
         ]
-        schemas = [pa.schema(part.mapping.types) for part in self._splits]
-        merged = pa.unify_schemas(schemas, promote_options="permissive")
-        self.columns: dict[str, pa.DataType] = dict(zip(merged.names, merged.types))
+        self.columns = merge_types((part.name, part.mapping.types) for part in self._splits)
         self.left_out = self._splits[0].mapping.left_out
         counts = [part.count for part in self._splits if part.count is not None]
         self.count: int | None = sum(counts) if len(counts) == len(self._splits) else None

@@ -12,7 +12,7 @@ Deliberate choices:
 import codecs
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -188,7 +188,7 @@ class JsonTable:
             self.count += len(block)
             for key in dict.fromkeys(key for record in block for key in record):
                 kind = json_type([record.get(key) for record in block])
-                self.types[key] = _common_type(self.types.get(key, kind), kind)
+                self.types[key] = _common_type(self.types.get(key, kind), kind) or pa.string()
 
     def rows(self, columns: Sequence[str], strings: Collection[str] = ()) -> Iterator[dict[str, Any]]:
         texts = {key for key in columns if self.types[key] == pa.string()}
@@ -295,12 +295,40 @@ def json_type(values: list[Any]) -> pa.DataType:
     return pa.string() if "struct<>" in str(kind) else kind
 
 
-def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+def merge_types(tables: Iterable[tuple[str, dict[str, pa.DataType]]]) -> dict[str, pa.DataType]:
+    """
+    Returns the columns of several tables; numbers of different types get a common one.
+
+    Args:
+        tables (`Iterable[tuple[str, dict]]`): The name of each table, and its types by column.
+
+    Raises:
+        ValueError: If the types of a column have nothing in common.
+    """
+    merged: dict[str, pa.DataType] = {}
+    owners: dict[str, str] = {}
+    for table, types in tables:
+        for name, kind in types.items():
+            before = merged.get(name, kind)
+            common = _common_type(before, kind)
+            if common is None:
+                raise ValueError(
+                    f"The column {name!r} is {kind} in {table} and {before} in {owners[name]}; rename or convert one "
+                    "of them, or predict the tables separately."
+                )
+            merged[name] = common
+            owners[name] = table
+    # A column without values may be written in any type.
+    return {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in merged.items()}
+
+
+def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Returns the type of the values of two columns, `None` if they have nothing in common."""
     try:
         schemas = [pa.schema({"column": kind}) for kind in (one, other)]
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except pa.ArrowException:
-        return pa.string()
+        return None
 
 
 def _strings(column: pa.Array) -> list[str | None]:
