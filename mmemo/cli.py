@@ -103,7 +103,8 @@ class Period(StrEnum):
     WEEKDAY = "weekday"
     HOUR = "hour"
 
->>>>>>> a6
+
+ARCHIVES = "Archives: --output FOLDER without --json and --csv"
 
 # Options of several commands.
 Files = Annotated[
