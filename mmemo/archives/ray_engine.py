@@ -34,7 +34,7 @@ from itertools import islice
 from typing import Any
 
 from mmemo.archives.tasks import Outcome, ScoringOptions, Task
-from mmemo.serving.cores import available_cores
+from mmemo.runtime.cores import available_cores
 
 
 try:
