@@ -73,6 +73,8 @@ def local_cluster(nodes: int = 2) -> Iterator[LocalCluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # For workers to import the files of tests.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         try:
             cluster = LocalCluster(nodes)
             try:

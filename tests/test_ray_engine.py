@@ -21,8 +21,8 @@ from mmemo.archives.tasks import ArchiveItem, Outcome, ScoringOptions, Section, 
 
 
 OPTIONS = ScoringOptions()
-# The example clips and the scorer are those of the repository.
-ROOT = Path(__file__).parents[1]
+# For drivers, and their workers, to import this file.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TMPDIR": "/tmp"}
 
 
 class FakeScorer:
@@ -156,9 +156,7 @@ def test_versions_include_the_model():
 
 
 LOCAL_JOB = """
-import sys, tempfile
 from itertools import islice
-sys.path[:0] = {paths!r}
 from test_ray_engine import run, tasks_of
 read = []
 def tasks():
@@ -183,10 +181,7 @@ print(len(list(run(iter([])))))
 @pytest.mark.slow
 def test_local_job_is_quiet_lazy_and_leaves_nothing():
     before = set(Path("/tmp").glob("ray-*"))
-    code = LOCAL_JOB.format(paths=[str(ROOT / "tests"), str(ROOT)])
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "TMPDIR": "/tmp"}
-    )
+    process = subprocess.run([sys.executable, "-c", LOCAL_JOB], capture_output=True, text=True, env=ENVIRONMENT)
 
     assert (process.stderr, process.returncode) == ("", 0)
     first, second, third = process.stdout.splitlines()
@@ -199,9 +194,9 @@ def test_local_job_is_quiet_lazy_and_leaves_nothing():
 
 @pytest.mark.slow
 def test_killed_driver_leaves_no_process():
-    code = f"import sys; sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT)]!r}; from test_ray_engine import *\n"
+    code = "from test_ray_engine import *\n"
     code += "for outcome in run(tasks_of(10**6), seconds=0.02): print(outcome.result['pid'], flush=True)"
-    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     worker = int(driver.stdout.readline())
     raylet = next(parent for pid, parent, _ in processes() if pid == worker)
     driver.kill()
@@ -308,7 +303,10 @@ def test_error_of_the_tasks_ends_the_job(cluster):
     ("environment", "message"),
     [
         ({"FAKE_VERSION": "2.0"}, r"^Node \S+ \(\w{8}\) has mmemo 2\.0, and the driver has 1\.0; all nodes need the "),
-        ({"PYTHONPATH": "{shadow}"}, r"^Node \S+ \(\w{8}\) cannot run this job, which needs mmemo 1\.0: .*mmemo"),
+        (
+            {"PYTHONPATH": f"{{shadow}}:{Path(__file__).parent}"},
+            r"^Node \S+ \(\w{8}\) cannot run this job, which needs mmemo 1\.0: .*mmemo",
+        ),
     ],
     ids=["other version", "not installed"],
 )
