@@ -10,7 +10,7 @@ Deliberate choices:
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from itertools import islice
@@ -25,6 +25,7 @@ from mmemo.audio.loading import AudioBlocks, SilentAudioError
 from mmemo.audio.voice_activity import SAMPLING_RATE
 from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
 from mmemo.modalities import MODALITIES
+from mmemo.storage import is_url
 from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording
 from mmemo.timeline.windows import TimelineOptions, Window
 from mmemo.video.face import FaceSequence
@@ -86,7 +87,9 @@ class EmotionRecognition:
         token counts as missing. A video is opened, and its sound is the audio of an item without the key `audio`.
 
         Args:
-            inputs: A dictionary, or an audio input, a video or an image by itself.
+            inputs:
+                A dictionary, or an audio input, a video or an image by itself. The audio of a dictionary may also be
+                [`AudioBlocks`] at the sampling rate of the feature extractor.
 
         Raises:
             ValueError: If a key is unknown, or the model has no encoder for a modality of the item.
@@ -153,8 +156,7 @@ class EmotionRecognition:
             ValueError: If the item is invalid.
         """
         item = self.as_item(inputs)
-        if item.get("word_times") and "text" not in self.answers.modalities:
-            raise ValueError("this model has no text encoder; leave 'word_times' out.")
+        self.check_word_times(item)
         video = item.get("video")
         item |= self._follow_face(item, face)
         if item.get("audio") is None:
@@ -170,7 +172,7 @@ class EmotionRecognition:
                     raise
                 logger.warning("audio: it is silent, so it counts as missing.")
                 item["audio"] = None
-            _warn_of_mixing(blocks, channel)
+            warn_of_mixing(blocks, channel)
         if item["audio"] is None:
             return self.processor.prepare(**item)
         rate = blocks.target_rate
@@ -189,6 +191,11 @@ class EmotionRecognition:
         is_long = prepared.audio is not None and len(prepared.audio) > longest and item.get("context") is None
         return replace(recording, has_speech=prepared.has_speech) if is_long else prepared
 
+    def check_word_times(self, item: dict[str, Any]) -> None:
+        """Raises a `ValueError` if an item, predicted as a whole, has timestamps of words that no encoder takes."""
+        if item.get("word_times") and "text" not in self.answers.modalities:
+            raise ValueError("this model has no text encoder; leave 'word_times' out.")
+
     def _follow_face(self, item: dict[str, Any], face: int | None) -> dict[str, Any]:
         """Returns the face in the video of an item; raises a `ValueError` for `face` without a video."""
         if item.get("video") is None:
@@ -200,13 +207,16 @@ class EmotionRecognition:
 
     def _open_audio(self, item: dict[str, Any], video: Any) -> AudioBlocks:
         """Opens the audio of an item, which may be that of its open video; raises a `ValueError` if it is invalid."""
+        if isinstance(item["audio"], AudioBlocks):
+            return item["audio"]
         try:
             with prefixed("audio"):
                 rate = self.processor.feature_extractor.sampling_rate
                 return AudioBlocks(item["audio"], item.get("sampling_rate"), rate, owner=video)
         except ValueError as error:
             audio = item["audio"]
-            if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
+            is_missing = isinstance(audio, str) and not is_url(audio) and not os.path.exists(audio)
+            if is_missing and item.get("text") is None:
                 raise ValueError(f"{error} A str is the path of an audio file; pass a text as 'text'.") from error
             raise
 
@@ -245,36 +255,32 @@ class EmotionRecognition:
         Raises:
             ValueError: If the recording contains no speech and has no text, or its text fits no window.
         """
-        rate = self.processor.feature_extractor.sampling_rate
-        # Speech detection supports one sampling rate only. Where it found nothing, everything is predicted.
-        can_detect = self.processor.speech_padding_s is not None and rate == SAMPLING_RATE
+        item = prepared.recording or {}
         recording = open_recording(
             self.processor,
-            prepared.recording or {},
+            item,
             self.answers.modalities,
             SpeakerOptions(prepared.channel),
-            TimelineOptions(voice_activity=can_detect and prepared.has_speech),
+            self.mean_options(prepared.has_speech),
         )
         self._run_windows(recording, self.window_batch_size)
         mean = mean_prediction(recording.sources[0].spans)
+        others = [name for name in ("text", "video") if item.get(name) is not None]
+        logger.warning(explain_mean(recording.duration, mean is not None, others))
         if mean is None:
-            return self._predict_others_of(prepared, recording.duration)
-        logger.warning(
-            f"The recording lasts {recording.duration:.0f} s. Its prediction is the mean over its speech, in windows "
-            f"of {TimelineOptions.window_s} s; return_timeline=True returns the predictions over time."
-        )
+            return self.predict_without_audio(item)
         scores, weights = mean
         return self.answers.logits(scores), weights
 
-    def _predict_others_of(self, prepared: PreparedItem, duration: float) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the text and the video of a recording without speech, as
-        [`~EmotionRecognition.predict_recording`]."""
-        item = prepared.recording or {}
-        problem = f"audio: no speech was detected in {duration:.1f} s"
-        others = [name for name in ("text", "video") if item.get(name) is not None]
-        if not others:
-            raise ValueError(f"{problem}; there is no prediction.")
-        logger.warning(f"{problem}, so the {' and the '.join(others)} alone is predicted.")
+    def mean_options(self, has_speech: bool = True) -> TimelineOptions:
+        """Returns how a recording is cut whose prediction is the mean over its windows."""
+        rate = self.processor.feature_extractor.sampling_rate
+        # Speech detection supports one sampling rate only. Where it found nothing, everything is predicted.
+        can_detect = self.processor.speech_padding_s is not None and rate == SAMPLING_RATE
+        return TimelineOptions(voice_activity=can_detect and has_speech)
+
+    def predict_without_audio(self, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts the text and the video of an item; returns the same as [`~EmotionRecognition.predict_recording`]."""
         outputs = self.run([self.processor.prepare(**{**item, "audio": None})])
         return outputs["logits"][0], outputs["modality_weights"][0]
 
@@ -325,7 +331,7 @@ class EmotionRecognition:
             item["audio"] = self._open_audio(item, video)
         recording = open_recording(self.processor, item, self.answers.modalities, speakers, options, transcriber)
         if isinstance(recording.blocks, AudioBlocks) and channels is None:
-            _warn_of_mixing(recording.blocks, channel)
+            warn_of_mixing(recording.blocks, channel)
         self._run_windows(recording, size, function_to_apply)
         return self.answers.format_recording(recording, top_k=top_k, threshold=threshold, coverage=coverage)
 
@@ -364,7 +370,30 @@ def _load_clip(blocks: AudioBlocks, channel: int | None) -> np.ndarray | None:
     return blocks.load_up_to(MAX_LOADED_SECONDS, channel)
 
 
-def _warn_of_mixing(blocks: AudioBlocks, channel: int | None) -> None:
+def explain_mean(duration: float, has_speech: bool, others: Sequence[str]) -> str:
+    """
+    Returns the warning about the prediction of a recording with too much speech for one input.
+
+    Args:
+        duration (`float`): Its length in seconds.
+        has_speech (`bool`): Whether anything in it was predicted.
+        others (`Sequence[str]`): The other modalities of the item, which are predicted if there is no speech.
+
+    Raises:
+        ValueError: If there is neither speech nor another modality.
+    """
+    if has_speech:
+        return (
+            f"The recording lasts {duration:.0f} s. Its prediction is the mean over its speech, in windows of "
+            f"{TimelineOptions.window_s} s; return_timeline=True returns the predictions over time."
+        )
+    problem = f"audio: no speech was detected in {duration:.1f} s"
+    if not others:
+        raise ValueError(f"{problem}; there is no prediction.")
+    return f"{problem}, so the {' and the '.join(others)} alone is predicted."
+
+
+def warn_of_mixing(blocks: AudioBlocks, channel: int | None) -> None:
     """Warns if the mean of the channels of a recording mixes different voices."""
     if channel is None and channels_differ(blocks):
         logger.warning(

@@ -21,6 +21,7 @@ from mmemo.archives.folders import (
 )
 from mmemo.archives.jobs import CallJob, ItemJob, ReportingPredictor, run_job
 from mmemo.archives.reporting import progress_bar, report_error, warn
+from mmemo.archives.scorer import check_modalities
 from mmemo.archives.writing import STANDARD_INPUT, ItemLayout, PredictionWriter, TimelineLayout
 from mmemo.audio.loading import VIDEO_SUFFIXES
 from mmemo.timeline.windows import TimelineOptions
@@ -81,18 +82,7 @@ class ArchiveOptions:
     def predictor(self, inputs: list[Input]) -> ReportingPredictor:
         """Loads the model and checks the options against it."""
         predictor = ReportingPredictor(self.model, self.revision, shows_progress=len(inputs) == 1)
-        if self.video and "video" not in predictor.answers.modalities:
-            raise ValueError(
-                f"--video needs a model with a video encoder; {self.model or 'the embedded model'} encodes "
-                f"{' and '.join(predictor.answers.modalities)} only. Train and export one (docs/faces.md), and pass "
-                "it as --model; without --video, the sound of videos is predicted."
-            )
-        if self.files and not self.video and "audio" not in predictor.answers.modalities:
-            remedy = ", or add --video to predict faces" if "video" in predictor.answers.modalities else ""
-            raise ValueError(
-                f"{self.model} has no audio encoder, which the sound of files needs; "
-                f"choose a model that has one{remedy}."
-            )
+        check_modalities(predictor.answers, self.model, self.video, bool(self.files))
         predictor.answers.check_options(top_k=self.top_k, threshold=self.threshold, coverage=self.coverage)
         return predictor
 
@@ -145,6 +135,32 @@ def predict_archive(
     layout = kind(predictor.answers.labels, archive.coverage is not None, archive.video)
     job = ItemJob(predictor, text, srt, timeline, archive.video, options, plots)
     return unread + archive.run(job, layout, inputs, text)
+
+
+def predict_into_folder(files: list[str], output: str, options: dict[str, Any]) -> int:
+    """
+    Predicts an archive into a folder; see `mmemo predict --help`.
+
+    Args:
+        files (`list[str]`): The sources.
+        output (`str`): The folder.
+        options (`dict`): Options of [`score`].
+
+    Returns:
+        `int`: Number of inputs that failed in this run, and of folders that cannot be read.
+    """
+    from mmemo.archives.archive_job import score
+
+    pairs = options.pop("columns", [])
+    if wrong := [pair for pair in pairs if pair.count("=") != 1]:
+        raise typer.BadParameter(f"--columns {wrong[0]} must be written as ours=theirs, as in path=recording.")
+    columns = dict(pair.split("=") for pair in pairs)
+    summary = score(files, output, columns=columns, progress=True, **options)
+    for problem in summary.problems:
+        report_error(ValueError(problem))
+    skipped = f", {summary.skipped:,} were there already" if summary.skipped else ""
+    typer.echo(f"{output}: {summary.predicted:,} predicted, {summary.failed:,} failed{skipped}.")
+    return summary.failed + len(summary.problems)
 
 
 def predict_calls(

@@ -17,6 +17,7 @@ from mmemo.archives.folders import (
     SUBTITLE_SUFFIXES,
     TURNS_SUFFIXES,
     Input,
+    check_exists,
     find_channel_companions,
     find_companion,
 )
@@ -78,8 +79,8 @@ def run_job(
     for one in inputs:
         if one.name is None or one.name not in writer.done:
             try:
-                if isinstance(one.audio, Path) and not one.audio.exists():
-                    raise ValueError(f"There is no such file; paths are relative to {Path.cwd()}.")
+                if isinstance(one.audio, Path):
+                    check_exists(one.audio)
                 with warnings_about(one.name):
                     result = job(one)
             except Exception as error:  # the other inputs are still predicted

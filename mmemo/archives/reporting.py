@@ -13,6 +13,8 @@ import typer
 # Errors whose message is meant for users.
 EXPECTED_ERRORS = (ImportError, OSError, ValueError)
 DEBUG_HINT = "For the traceback, run: mmemo --debug COMMAND."
+# Different warnings that are kept about one input: those of its windows may be thousands.
+MAX_WARNINGS = 20
 
 
 def describe_error(error: Exception) -> str:
@@ -55,11 +57,40 @@ class _NamedWarnings(logging.Handler):
         warn(record.getMessage() if self._input is None else f"{self._input}: {record.getMessage()}")
 
 
+class _CollectedWarnings(logging.Handler):
+    """Appends warnings of this package to a list, each once, instead of writing them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self.messages and len(self.messages) < MAX_WARNINGS:
+            self.messages.append(message)
+
+
 @contextmanager
 def warnings_about(name: str | None) -> Iterator[None]:
     """Within this context, warnings that the package logs name the input."""
+    with _handled_by(_NamedWarnings(name)):
+        yield
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Within this context, warnings that the package logs are appended to the list, the first `MAX_WARNINGS` of them,
+    and not written."""
+    handler = _CollectedWarnings()
+    with _handled_by(handler):
+        yield handler.messages
+
+
+@contextmanager
+def _handled_by(handler: logging.Handler) -> Iterator[None]:
+    """Within this context, a handler receives what the package logs, and those of the root logger do not."""
     logger = logging.getLogger("mmemo")
-    handler, propagate = _NamedWarnings(name), logger.propagate
+    propagate = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
     try:

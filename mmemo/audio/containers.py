@@ -61,12 +61,14 @@ class ContainerTrack:
         rate (`int`): Sampling rate in Hz.
         start (`float`): Time of the first sample in seconds, as the container counts.
         frames (`None`): Length in samples of one channel, which is unknown.
+        declared_seconds (`float`, *optional*): Length in seconds as the container declares or FFmpeg estimates.
     """
 
     channels: int
     rate: int
     start: float
     frames: int | None = None
+    declared_seconds: float | None = None
 
     def __init__(self, container: Any, name: str):
         self._name = name
@@ -86,26 +88,30 @@ class ContainerTrack:
         self.channels = self._first.layout.nb_channels
         self.rate = self._first.sample_rate
         self.start = self._first.time or 0.0
+        if self._track.duration is not None:
+            self.declared_seconds = float(self._track.duration * self._track.time_base)
+        elif container.duration is not None:
+            self.declared_seconds = container.duration / 10**6
 
-    def blocks(self, frames: int) -> Iterator[np.ndarray]:
-        """Yields float32 blocks of shape `(channels, frames)`; the last one may be shorter."""
+    def blocks(self, frames: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Yields float32 blocks of shape `(channels, frames)` from sample `start`; the last one may be shorter."""
         pending: list[np.ndarray] = []
         count = 0
-        for samples in self._samples():
+        for samples in self._samples(start):
             pending.append(samples)
             count += samples.shape[1]
             if count >= frames:
                 joined = np.concatenate(pending, axis=1)
                 end = count // frames * frames
-                for start in range(0, end, frames):
-                    yield joined[:, start : start + frames]
+                for first in range(0, end, frames):
+                    yield joined[:, first : first + frames]
                 pending, count = [joined[:, end:]], count - end
         if count:
             yield np.concatenate(pending, axis=1)
 
-    def _samples(self) -> Iterator[np.ndarray]:
-        """Yields the samples of each frame, as float32 of shape `(channels, samples)`."""
-        frame = self._first
+    def _samples(self, start: int) -> Iterator[np.ndarray]:
+        """Yields the samples of each frame from sample `start`, as float32 of shape `(channels, samples)`."""
+        frame, end = self._first, 0
         while frame is not None:
             if (frame.layout.nb_channels, frame.sample_rate) != (self.channels, self.rate):
                 raise ValueError(
@@ -113,12 +119,14 @@ class ContainerTrack:
                     f"{frame.layout.nb_channels} at {frame.sample_rate} Hz after {float(self._seconds):.1f} s. "
                     "Convert it (ffmpeg -i INPUT output.wav)."
                 )
-            samples = self._to_array(frame)
-            self._seconds += Fraction(samples.shape[1], self.rate)
+            begin, end = end, end + frame.samples
+            samples = self._to_array(frame) if end > start else None
+            self._seconds += Fraction(frame.samples, self.rate)
             following = next(self._frames, None)
-            if following is None:
-                samples = self._without_padding(samples)
-            yield samples
+            if samples is not None:
+                if following is None:
+                    samples = self._without_padding(samples)
+                yield samples[:, max(start - begin, 0) :]
             frame = following
 
     def _to_array(self, frame: Any) -> np.ndarray:

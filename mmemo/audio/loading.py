@@ -7,6 +7,7 @@ Deliberate choices:
   file.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,6 +177,7 @@ class AudioBlocks:
     over the channels they equal the result of [`load_audio`] within 1e-4; unlike there, silence is not an error, and a
     constant offset is kept.
     Blocks have different lengths and are never empty. Each iteration reads the recording again.
+    [`~AudioBlocks.between`] returns a part of the recording.
 
     A URL, a pipe or an open file is copied to a temporary file, which is deleted with this object.
 
@@ -201,6 +203,10 @@ class AudioBlocks:
         duration (`float` or `None`):
             Length in seconds as declared by the container; `None` if it declares none, and for files that FFmpeg
             decodes, which may contain more than they declare.
+        declared_duration (`float` or `None`):
+            Length in seconds as the container declares or FFmpeg estimates, which may be wrong; `None` if unknown.
+        decoded_duration (`float` or `None`):
+            Length in seconds, once an iteration reached the end; `None` before.
 
     Raises:
         ValueError: As in [`load_audio`], except for silence; or if `block_seconds` is invalid. Errors in the header
@@ -219,6 +225,8 @@ class AudioBlocks:
     target_rate: int
     source_rate: float
     duration: float | None
+    declared_duration: float | None
+    decoded_duration: float | None
 
     def __init__(
         self,
@@ -235,22 +243,60 @@ class AudioBlocks:
         if isinstance(source, (str, BinaryFile)):
             source = keep_seekable(source, self)
         self._input = (name, source, rate)
+        self._range: tuple[int, int | None] = (0, None)
         self.target_rate = target_sampling_rate
+        self.decoded_duration = None
         with _open(*self._input) as recording:
             self.channels = recording.channels
             self.source_rate = float(recording.rate)
             self.duration = None if recording.frames is None else recording.frames / float(recording.rate)
+            self.declared_duration = recording.declared_seconds
             growth = max(1, math.ceil(target_sampling_rate / recording.rate))
             self._block_samples = min(
                 max(1, round(block_seconds * recording.rate)) * self.channels, MAX_BLOCK_SAMPLES // growth
             )
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        samples = 0
         with _open(*self._input) as recording:
-            blocks = _read(recording, self._block_samples)
+            blocks = _read(recording, self._block_samples, *self._range)
             if recording.rate != self.target_rate:
                 blocks = _resample(blocks, recording, self.target_rate)
-            yield from blocks
+            for block in blocks:
+                samples += block.shape[1]
+                yield block
+        self.decoded_duration = samples / self.target_rate
+
+    def between(self, start_s: float, end_s: float = math.inf) -> "AudioBlocks":
+        """
+        Returns a part of the recording as a recording of its own.
+
+        WAV, FLAC, AIFF and other PCM are read from its start; other files are decoded from their beginning, without
+        resampling what precedes the part. If both borders are whole samples at both sampling rates, its samples are
+        those of the whole recording, except within 20 ms of a border, where the resampler has no neighbours. A part
+        after the end of the recording has no blocks.
+
+        Args:
+            start_s, end_s (`float`): The borders in seconds; the end of the recording by default.
+
+        Raises:
+            ValueError: If `start_s` is negative, or not before `end_s`.
+        """
+        if not 0 <= start_s < end_s:
+            raise ValueError(
+                f"start_s={start_s!r}, end_s={end_s!r} is not a part of a recording; valid is 0 <= start_s < end_s."
+            )
+        part = copy.copy(self)
+        part._owner = self
+        offset, limit = self._range
+        last = limit
+        if end_s < math.inf:
+            last = min(offset + round(end_s * self.source_rate), math.inf if limit is None else limit)
+        part._range = (offset + round(start_s * self.source_rate), last)
+        part.declared_duration = part.decoded_duration = None
+        if self.duration is not None:
+            part.duration = max(min(self.duration, end_s) - start_s, 0.0)
+        return part
 
     def load_clip(self, max_seconds: float, channel: int | None = None) -> np.ndarray | None:
         """
@@ -270,11 +316,12 @@ class AudioBlocks:
         with _open(*self._input) as recording:
             check_channel(name, recording.channels, channel)
             blocks, samples = [], 0
-            for block in _read(recording, self._block_samples):
+            for block in _read(recording, self._block_samples, *self._range):
                 blocks.append(to_mono(block, channel))
                 samples += block.shape[1]
                 if samples > max_seconds * recording.rate:
                     return None
+        self.decoded_duration = _resampled_length(samples, recording.rate, self.target_rate) / self.target_rate
         return _finish_clip(name, np.concatenate(blocks), recording.rate, self.target_rate)
 
     def load_up_to(self, max_seconds: float, channel: int | None = None) -> np.ndarray | None:
@@ -374,6 +421,7 @@ class _Recording(NamedTuple):
     channels: int
     frames: int | None
     rate: float
+    declared_seconds: float | None
 
 
 @contextmanager
@@ -382,11 +430,11 @@ def _open(name: str, source: Source, rate: float) -> Iterator[_Recording]:
     if isinstance(source, np.ndarray):
         _check_rate(name, rate)
         channels, frames = source.shape
-        yield _Recording(name, source, channels, frames, rate)
+        yield _Recording(name, source, channels, frames, rate, frames / float(rate))
     else:
         with open_stream(source) as stream, open_audio_file(stream, name) as file:
             _check_rate(name, file.rate)
-            yield _Recording(name, file, file.channels, file.frames, file.rate)
+            yield _Recording(name, file, file.channels, file.frames, file.rate, file.declared_seconds)
 
 
 def _check_rate(name: str, rate: float) -> None:
@@ -399,12 +447,16 @@ def _check_rate(name: str, rate: float) -> None:
         )
 
 
-def _read(recording: _Recording, block_samples: int) -> Iterator[np.ndarray]:
-    """Yields non-empty float32 blocks of shape `(channels, samples)`, of `block_samples` samples over all channels."""
+def _read(recording: _Recording, block_samples: int, first: int = 0, last: int | None = None) -> Iterator[np.ndarray]:
+    """
+    Yields non-empty float32 blocks of shape `(channels, samples)`, of `block_samples` samples over all channels, from
+    sample `first` (inclusive) to `last` (exclusive).
+    """
     name, source = recording.name, recording.source
     frames = max(1, block_samples // max(1, recording.channels))
-    empty = True
-    for block in _slices(source, frames) if isinstance(source, np.ndarray) else source.blocks(frames):
+    blocks = _slices(source, frames, first) if isinstance(source, np.ndarray) else source.blocks(frames, first)
+    empty = first == 0
+    for block in blocks if last is None else _until(blocks, last - first):
         if not np.isfinite(block).all():
             raise ValueError(
                 f"{name} contains NaN or infinite samples; audio must be finite. Set these samples to zero, or save "
@@ -417,10 +469,17 @@ def _read(recording: _Recording, block_samples: int) -> Iterator[np.ndarray]:
         raise without_samples(name)
 
 
-def _slices(samples: np.ndarray, frames: int) -> Iterator[np.ndarray]:
-    """Yields an array of floats or PCM as float32 blocks of shape `(channels, frames)`."""
-    for start in range(0, samples.shape[1], frames):
+def _slices(samples: np.ndarray, frames: int, first: int) -> Iterator[np.ndarray]:
+    """Yields an array of floats or PCM as float32 blocks of shape `(channels, frames)`, from sample `first`."""
+    for start in range(first, samples.shape[1], frames):
         yield as_floats(samples[:, start : start + frames])
+
+
+def _until(blocks: Iterator[np.ndarray], left: int) -> Iterator[np.ndarray]:
+    """Yields the first `left` samples of blocks, and decodes no further."""
+    while left > 0 and (block := next(blocks, None)) is not None:
+        yield block[:, :left]
+        left -= block.shape[1]
 
 
 def _resample(blocks: Iterator[np.ndarray], recording: _Recording, target_rate: int) -> Iterator[np.ndarray]:

@@ -283,7 +283,7 @@ def _open_words(
     """Opens a text with timestamps, a video, or both, without audio."""
     if speakers.channels or speakers.speaker_turns is not None:
         raise ValueError("Channels and speaker turns are parts of an audio, and there is none; pass audio.")
-    words = _read_words(word_times, text, None)
+    words = read_words(word_times, text, None)
     if not words and face is None:
         raise ValueError(
             "A timeline needs audio, words with timestamps or a video; pass audio, word_times, subtitles or video."
@@ -338,7 +338,7 @@ class _AudioOpener:
             if self.text is not None:
                 raise ValueError("A text without timestamps fits no channel; pass word_times={0: ..., 1: ...}.")
             return self._recording(self._channel_sources())
-        words = _read_words(self.word_times, self.text, self.blocks.duration)
+        words = read_words(self.word_times, self.text, self.blocks.duration)
         is_transcribed = self.text is None and not words and self.transcriber is not None
         if is_transcribed:
             words = self._transcribe(self.speakers.channel)
@@ -372,7 +372,7 @@ class _AudioOpener:
         by_channel = None if self.word_times is None else _by_channel(self.word_times, names)
         sources = []
         for number, name in enumerate(names):
-            words = _read_words((by_channel or {}).get(name), None, self.blocks.duration)
+            words = read_words((by_channel or {}).get(name), None, self.blocks.duration)
             if name in selected and by_channel is None and self.transcriber is not None:
                 words = self._transcribe(number)
             # A channel may have no words; without any source of words the track raises if its options need them.
@@ -432,7 +432,7 @@ def _by_channel(word_times: Any, names: list[str]) -> dict[str, Any]:
     return by_channel
 
 
-def _read_words(word_times: Any, text: str | None, duration: float | None) -> list[Word]:
+def read_words(word_times: Any, text: str | None, duration: float | None) -> list[Word]:
     """Returns the words with their timestamps; with a text, each word includes the punctuation after it."""
     words = [] if word_times is None else read_word_times(word_times, duration)
     if duration is not None:
