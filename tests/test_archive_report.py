@@ -155,7 +155,7 @@ def test_no_archive(run, tmp_path):
 
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        f"Error: {tmp_path} has no manifest.json; pass the folder that mmemo predict --output has written.\n"
+        f"Error: {tmp_path} has no .manifest.json; pass the folder that mmemo predict --output has written.\n"
     )
 
 

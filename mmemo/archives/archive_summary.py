@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mmemo.archives.job_manifest import MANIFEST_FILE
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
 
 
@@ -31,7 +32,6 @@ except ModuleNotFoundError as error:
     raise ImportError("Reports on archives need DuckDB and fsspec: pip install 'mmemo[archives]'.") from error
 
 
-MANIFEST_FILE = "manifest.json"
 SUFFIXES = {"parquet": ".parquet", "json": ".jsonl", "csv": ".csv"}
 # Columns of the output that the figures need; those that `by` and `time` may name are not nested.
 TYPES = {
