@@ -69,7 +69,7 @@ def test_the_figures(summary):
     assert "Predicted by model <script>" in text
     assert "fingerprint 0123456789ab, job started 2026-01-31 22:00 UTC" in text
     assert "predicted 5 failed 1 16.7% (3.0\u201356.4)" in text
-    assert "angry 20.0% 3.6\u201362.4 1 66.7% 0.0" in text
+    assert "angry 20.0% 3.6\u201362.4 1 66.7% 0.01" in text
     assert "Rows in no month: 2 without day, 1 with an unreadable day, such as" in text
     assert "Figures of 2 months" in text and "客服" in text and "(missing)" in text and "others (1 value)" in text
     assert "After 2 attempts: 0 predicted, 1 failed." in text and "FILE is not readable audio." in text

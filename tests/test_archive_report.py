@@ -15,8 +15,8 @@ from mmemo.cli import app
 
 COLUMNS = {"agent": pa.string(), "day": pa.string()}
 ROWS = [
-    row("a.wav", "angry", 0.9, spans=[(0, 36, "angry")], agent="张伟", day="2026-01-31"),
-    row("b.wav", "sad", 0.6, spans=[(0, 18, "sad")], agent="张伟", day="2026-02-01"),
+    row("a.wav", "angry", 0.9, 36_000.0, [(0, 36_000, "angry")], agent="张伟", day="2026-01-31"),
+    row("b.wav", "sad", 0.6, 1800.0, [(0, 1440, "sad")], agent="张伟", day="2026-02-01"),
     row("c.wav", "uncertain", 0.3, agent="anna", day="n/a", attempts=2, warnings=["c.wav has 2 channels"]),
     row("d.wav", error="/data/d.wav is not readable audio.", agent="ben", day="2026-02-01", attempts=2),
 ]
@@ -41,26 +41,26 @@ def test_the_text(run, archive):
         f"{archive}: 4 rows, model acme/calls, fingerprint 0123456789ab",
         "  predicted   3",
         "  failed      1 (25.0%)",
-        "  hours       0.0",
+        "  hours       10.5",
         "  mean score  0.60",
         "  uncertain   1 (33.3%)",
         "  silence     0 (0.0%)",
-        "  speech      0.0 hours in 2 timelines",
+        "  speech      10.4 hours in 2 timelines",
         "  after 2 attempts: 1 predicted, 1 failed",
         "",
         "label      rows  share  speech h  of speech",
-        "angry         1  33.3%       0.0      66.7%",
-        "sad           1  33.3%       0.0      33.3%",
-        "uncertain     1  33.3%       0.0       0.0%",
+        "angry         1  33.3%      10.0      96.2%",
+        "sad           1  33.3%      0.40       3.8%",
+        "uncertain     1  33.3%      0.00       0.0%",
         "",
         "by agent          rows  failed  hours  angry    sad  uncertain",
-        "张伟                 2       0    0.0  50.0%  50.0%       0.0%",
-        "anna                 1       0    0.0   0.0%   0.0%     100.0%",
-        "others (1 value)     1       1    0.0      -      -          -",
+        "张伟                 2       0   10.5  50.0%  50.0%       0.0%",
+        "anna                 1       0   0.01   0.0%   0.0%     100.0%",
+        "others (1 value)     1       1   0.00      -      -          -",
         "",
         "month of day  rows  failed  hours   angry     sad  uncertain",
-        "2026-01          1       0    0.0  100.0%    0.0%       0.0%",
-        "2026-02          2       1    0.0    0.0%  100.0%       0.0%",
+        "2026-01          1       0   10.0  100.0%    0.0%       0.0%",
+        "2026-02          2       1   0.50    0.0%  100.0%       0.0%",
         "Rows in no month: 1 with an unreadable day, such as 'n/a'.",
         "",
         "failed: 1                    rows  example",
@@ -100,7 +100,7 @@ def test_silence_is_a_label_only_if_it_occurs(tmp_path):
     assert "silence       1  50.0%" in lines
     assert [line.split() for line in lines if line.startswith(("by word", "(missing)"))] == [
         ["by", "word", "rows", "failed", "hours", "angry", "sad", "uncertain", "silence"],
-        ["(missing)", "1", "0", "0.0", "0.0%", "0.0%", "0.0%", "100.0%"],
+        ["(missing)", "1", "0", "0.01", "0.0%", "0.0%", "0.0%", "100.0%"],
     ]
 
 

@@ -23,6 +23,7 @@ from mmemo.archives.archive_report import (
     describe_others,
     one_line,
     percentage,
+    shown_hours,
     shown_labels,
 )
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
@@ -212,7 +213,11 @@ def _header(summary: dict[str, Any]) -> str:
         ("recordings", f"{summary['rows']:,}", ""),
         ("predicted", f"{summary['predicted']:,}", ""),
         ("failed", f"{summary['failed']['rows']:,}", _with_interval(summary["failed"])),
-        ("hours", f"{summary['hours']:,.1f}", "" if speech is None else f"{speech['hours']:,.1f} of speech"),
+        (
+            "hours",
+            shown_hours(summary["hours"]),
+            "" if speech is None else f"{shown_hours(speech['hours'])} of speech",
+        ),
         (UNCERTAIN, f"{labels[UNCERTAIN]['rows']:,}", _with_interval(labels[UNCERTAIN])),
         (SILENCE, f"{labels[SILENCE]['rows']:,}", percentage(labels[SILENCE]["share"])),
         ("mean score", "-" if summary["mean_score"] is None else f"{summary['mean_score']:.2f}", ""),
@@ -249,7 +254,7 @@ def _label_bars(summary: dict[str, Any], palette: Palette) -> str:
             spoken = speech["labels"].get(label)
             cells += [
                 _cell("" if spoken is None else percentage(spoken["share"])),
-                _cell("" if spoken is None else f"{spoken['hours']:,.1f}"),
+                _cell("" if spoken is None else shown_hours(spoken["hours"])),
             ]
         rows.append(cells)
     header = ["", "share", "recordings", *([] if speech is None else ["share of speech", "hours of speech"])]
@@ -326,7 +331,7 @@ def _figures_table(title: str, named: Iterable[tuple[str, dict[str, Any]]], pale
             _cell(f"{_text(name)}{palette.stack(figures)}"),
             _cell(f"{figures['rows']:,}"),
             _cell(f"{figures['failed']['rows']:,}"),
-            _cell(f"{figures['hours']:,.1f}"),
+            _cell(shown_hours(figures["hours"])),
             *(_share_cell(figures["labels"][label]) for label in palette.labels),
         ]
         for name, figures in named

@@ -80,6 +80,11 @@ def percentage(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
+def shown_hours(hours: float) -> str:
+    """Returns a number of hours, such as "1,234.5" or "0.25"."""
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2f}"
+
+
 def shown_labels(summary: dict[str, Any]) -> list[str]:
     """Returns the labels of the tables: those of the model and "uncertain", and "silence" if it occurs."""
     labels = summary["labels"]
@@ -92,13 +97,13 @@ def _overview(summary: dict[str, Any]) -> Iterator[str]:
     facts = {
         "predicted": f"{summary['predicted']:,}",
         "failed": _count(summary["failed"]),
-        "hours": f"{summary['hours']:,.1f}",
+        "hours": shown_hours(summary["hours"]),
         "mean score": _score(summary["mean_score"]),
         UNCERTAIN: _count(labels[UNCERTAIN]),
         SILENCE: _count(labels[SILENCE]),
     }
     if summary["speech"] is not None:
-        facts["speech"] = f"{summary['speech']['hours']:,.1f} hours in {summary['speech']['rows']:,} timelines"
+        facts["speech"] = f"{shown_hours(summary['speech']['hours'])} hours in {summary['speech']['rows']:,} timelines"
     for name, value in facts.items():
         yield f"  {name:<10}  {value}"
     retried = [found for found in summary["attempts"] if found["attempts"] > 1]
@@ -115,7 +120,7 @@ def _label_table(summary: dict[str, Any]) -> list[str]:
         row = [label, f"{share['rows']:,}", percentage(share["share"])]
         if speech is not None:
             spoken = speech["labels"].get(label)
-            row += ["", ""] if spoken is None else [f"{spoken['hours']:,.1f}", percentage(spoken["share"])]
+            row += ["", ""] if spoken is None else [shown_hours(spoken["hours"]), percentage(spoken["share"])]
         rows.append(row)
     return _table([header, *rows])
 
@@ -147,7 +152,7 @@ def _figures_table(title: str, named: list[tuple[str, dict[str, Any]]]) -> list[
             name,
             f"{figures['rows']:,}",
             f"{figures['failed']['rows']:,}",
-            f"{figures['hours']:,.1f}",
+            shown_hours(figures["hours"]),
             *(percentage(figures["labels"][label]["share"]) for label in labels),
         ]
         for name, figures in named
