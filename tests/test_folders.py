@@ -9,9 +9,11 @@ from mmemo.archives.folders import (
     SUBTITLE_SUFFIXES,
     Input,
     check_companions,
+    check_exists,
     find_channel_companions,
     find_companion,
     find_files,
+    is_remote,
     named,
     plot_paths,
 )
@@ -171,3 +173,18 @@ def test_every_recording_has_a_plot_of_its_own():
 def test_of_many_names_the_first_are_listed():
     assert named(["a", "b"]) == "a, b"
     assert named(map(str, range(25))).endswith("18, 19 and 5 more")
+
+
+def test_a_vanished_file_raises(folder):
+    check_exists(Path("a.wav"))
+    Path("a.wav").unlink()
+    with pytest.raises(ValueError, match=r"^There is no such file; paths are relative to /"):
+        check_exists(Path("a.wav"))
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [("s3://bucket/a.wav", True), ("https://host/a.wav", True), ("a.wav", False), ("C:\\a:b.wav", False)],
+)
+def test_urls_are_remote(location, expected):
+    assert is_remote(location) is expected

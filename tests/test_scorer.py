@@ -1,5 +1,6 @@
 """The worker of an archive job: tasks in, outcomes out, whatever is wrong with them."""
 
+import io
 import json
 import logging
 import subprocess
@@ -58,7 +59,9 @@ def test_results_equal_those_of_the_command(exported, example_audio, is_embedded
     clips = sorted(example_audio.parent.glob("*.flac"))[:2]
     model = None if is_embedded else str(exported)
 
-    outcomes = Scorer(ScoringOptions(model, **changes))([Task(ArchiveItem(clip.name, path=str(clip))) for clip in clips])
+    outcomes = Scorer(ScoringOptions(model, **changes))(
+        [Task(ArchiveItem(clip.name, path=str(clip))) for clip in clips]
+    )
 
     expected = predicted_by_command(*clips, *arguments, *([] if is_embedded else ["--model", exported]))
     assert [outcome.task.item.id for outcome in outcomes] == [clip.name for clip in clips]
@@ -146,7 +149,9 @@ def test_warnings_are_part_of_the_outcome(scorer, options, example_audio, tmp_pa
     channels[: len(first), 0], channels[len(first) :, 1] = first, second
     soundfile.write(stereo, channels, 16_000)
 
-    mixed, single = scorer([Task(ArchiveItem(str(channel), path=str(stereo), channel=channel)) for channel in (None, 1)])
+    mixed, single = scorer(
+        [Task(ArchiveItem(str(channel), path=str(stereo), channel=channel)) for channel in (None, 1)]
+    )
 
     (warning,) = mixed.warnings
     assert warning.startswith("The 2 channels contain different sounds, and their mean is predicted.")
@@ -177,7 +182,7 @@ def test_every_form_of_an_item_is_predicted(scorer, example_audio, tmp_path):
 def test_subtitles_may_be_remote(scorer, example_audio, tmp_path, monkeypatch):
     local = tmp_path / "a.srt"
     local.write_text(SUBTITLES)
-    monkeypatch.setattr("mmemo.archives.scorer.fetch", lambda url: open(local, "rb"))
+    monkeypatch.setattr("mmemo.archives.scorer.fetch", lambda url: io.BytesIO(local.read_bytes()))
 
     remote = score(scorer, path=str(example_audio), word_times="https://example.com/a.srt")
 
