@@ -16,6 +16,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --upgrade pip
 	$(RUN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@# The tests read schemas in these packages, without importing them; their dependencies contradict others.
+	$(RUN)/python -m pip install --quiet --no-deps -c constraints.txt kserve tritonclient
 	@touch $@
 
 install: $(VENV)/.installed ## Create a virtual environment with the pinned packages

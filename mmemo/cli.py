@@ -56,6 +56,13 @@ class Int8(StrEnum):
     STATIC = "static"
 
 
+class Target(StrEnum):
+    """Servers that an export is laid out for."""
+
+    MMEMO = "mmemo"
+    TRITON = "triton"
+
+
 class Granularity(StrEnum):
     """Spans of a timeline."""
 
@@ -65,11 +72,39 @@ class Granularity(StrEnum):
     UTTERANCE = "utterance"
 
 
+class Engine(StrEnum):
+    """Where an archive is predicted."""
+
+    LOCAL = "local"
+    PROCESSES = "processes"
+    RAY = "ray"
+
+
+class Format(StrEnum):
+    """Formats of the output of an archive."""
+
+    PARQUET = "parquet"
+    JSON = "json"
+    CSV = "csv"
+
+
 class Channels(StrEnum):
     """How the channels of a call are used."""
 
     SPLIT = "split"
 
+
+class Period(StrEnum):
+    """Periods of a report."""
+
+    MONTH = "month"
+    WEEK = "week"
+    DAY = "day"
+    WEEKDAY = "weekday"
+    HOUR = "hour"
+
+
+ARCHIVES = "Archives: --output FOLDER without --json and --csv"
 
 # Options of several commands.
 Files = Annotated[
@@ -119,7 +154,15 @@ def main_options(
 @app.command()
 def predict(
     context: typer.Context,
-    files: Files = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Audio or video files, folders of them, quoted globs, URLs, or - for a file on standard input. "
+            "For archives also tables of recordings (CSV, TSV, JSON Lines, Parquet), URLs such as s3://, and datasets "
+            "of the Hub.",
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(help="Text spoken in the file, or a text without audio; - reads it from standard input."),
@@ -165,24 +208,105 @@ def predict(
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV with all labels: a row per file, or per timeline entry.")
     ] = False,
-    output: Output = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Output file for --json or --csv; without them, output folder or its URL, for archives of any size. "
+            "What it already contains is skipped, except failed files in an output file."
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Folder for a plot of each timeline; created if missing.")] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            help="Predict in this process, in several, or on a Ray cluster. [default: local]",
+            rich_help_panel=ARCHIVES,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of processes, or of actors on Ray; all cores by default.", min=1, rich_help_panel=ARCHIVES
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the Ray cluster, such as auto; a local one is started by default.",
+            rich_help_panel=ARCHIVES,
+        ),
+    ] = None,
+    format_: Annotated[
+        Format | None,
+        typer.Option("--format", help="Format of the output. [default: parquet]", rich_help_panel=ARCHIVES),
+    ] = None,
+    partition_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Divide the output into folders by a column of the table; may be repeated.", rich_help_panel=ARCHIVES
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of the table for one of path, id, text, word_times, channel, as in path=recording; may be "
+            "repeated.",
+            rich_help_panel=ARCHIVES,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of the dataset of the Hub; all by default.", rich_help_panel=ARCHIVES),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Predict failed files again.", rich_help_panel=ARCHIVES),
+    ] = False,
 ) -> None:
     """
     Predicts the emotions of recordings, or of a text, with the exported model. Does not need torch.
 
-    The output as JSON or CSV has every input; `error` says why one failed. The exit status is 1 if any input failed.
+    The output has every input; `error` says why one failed. The exit status is 1 if any input failed.
     """
     timeline = timeline or granularity is not None
-    if not files and text is None and srt is None:
-        raise typer.BadParameter("Pass audio files, --text or --srt.")
-    if files and "-" in files and (len(files) > 1 or text == "-"):
-        raise typer.BadParameter("- is the file on standard input; pass it as the only file, or as --text alone.")
-    kind = _output_kind(as_json, as_csv, output)
-    if face is not None and not video:
-        raise typer.BadParameter("--face needs --video.")
-    if video and not files:
-        raise typer.BadParameter("--video needs files: videos, or folders of them.")
+    spans = None if granularity is None else granularity.value
+    for_archives = {
+        "engine": None if engine is None else engine.value,
+        "workers": workers,
+        "address": address,
+        "format": None if format_ is None else format_.value,
+        "partition_by": partition_by,
+        "columns": columns,
+        "split": split,
+        "retry_failed": retry_failed or None,
+    }
+    is_archive = output is not None and not (as_json or as_csv)
+    _check_sources(files, text, srt, video, face)
+    if is_archive:
+        _check_archive(files, output, {"--text": text, "--plot": plot, "--top-k": top_k if top_k != 3 else None})
+
+        from mmemo.archives.commands import predict_into_folder
+
+        scoring = {
+            "model": model,
+            "revision": revision,
+            "timeline": timeline,
+            "granularity": spans,
+            "threshold": threshold,
+            "coverage": coverage,
+            "channel": channel,
+            "video": video,
+            "face": face,
+            "recursive": recursive,
+            "srt": srt,
+        }
+        given = {name: value for name, value in (scoring | for_archives).items() if value is not None}
+        if predict_into_folder(files or [], str(output), given):
+            raise typer.Exit(1)
+        return
+    if unused := [name for name, value in for_archives.items() if value]:
+        option = unused[0].replace("_", "-")
+        raise typer.BadParameter(f"--{option} needs --output FOLDER, without --json and --csv.")
     if not timeline and (plot is not None or (srt is not None and not files)):
         raise typer.BadParameter("--plot, and --srt without an audio file, need --timeline.")
 
@@ -194,13 +318,13 @@ def predict(
         video=video,
         model=model,
         revision=revision,
-        kind=kind,
-        output=output,
+        kind=_output_kind(as_json, as_csv),
+        output=None if output is None else Path(output),
         plot=plot,
         top_k=top_k,
         threshold=threshold,
         coverage=coverage,
-        granularity=None if granularity is None else granularity.value,
+        granularity=spans,
         debug=_is_debugging(context),
     )
     if predict_archive(archive, text, srt, timeline, channel, face):
@@ -287,7 +411,9 @@ def call(
             f"--srt {srt} must be a folder with NAME.channel_0.srt, NAME.channel_1.srt, ...: each channel has "
             "subtitles of its own."
         )
-    kind = _output_kind(as_json, as_csv, output)
+    kind = _output_kind(as_json, as_csv)
+    if output is not None and kind == "text":
+        raise typer.BadParameter("--output needs --json or --csv.")
 
     from mmemo.archives.commands import ArchiveOptions, predict_calls
 
@@ -308,6 +434,45 @@ def call(
     )
     if predict_calls(archive, speaker_turns, srt, customer, everyone, summary):
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[str, typer.Argument(help="Output folder of an archive, or its URL.")],
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column to group by, such as queue; may be repeated. Inferring the emotions of people at work is "
+            "prohibited in the European Union (AI Act, Art. 5(1)(f)): group by agent only if the emotions are those "
+            "of customers.",
+        ),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Column of dates or timestamps to group by --period.")] = None,
+    period: Annotated[Period, typer.Option(help="Periods of --time; hour is the hour of the day.")] = Period.MONTH,
+    time_format: Annotated[
+        str | None, typer.Option(help="Format of --time if it is text other than ISO 8601, such as %d.%m.%Y.")
+    ] = None,
+    time_zone: Annotated[
+        str, typer.Option(help="Time zone of the periods, for timestamps that have an offset.")
+    ] = "UTC",
+    top: Annotated[
+        int, typer.Option(help="Number of the most frequent values and reasons; others are summed.", min=1)
+    ] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with 95 % intervals of the shares.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="File for the figures as a web page with plots; overwritten if it exists.")
+    ] = None,
+) -> None:
+    """
+    Summarizes an archive: shares of emotions, as a whole, by column and over time, and the reasons of failures.
+
+    An archive that is still being written can be summarized too.
+    """
+    from mmemo.archives.archive_report import report as run
+    from mmemo.archives.archive_summary import SummaryOptions
+
+    options = SummaryOptions(tuple(by or ()), time, period.value, time_format, time_zone, top)
+    typer.echo(run(folder, options, as_json, html))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -407,6 +572,13 @@ def export(
     ] = None,
     data_dir: Annotated[Path, typer.Option(help="Folder with the corpora.")] = Path("data"),
     calibration_rows: Annotated[int, typer.Option(help="Number of random rows of each source.", min=1)] = 128,
+    to: Annotated[
+        Target,
+        typer.Option(
+            help="Layout of the output folder: a model for mmemo, or a model repository for Triton Inference Server, "
+            "with the int8 graph unless --int8 none."
+        ),
+    ] = Target.MMEMO,
 ) -> None:
     """Exports a trained model to ONNX, in float and int8."""
     if (int8 is Int8.STATIC) != bool(calibration):
@@ -415,9 +587,11 @@ def export(
         raise typer.BadParameter("Pass either --output or --in-place.")
     if in_place and int8 is Int8.NONE:
         raise typer.BadParameter("--in-place adds an int8 graph; leave --int8 none out.")
+    if to is Target.TRITON and in_place:
+        raise typer.BadParameter("--to triton writes a model repository; pass --output instead of --in-place.")
     from modeling_mmemo.exporters.export_command import export as run
 
-    paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows)
+    paths = run(model, output, int8.value, calibration or [], data_dir, calibration_rows, to.value)
     for path in paths:
         typer.echo(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
@@ -477,12 +651,34 @@ def card(
     typer.echo(write_card(model, results, output, name, license_, training_data))
 
 
-def _output_kind(as_json: bool, as_csv: bool, output: Path | None) -> str:
+def _check_sources(files: list[str] | None, text: str | None, srt: Path | None, video: bool, face: int | None) -> None:
+    """Raises for inputs of `mmemo predict` that contradict each other, or are missing."""
+    if not files and text is None and srt is None:
+        raise typer.BadParameter("Pass audio files, --text or --srt.")
+    if files and "-" in files and (len(files) > 1 or text == "-"):
+        raise typer.BadParameter("- is the file on standard input; pass it as the only file, or as --text alone.")
+    if face is not None and not video:
+        raise typer.BadParameter("--face needs --video.")
+    if video and not files:
+        raise typer.BadParameter("--video needs files: videos, or folders of them.")
+
+
+def _check_archive(files: list[str] | None, output: str | None, others: dict[str, Any]) -> None:
+    """Raises for options that an output folder does not allow."""
+    suffix = Path(str(output)).suffix.lower()
+    if suffix in (".csv", ".json", ".jsonl"):
+        flag = "--csv" if suffix == ".csv" else "--json"
+        raise typer.BadParameter(f"--output {output} names a file: add {flag}, or name a folder.")
+    if not files or "-" in files:
+        raise typer.BadParameter("--output FOLDER needs files, folders or tables; add --json or --csv for one input.")
+    if unused := [name for name, value in others.items() if value is not None]:
+        raise typer.BadParameter(f"{unused[0]} contradicts --output FOLDER; leave it out, or add --json or --csv.")
+
+
+def _output_kind(as_json: bool, as_csv: bool) -> str:
     """Returns the kind of output that options request; see [`PredictionWriter`]."""
     if as_json and as_csv:
         raise typer.BadParameter("--json and --csv contradict each other; pass one of them.")
-    if output is not None and not (as_json or as_csv):
-        raise typer.BadParameter("--output needs --json or --csv.")
     return "json" if as_json else "csv" if as_csv else "text"
 
 

@@ -13,6 +13,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -162,10 +163,15 @@ def _load(audio: AudioInput, sampling_rate: float | None, duration: float, chann
 def _colors(timeline: list[dict], spans: list[dict]) -> dict[str, Any]:
     """Returns the colour of each label of the model, in a fixed order, and of "uncertain"."""
     labels = {score["label"] for entry in timeline for score in entry["scores"]}
-    labels |= {span["label"] for span in spans} - {SILENCE, UNCERTAIN}
-    others = sorted(labels - COLORS.keys())
+    return label_colors(labels | {span["label"] for span in spans})
+
+
+def label_colors(labels: Iterable[str]) -> dict[str, Any]:
+    """Returns the colour of each label other than "silence", in a fixed order, and of "uncertain"."""
+    emotions = set(labels) - {SILENCE, UNCERTAIN}
+    others = sorted(emotions - COLORS.keys())
     extra = {label: OTHER_COLORS(index % OTHER_COLORS.N) for index, label in enumerate(others)}
-    return {label: COLORS.get(label) or extra[label] for label in sorted(labels)} | {UNCERTAIN: UNCERTAIN_COLOR}
+    return {label: COLORS.get(label) or extra[label] for label in sorted(emotions)} | {UNCERTAIN: UNCERTAIN_COLOR}
 
 
 def _draw_waveform(axes: Axes, samples: np.ndarray, spans: list[dict], colors: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from mmemo.audio.loading import AudioBlocks, SilentAudioError
 from mmemo.audio.voice_activity import SAMPLING_RATE
 from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
 from mmemo.modalities import MODALITIES
+from mmemo.storage import is_url
 from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording
 from mmemo.timeline.windows import TimelineOptions, Window
 from mmemo.video.face import FaceSequence
@@ -214,7 +215,8 @@ class EmotionRecognition:
                 return AudioBlocks(item["audio"], item.get("sampling_rate"), rate, owner=video)
         except ValueError as error:
             audio = item["audio"]
-            if isinstance(audio, str) and item.get("text") is None and not os.path.exists(audio):
+            is_missing = isinstance(audio, str) and not is_url(audio) and not os.path.exists(audio)
+            if is_missing and item.get("text") is None:
                 raise ValueError(f"{error} A str is the path of an audio file; pass a text as 'text'.") from error
             raise
 

@@ -8,7 +8,8 @@ import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 TOKEN = "hf_of_the_tests"
@@ -78,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.hub.fail and re.search(self.hub.fail, request):
             self.send_error_code(403, "Forbidden", "request fails on purpose")
             return
-        writes = self.command in ("POST", "PUT") and not path.startswith(("/lfs/", "/api/validate-yaml"))
+        writes = self.command in ("POST", "PUT") and not re.match("/lfs/|/api/validate-yaml|.*/paths-info/", path)
         if (writes or path == "/api/whoami-v2") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.send_error_code(401, "InvalidToken", "Invalid username or password.")
             return
@@ -208,19 +209,35 @@ class Handler(BaseHTTPRequestHandler):
         _, files = self.repository(name, revision)
         if files is None:
             return
-        paths = [path for path in sorted(files) if path.startswith(folder or "")]
-        if folder and not paths:
+        base = f"{folder}/" if folder else ""
+        below = [path for path in sorted(files) if path.startswith(base)]
+        if folder and not below:
             self.send_error_code(404, "EntryNotFound", f"{folder} does not exist")
             return
-        entries = []
-        for path in paths:
-            content = files[path]
-            entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-            if path.endswith(LFS_SUFFIXES):
-                oid = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
-            entries.append(entry)
-        self.reply(200, entries)
+        folders = {str(parent) for path in below for parent in PurePosixPath(path).parents}
+        paths = sorted({*below, *(path for path in folders if path.startswith(base) and path != ".")})
+        if "recursive=true" not in self.path.lower():
+            paths = [path for path in paths if "/" not in path.removeprefix(base)]
+        self.reply(200, [self.entry(path, files) for path in paths])
+
+    def paths_info(self, body, name, revision):
+        _, files = self.repository(name, revision)
+        if files is None:
+            return
+        asked = parse_qs(body.decode()).get("paths", [])
+        known = [path for path in asked if any(f"{other}/".startswith(f"{path}/") for other in files)]
+        self.reply(200, [self.entry(path, files) for path in known])
+
+    def entry(self, path, files):
+        """Returns the description of a file or folder."""
+        if path not in files:
+            return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest()}
+        content = files[path]
+        entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        if path.endswith(LFS_SUFFIXES):
+            oid = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
+        return entry
 
     def resolve(self, _, name, revision, path):
         commit, files = self.repository(name, revision)
@@ -230,12 +247,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error_code(404, "EntryNotFound", "Entry not found")
             return
         content = files[path]
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if asked:
+            content = content[int(asked[1]) : int(asked[2]) + 1 if asked[2] else None]
         self.reply(
-            200,
+            206 if asked else 200,
             b"" if self.command == "HEAD" else content,
             Content_Length=str(len(content)),
             X_Repo_Commit=commit,
-            ETag=f'"{hashlib.sha256(content).hexdigest()}"',
+            ETag=f'"{hashlib.sha256(files[path]).hexdigest()}"',
         )
 
     routes = (
@@ -249,9 +269,10 @@ class Handler(BaseHTTPRequestHandler):
         (r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch", lfs_batch),
         (r"PUT /lfs/(.+)", lfs_put),
         (r"GET /api/models/([^/]+/[^/]+)/refs", refs),
-        (r"GET /api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", tree),
-        (r"GET /api/models/([^/]+/[^/]+)(?:/revision/(.+))?", info),
-        (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
+        (r"GET /api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", tree),
+        (r"POST /api/(?:models|datasets)/([^/]+/[^/]+)/paths-info/(.+)", paths_info),
+        (r"GET /api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", info),
+        (r"(?:GET|HEAD) /(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", resolve),
     )
 
 

@@ -382,3 +382,25 @@ def test_many_threads(client, service):
     for thread in threads:
         thread.join()
     assert not errors
+
+
+@pytest.mark.parametrize(
+    ("headers", "has_own_id"), [({"x-request-id": "of-the-proxy"}, False), ({}, True)], ids=["given", "missing"]
+)
+def test_a_proxy_may_give_requests_their_ids_and_a_prefix(exported, caplog, headers, has_own_id):
+    app = create_app(ServiceSettings(model=str(exported), workers=1), id_header="x-request-id")
+
+    async def ask():
+        transport = httpx.ASGITransport(app, root_path="/prefix")
+        async with httpx.AsyncClient(transport=transport, base_url="http://app/prefix") as client:
+            return await client.get("/health", headers=headers)
+
+    with caplog.at_level("INFO", "mmemo.serving"):
+        response = asyncio.run(ask())
+    app.state.service.close()
+
+    assert response.status_code == 200
+    (facts,) = [record.facts for record in caplog.records if record.message == "request"]
+    assert facts["path"] == "/health"
+    assert ("x-request-id" in response.headers) is has_own_id
+    assert facts["id"] == (response.headers["x-request-id"] if has_own_id else "of-the-proxy")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mmemo.serving.cores import available_cores
+from mmemo.runtime.cores import available_cores
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from mmemo.archives.folders import (
@@ -68,6 +69,46 @@ def test_a_broken_link_is_reported_and_not_passed_over(folder):
     (folder / "inside" / "gone.wav").symlink_to("nowhere.wav")
 
     assert "inside/gone.wav" in found(".")
+
+
+@pytest.fixture
+def storage():
+    """Empty files in the memory of this process, below `memory://calls`."""
+    memory = fsspec.filesystem("memory")
+    for name in ("a.wav", "may/b.MP3", "may/film.mp4", "may/notes.txt", ".c.wav", "[1].wav"):
+        memory.pipe(f"/calls/{name}", b"")
+    yield memory
+    memory.rm("/", recursive=True)
+
+
+def test_folders_and_globs_of_remote_storage(storage):
+    below = "memory:///calls"
+
+    assert found("memory://calls") == [
+        f"{below}/[1].wav",
+        f"{below}/a.wav",
+        f"{below}/may/b.MP3",
+        f"{below}/may/film.mp4",
+    ]
+    assert found("memory://calls", recursive=False) == [f"{below}/[1].wav", f"{below}/a.wav"]
+    assert found("memory://calls/**/*.MP3", f"{below}/a.wav") == [f"{below}/may/b.MP3", f"{below}/a.wav"]
+    assert found("memory://calls/[1].wav") == ["memory://calls/[1].wav"]  # exists, so it is no glob
+    assert found("memory://calls/gone.wav") == ["memory://calls/gone.wav"]  # reported when it is opened
+    inputs, problems = find_files(["memory://calls/may"])
+    assert [str(one.place) for one in inputs] == ["b.MP3", "film.mp4"] and not problems
+
+    with pytest.raises(ValueError, match=r"There is no file or folder memory://call; check the URL and your cred"):
+        find_files(["memory://call"])
+    with pytest.raises(ValueError, match=r"memory://calls/\*\.ogg matches no file\."):
+        find_files(["memory://calls/*.ogg"])
+    storage.pipe("/texts/notes.txt", b"")
+    with pytest.raises(ValueError, match=r"^memory://texts contains no audio or video file; .* it has 1\."):
+        find_files(["memory://texts"])
+
+
+def test_file_urls_are_folders_of_this_machine(folder):
+    assert found(f"file://{folder}/inside") == [f"{folder}/inside/c.ogg", f"{folder}/inside/film.mp4"]
+    assert found(f"file://{folder}/*.flac") == [f"{folder}/b.flac"]
 
 
 def test_patterns_without_recordings_raise(folder):

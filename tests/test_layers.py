@@ -22,6 +22,7 @@ PACKAGES = {"mmemo", "modeling_mmemo"}
 # has no layer of its own.
 ARROWS = """
 mmemo.modalities <- mmemo.timeline mmemo.items mmemo.answers
+mmemo.storage <- mmemo.audio mmemo.words
 mmemo.audio <- mmemo.video
 mmemo.audio mmemo.words mmemo.video <- mmemo.timeline <- mmemo.items mmemo.answers <- mmemo.recognition
 mmemo.recognition <- mmemo.runtime <- mmemo <- mmemo.serving mmemo.archives mmemo.info mmemo.demo mmemo.cli

@@ -137,6 +137,32 @@ def predict_archive(
     return unread + archive.run(job, layout, inputs, text)
 
 
+def predict_into_folder(files: list[str], output: str, options: dict[str, Any]) -> int:
+    """
+    Predicts an archive into a folder; see `mmemo predict --help`.
+
+    Args:
+        files (`list[str]`): The sources.
+        output (`str`): The folder.
+        options (`dict`): Options of [`score`].
+
+    Returns:
+        `int`: Number of inputs that failed in this run, and of folders that cannot be read.
+    """
+    from mmemo.archives.archive_job import score
+
+    pairs = options.pop("columns", [])
+    if wrong := [pair for pair in pairs if pair.count("=") != 1]:
+        raise typer.BadParameter(f"--columns {wrong[0]} must be written as ours=theirs, as in path=recording.")
+    columns = dict(pair.split("=") for pair in pairs)
+    summary = score(files, output, columns=columns, progress=True, **options)
+    for problem in summary.problems:
+        report_error(ValueError(problem))
+    skipped = f", {summary.skipped:,} were there already" if summary.skipped else ""
+    typer.echo(f"{output}: {summary.predicted:,} predicted, {summary.failed:,} failed{skipped}.")
+    return summary.failed + len(summary.problems)
+
+
 def predict_calls(
     archive: ArchiveOptions,
     speaker_turns: Path | None,

@@ -11,11 +11,20 @@ import glob
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from mmemo.audio.loading import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from mmemo.storage import (
+    RemoteFile,
+    exists,
+    is_remote,
+    is_web,
+    list_folder,
+    list_matches,
+    local_path,
+    name_of,
+)
 
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt")
@@ -43,11 +52,6 @@ def check_exists(path: Path) -> None:
         raise ValueError(f"There is no such file; paths are relative to {Path.cwd()}.")
 
 
-def is_remote(location: str) -> bool:
-    """Whether a location is a URL, such as `https://...` or `s3://...`, and not the path of a local file."""
-    return "://" in location
-
-
 def find_files(
     patterns: Iterable[str], recursive: bool = True, suffixes: Set[str] = AUDIO_SUFFIXES | VIDEO_SUFFIXES
 ) -> tuple[list[Input], list[str]]:
@@ -55,7 +59,8 @@ def find_files(
     Returns the recordings that paths, folders and globs refer to, in order, each once.
 
     Args:
-        patterns (`Iterable[str]`): Paths, folders and globs.
+        patterns (`Iterable[str]`):
+            Paths, folders and globs, of this machine or as URLs of remote storage; http(s) URLs of single files.
         recursive (`bool`, *optional*, defaults to `True`): Whether to search the subfolders of folders.
         suffixes (`Set[str]`, *optional*): Suffixes of the recordings in folders; audio and video by default.
 
@@ -68,15 +73,17 @@ def find_files(
     found: dict[str, Input] = {}
     problems: list[str] = []
     for pattern in patterns:
-        path = Path(pattern)
-        if pattern.startswith(("http://", "https://")):
-            inputs = [Input(pattern, pattern, Path(PurePosixPath(urlsplit(pattern).path).name or "download"))]
+        path = Path(local_path(pattern) or pattern)
+        if is_web(pattern):
+            inputs = [Input(pattern, pattern, Path(name_of(pattern) or "download"))]
+        elif is_remote(pattern):
+            inputs = _find_remote(pattern, recursive, suffixes)
         elif path.is_dir():
             inputs = _search(path, recursive, suffixes, problems)
-        elif path.exists() or not glob.has_magic(pattern):
+        elif path.exists() or not glob.has_magic(str(path)):
             inputs = [Input(str(path), path, Path(path.name))]
         else:
-            files = (file for file in map(Path, sorted(glob.glob(pattern, recursive=True))) if file.is_file())
+            files = (file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if file.is_file())
             inputs = [Input(str(file), file, Path(file.name)) for file in files]
         if not inputs and not path.is_dir():
             raise ValueError(f"{pattern} matches no file.")
@@ -94,11 +101,37 @@ def _search(folder: Path, recursive: bool, suffixes: Set[str], problems: list[st
         else:
             skipped += 1
     if not inputs and not problems:
-        where = "" if recursive else " itself, and --no-recursive leaves its subfolders out"
-        kind = "video" if suffixes == VIDEO_SUFFIXES else "audio or video"
-        others = f" Pass files with other suffixes by name; it has {skipped}." if skipped else ""
-        raise ValueError(f"{folder} contains no {kind} file{where}; valid suffixes are {sorted(suffixes)}.{others}")
+        raise _without_recordings(str(folder), recursive, suffixes, skipped)
     return sorted(inputs, key=lambda one: one.audio)
+
+
+def _find_remote(pattern: str, recursive: bool, suffixes: Set[str]) -> list[Input]:
+    """Returns the recordings that the URL of a file, folder or glob of remote storage refers to."""
+    files = list_folder(pattern, recursive)
+    if files is not None:
+        inputs = [_remote_input(file) for file in files if Path(file.place).suffix.lower() in suffixes]
+        if not inputs:
+            raise _without_recordings(pattern, recursive, suffixes, len(files))
+        return inputs
+    if glob.has_magic(pattern) and not exists(pattern):
+        if not (files := list_matches(pattern)):
+            raise ValueError(f"{pattern} matches no file.")
+        return [_remote_input(file) for file in files]
+    # A missing recording is reported when it is opened, as of this machine.
+    if Path(name_of(pattern)).suffix.lower() not in suffixes and not exists(pattern):
+        raise ValueError(f"There is no file or folder {pattern}; check the URL and your credentials for it.")
+    return [_remote_input(RemoteFile(pattern, name_of(pattern)))]
+
+
+def _remote_input(file: RemoteFile) -> Input:
+    return Input(file.location, file.location, Path(file.place))
+
+
+def _without_recordings(folder: str, recursive: bool, suffixes: Set[str], skipped: int) -> ValueError:
+    where = "" if recursive else " itself, and --no-recursive leaves its subfolders out"
+    kind = "video" if suffixes == VIDEO_SUFFIXES else "audio or video"
+    others = f" Pass files with other suffixes by name; it has {skipped}." if skipped else ""
+    return ValueError(f"{folder} contains no {kind} file{where}; valid suffixes are {sorted(suffixes)}.{others}")
 
 
 def _walk(folder: Path, recursive: bool, problems: list[str]) -> Iterator[Path]:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mmemo.answers import AnswerFormatter
-from mmemo.archives.folders import check_exists, is_remote
+from mmemo.archives.folders import check_exists
 from mmemo.archives.reporting import collected_warnings, describe_error
 from mmemo.archives.sections import SectionPredictor, check_section_length
 from mmemo.archives.tasks import ArchiveItem, Outcome, ScoringOptions, Task
-from mmemo.audio.files import fetch
 from mmemo.audio.loading import AudioBlocks
 from mmemo.items import prefixed
 from mmemo.runtime.predictor import EmotionPredictor
+from mmemo.storage import fetch, local_path
 from mmemo.timeline.windows import TimelineOptions
 from mmemo.video.frames import open_video
 
@@ -112,8 +112,9 @@ class Scorer:
             if item.word_times is None and not (item.text and item.text.strip()):
                 raise ValueError("This item has neither a recording nor a text; add its path or its text.")
             return {}
-        if isinstance(recording, str) and not is_remote(recording):
-            check_exists(Path(recording))
+        local = local_path(recording) if isinstance(recording, str) else None
+        if local is not None:
+            check_exists(Path(local))
         if not self._options.video:
             return {"audio": self._open_audio(recording)}
         with prefixed("video"):
@@ -158,8 +159,9 @@ def check_modalities(answers: AnswerFormatter, model: str | None, video: bool, h
 
 def _open_subtitles(location: str | None) -> Path | bytes | None:
     """Returns subtitles in a form that [`WordTimes`] lists: a local path, or the content of a URL."""
-    if location is None or not is_remote(location):
-        return None if location is None else Path(location)
+    local = None if location is None else local_path(location)
+    if location is None or local is not None:
+        return None if local is None else Path(local)
     with fetch(location) as stream:
         return stream.read()
 

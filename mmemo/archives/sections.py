@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from mmemo.answers import AnswerFormatter, mean_prediction
-from mmemo.archives.folders import is_remote
 from mmemo.archives.reporting import describe_error
 from mmemo.archives.tasks import ArchiveItem, Outcome, ScoringOptions, Section, Task
 from mmemo.audio.loading import AudioBlocks
 from mmemo.recognition import MAX_LOADED_SECONDS, EmotionRecognition, explain_mean, warn_of_mixing
+from mmemo.storage import local_path
 from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording, read_words
 from mmemo.timeline.track import SPEECH_GAP
 from mmemo.timeline.windows import EPSILON, Span, TimelineOptions, Window, Word
@@ -79,7 +79,7 @@ def plan_sections(item: ArchiveItem, options: ScoringOptions) -> list[Task]:
     if not options.timeline:
         # Shorter recordings are loaded, and their prediction may not be the mean over windows.
         longest = max(longest, MAX_LOADED_SECONDS)
-    duration = None if _is_whole(item, options) else _declared_duration(str(item.path), longest)
+    duration = None if _is_whole(item, options) else _declared_duration(str(local_path(str(item.path))), longest)
     if duration is None or duration <= longest:
         return [Task(item)]
     length = GRID_SECONDS * max(round(options.section_s / GRID_SECONDS), 1)
@@ -92,7 +92,7 @@ def plan_sections(item: ArchiveItem, options: ScoringOptions) -> list[Task]:
 
 def _is_whole(item: ArchiveItem, options: ScoringOptions) -> bool:
     """Whether an item is never split, however long its recording."""
-    is_file = item.path is not None and item.content is None and not is_remote(item.path)
+    is_file = item.path is not None and item.content is None and local_path(item.path) is not None
     return not is_file or options.video or (options.timeline and options.granularity == "utterance")
 
 

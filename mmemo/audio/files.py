@@ -1,5 +1,5 @@
 """
-Audio files: opens paths, URLs and bytes, and decodes them with libsndfile, or with FFmpeg where libsndfile cannot.
+Audio files: decodes paths, URLs, bytes and open files with libsndfile, or with FFmpeg where libsndfile cannot.
 
 Deliberate choices:
 - The content of a file decides how it is decoded, not its suffix.
@@ -7,25 +7,24 @@ Deliberate choices:
   declares. Decoding may begin later: by a seek where that is exact, otherwise by decoding and dropping what precedes.
 """
 
-import http.client
 import io
 import os
 import re
 import shutil
 import tempfile
-import urllib.request
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import soundfile
 
 from mmemo.audio.containers import STREAMED_RIFF_SIZE, is_cut, open_container, truncated, unreadable
+from mmemo.storage import download, fetch, is_remote, short
 
 
-DOWNLOAD_TIMEOUT_SECONDS = 30
 MPEG_HEADER_BYTES = 4096
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX, as for a FLAC written to a pipe
 # Codings of WAV, FLAC, AIFF and others in which libsndfile seeks to the exact sample, without decoding.
@@ -166,24 +165,6 @@ def open_stream(source: bytes | str | BinaryFile) -> Iterator[BinaryIO]:
         yield io.BytesIO(read_file(source))
 
 
-@contextmanager
-def fetch(location: str) -> Iterator[BinaryIO]:
-    """Opens a local file, or an http(s) URL, which is not seekable."""
-    try:
-        if location.startswith(("http://", "https://")):
-            request = urllib.request.Request(location, headers={"User-Agent": "mmemo"})
-            with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
-                yield response
-                if response.length:  # urllib itself raises only where everything is read at once
-                    raise ConnectionError(f"the connection ended {response.length} bytes early")
-        else:
-            # The second handle has no name: soundfile would take a file named `.raw` for samples without a header.
-            with open(location, "rb") as file, open(file.fileno(), "rb", closefd=False) as nameless:
-                yield nameless
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"Cannot read {short(location)} ({short(error)}); check the path or URL.") from error
-
-
 def read_file(file: BinaryFile) -> bytes:
     """Reads an open file from its beginning, wherever it has been read to."""
     kind = type(file).__name__
@@ -206,18 +187,26 @@ def keep_seekable(source: str | BinaryFile, owner: object) -> str:
     a pipe or an open file, which is deleted with `owner`.
     """
     if not isinstance(source, str):
-        return _keep_copy(io.BytesIO(read_file(source)), owner)
+        return _keep(partial(_copy, io.BytesIO(read_file(source))), owner)
+    if is_remote(source):
+        return _keep(partial(download, source), owner)
     with fetch(source) as stream:
-        return source if stream.seekable() else _keep_copy(stream, owner)
+        return source if stream.seekable() else _keep(partial(_copy, stream), owner)
 
 
-def _keep_copy(stream: BinaryIO, owner: object) -> str:
+def _keep(write: Callable[[str], None], owner: object) -> str:
+    """Returns the path of a temporary file that `write` has written and that is deleted with `owner`."""
     descriptor, path = tempfile.mkstemp(prefix="mmemo-")
-    weakref.finalize(owner, os.unlink, path)
-    with open(descriptor, "wb") as file:
-        shutil.copyfileobj(stream, file)
+    os.close(descriptor)
+    delete = weakref.finalize(owner, os.unlink, path)
+    try:
+        write(path)
+    except BaseException:  # the owner may live on in the traceback
+        delete()
+        raise
     return path
 
 
-def short(text: object) -> str:
-    return str(text)[:200]
+def _copy(stream: BinaryIO, path: str) -> None:
+    with open(path, "wb") as file:
+        shutil.copyfileobj(stream, file)

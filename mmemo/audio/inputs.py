@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmemo.audio.files import BinaryFile, short
+from mmemo.audio.files import BinaryFile
+from mmemo.storage import short
 
 
 @runtime_checkable
@@ -58,8 +59,9 @@ AudioInput: TypeAlias = (
 """
 One clip, in any of these forms:
 
-- a path, or an http(s) URL, of an audio or video file: WAV, FLAC, Ogg, MP3, AIFF and other formats of libsndfile; M4A,
-  MP4, MOV, MKV, WebM, WMA, AAC, AMR and others, whose audio track FFmpeg decodes;
+- a path of an audio or video file, or its URL, http(s) or one that `fsspec` opens (s3, gs, hf and others): WAV,
+  FLAC, Ogg, MP3, AIFF and other formats of libsndfile; M4A, MP4, MOV, MKV, WebM, WMA, AAC, AMR and others, whose
+  audio track FFmpeg decodes;
 - the bytes of such a file, also as a `bytearray` or `memoryview`, or the file itself, open for reading in binary mode
   (`io.BytesIO`, `open(path, "rb")`), which is read from its beginning;
 - samples: a NumPy array, a list of floats, a tensor, a pandas `Series` or an arrow array, of shape `(samples,)` or
@@ -83,7 +85,7 @@ A chunk of a stream, in any of these forms:
 """
 
 AUDIO_INPUT_FORMS = (
-    "a path or http(s) URL of an audio file, its bytes, an open binary file, an array of shape (samples,) or "
+    "a path or URL of an audio file, its bytes, an open binary file, an array of shape (samples,) or "
     "(channels, samples), (sampling_rate, samples), {'array', 'sampling_rate'}, {'path', 'bytes'} or a torchcodec "
     "AudioDecoder"
 )

@@ -9,7 +9,7 @@ Deliberate choices:
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,7 @@ class EmotionGraph:
     Attributes:
         metadata (`dict`): Description of the model, written at export.
         input_shapes, output_shapes (`dict[str, list]`): Axes by name: an `int` if fixed, a `str` if dynamic.
+        input_types, output_types (`dict[str, str]`): Types by name, such as `"tensor(float)"`.
         modality_inputs (`dict[str, str]`): The input of each modality of the graph: `{"audio": "input_features"}`.
 
     Raises:
@@ -168,11 +169,10 @@ class EmotionGraph:
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.metadata = self._checked_metadata()
-        self.input_shapes = {value.name: value.shape for value in self._session.get_inputs()}
-        self.output_shapes = {value.name: value.shape for value in self._session.get_outputs()}
-        self.modality_inputs = {
-            modality: name for modality, names in MASKED_AXES.items() for name in names if name in self.input_shapes
-        }
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.input_shapes, self.output_shapes = ({one.name: one.shape for one in some} for some in (inputs, outputs))
+        self.input_types, self.output_types = ({one.name: one.type for one in some} for some in (inputs, outputs))
+        self.modality_inputs = modality_inputs(self.input_shapes)
 
     def _checked_metadata(self) -> dict[str, Any]:
         found = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -226,24 +226,45 @@ class EmotionGraph:
         return outputs
 
     def complete(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Adds the missing inputs: zeros under masks of zeros, timestamps of -1."""
-        batch = len(next(iter(inputs.values())))
-        feed = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
-        for modality, name in self.modality_inputs.items():
-            mask = MASKS[modality]
-            if name not in feed:
-                least = MISSING_SAMPLES if name == "input_values" else 1
-                shape = [axis if isinstance(axis, int) else least for axis in self.input_shapes[name][1:]]
-                feed[name] = np.zeros((batch, *shape), np.int64 if name == "input_ids" else np.float32)
-            if mask not in feed:
-                # Without a mask, everything is real.
-                length = feed[name].shape[MASKED_AXES[modality][name]]
-                feed[mask] = np.full((batch, length), name in inputs, np.int64)
-        for name in self.input_shapes.keys() - feed.keys():
-            if name in TIMES:
-                feed[name] = np.full((*feed[TIMES[name]].shape, 2), -1, np.float32)
-            elif name == "context_mask":
-                feed[name] = np.zeros_like(feed["input_ids"])
-            elif name == "segment_times":
-                feed[name] = np.zeros((batch, 0, 2), np.float32)
-        return feed
+        """Adds the missing inputs; see [`complete_inputs`]."""
+        return complete_inputs(inputs, self.input_shapes)
+
+
+def modality_inputs(shapes: Iterable[str]) -> dict[str, str]:
+    """Returns the input of each modality among the names of all inputs: `{"audio": "input_features"}`."""
+    names = set(shapes)
+    return {modality: name for modality, axes in MASKED_AXES.items() for name in axes if name in names}
+
+
+def complete_inputs(inputs: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    """
+    Adds the missing inputs of a graph: zeros under masks of zeros, timestamps of -1, no segments.
+
+    Args:
+        inputs (`Mapping[str, np.ndarray]`): The processor's output for a batch, by name.
+        shapes (`Mapping[str, Sequence]`):
+            Axes of all inputs of the graph, by name: a positive `int` if fixed. The first is the batch.
+
+    Returns:
+        `dict[str, np.ndarray]`: Every input of the graph.
+    """
+    batch = len(next(iter(inputs.values())))
+    feed = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
+    for modality, name in modality_inputs(shapes).items():
+        mask = MASKS[modality]
+        if name not in feed:
+            least = MISSING_SAMPLES if name == "input_values" else 1
+            shape = [axis if isinstance(axis, int) and axis > 0 else least for axis in shapes[name][1:]]
+            feed[name] = np.zeros((batch, *shape), np.int64 if name == "input_ids" else np.float32)
+        if mask not in feed:
+            # Without a mask, everything is real.
+            length = feed[name].shape[MASKED_AXES[modality][name]]
+            feed[mask] = np.full((batch, length), name in inputs, np.int64)
+    for name in shapes.keys() - feed.keys():
+        if name in TIMES:
+            feed[name] = np.full((*feed[TIMES[name]].shape, 2), -1, np.float32)
+        elif name == "context_mask":
+            feed[name] = np.zeros_like(feed["input_ids"])
+        elif name == "segment_times":
+            feed[name] = np.zeros((batch, 0, 2), np.float32)
+    return feed

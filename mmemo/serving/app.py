@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
@@ -28,7 +28,7 @@ from mmemo.serving import streams
 from mmemo.serving.forms import receive_form
 from mmemo.serving.limits import LimitBodies, TooLargeError, short_detail
 from mmemo.serving.memory import keep_small
-from mmemo.serving.observing import Observe
+from mmemo.serving.observing import Metrics, Observe
 from mmemo.serving.openapi import DESCRIPTION, ERRORS, PATHS, openapi_document
 from mmemo.serving.reading import read_batch, read_form, read_item
 from mmemo.serving.schemas import ErrorResponse, PredictBatchResponse, PredictResponse, VersionResponse
@@ -45,18 +45,22 @@ CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 INTERNAL_ERROR = "Internal error; see the log of the service."
 
 
-def create_app(settings: ServiceSettings | None = None) -> FastAPI:
+def create_app(
+    settings: ServiceSettings | None = None, metrics: Metrics | None = None, id_header: str | None = None
+) -> FastAPI:
     """
     Creates the application and loads its model.
 
     Args:
         settings ([`ServiceSettings`], *optional*): The settings of the service.
+        metrics ([`Metrics`], *optional*): See [`Service`].
+        id_header (`str`, *optional*): See [`Observe`].
 
     Raises:
         FileNotFoundError, ImportError, ValueError: If the model cannot be loaded; see [`EmotionPredictor`].
     """
     settings = settings or ServiceSettings()
-    service = Service(settings)
+    service = Service(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +83,7 @@ def create_app(settings: ServiceSettings | None = None) -> FastAPI:
     app.state.is_ready = False
     app.state.service = service
     app.add_middleware(LimitBodies, settings=settings, pending=service.pending, rejected=service.rejected)
-    app.add_middleware(Observe, metrics=service.metrics, paths=PATHS)
+    app.add_middleware(Observe, metrics=service.metrics, paths=PATHS, id_header=id_header)
     _add_error_handlers(app, service)
     _add_predict_paths(app, service)
     _add_status_paths(app, service)
@@ -222,4 +226,4 @@ def _add_status_paths(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=Response, summary="Prometheus metrics")
     async def metrics() -> Response:
         """Returns the metrics of this process in the format of Prometheus."""
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

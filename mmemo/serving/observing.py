@@ -12,9 +12,11 @@ import sys
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.datastructures import Headers
 
 
 logger = logging.getLogger("mmemo.serving")
@@ -26,25 +28,35 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 
 
 class Metrics:
-    """The metrics of one service."""
+    """The metrics of one service. Subclasses report them elsewhere, by other classes with the same methods."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
-        self.seconds = Histogram(
+        self.seconds = self.histogram(
             "mmemo_request_seconds",
             "Time from the first byte of a request to the last byte of its response",
-            ["path", "status"],
-            buckets=SECONDS,
-            registry=self.registry,
+            SECONDS,
+            ("path", "status"),
         )
-        self.batch_size = Histogram(
-            "mmemo_batch_size", "Items per inference", buckets=BATCH_SIZES, registry=self.registry
-        )
-        self.rejects = Counter("mmemo_rejects", "Rejected requests and streams", ["reason"], registry=self.registry)
-        self.streams = Gauge("mmemo_streams", "Open live streams", registry=self.registry)
-        self.waiting = Gauge("mmemo_queue_depth", "Items waiting for inference", registry=self.registry)
-        self.requests = Gauge("mmemo_requests_in_flight", "Requests in progress or waiting", registry=self.registry)
-        self.pending = Gauge("mmemo_pending_bytes", "Bytes of requests in flight", registry=self.registry)
+        self.batch_size = self.histogram("mmemo_batch_size", "Items per inference", BATCH_SIZES)
+        self.rejects = self.counter("mmemo_rejects", "Rejected requests and streams", ("reason",))
+        self.streams = self.gauge("mmemo_streams", "Open live streams")
+        self.waiting = self.gauge("mmemo_queue_depth", "Items waiting for inference")
+        self.requests = self.gauge("mmemo_requests_in_flight", "Requests in progress or waiting")
+        self.pending = self.gauge("mmemo_pending_bytes", "Bytes of requests in flight")
+
+    def histogram(self, name: str, description: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Any:
+        return Histogram(name, description, labels, buckets=buckets, registry=self.registry)
+
+    def counter(self, name: str, description: str, labels: Sequence[str] = ()) -> Any:
+        return Counter(name, description, labels, registry=self.registry)
+
+    def gauge(self, name: str, description: str) -> Any:
+        return Gauge(name, description, registry=self.registry)
+
+    def exposition(self) -> bytes:
+        """Returns the metrics in the format of Prometheus."""
+        return generate_latest(self.registry)
 
 
 class JsonLines(logging.Formatter):
@@ -94,19 +106,24 @@ class Observe:
         app: The ASGI application.
         metrics ([`Metrics`]): The metrics to update.
         paths (`frozenset[str]`): Paths that are reported by name; all others are reported as `other`.
+        id_header (`str`, *optional*):
+            Header with the id that a proxy has given to the request, and returns itself; by default each request gets
+            a new id.
     """
 
-    def __init__(self, app: Any, metrics: Metrics, paths: frozenset[str]):
+    def __init__(self, app: Any, metrics: Metrics, paths: frozenset[str], id_header: str | None = None):
         self.app = app
         self.metrics = metrics
         self.paths = paths
+        self.id_header = id_header
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started, status, received = time.perf_counter(), 500, 0
-        request_id = uuid.uuid4().hex[:12]
+        given_id = None if self.id_header is None else Headers(scope=scope).get(self.id_header)
+        request_id = uuid.uuid4().hex[:12] if given_id is None else given_id
 
         async def receive_and_count() -> Any:
             nonlocal received
@@ -118,14 +135,16 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                if given_id is None:
+                    message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
             await self.app(scope, receive_and_count, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            path = scope["path"] if scope["path"] in self.paths else "other"
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            path = path if path in self.paths else "other"
             self.metrics.seconds.labels(path, str(status)).observe(seconds)
             facts = {
                 "id": request_id,

@@ -15,12 +15,11 @@ from mmemo.serving.connections import Connections, LimitedH11Protocol, LimitedWe
 from mmemo.serving.memory import limit_memory_pools
 from mmemo.serving.observing import configure_logging
 from mmemo.serving.settings import ServiceSettings, environment_warnings
+from mmemo.serving.streams import STREAM_MESSAGE_BYTES
 
 
 logger = logging.getLogger("mmemo.serving")
 
-# Maximum size of a WebSocket message. uvicorn stops reading while a message waits for the service.
-STREAM_MESSAGE_BYTES = 2**18
 # Connections that the system accepts before the service does, and connections that the service accepts in one turn of
 # the event loop: asyncio uses one number for both. A turn must not use up the files that are left, and at that limit
 # asyncio logs an error for each further attempt of the turn.
@@ -60,6 +59,7 @@ def serve(settings: ServiceSettings) -> None:
         timeout_graceful_shutdown=round(settings.shutdown_s),
         http=partial(LimitedH11Protocol, connections),  # type: ignore[arg-type]  # called like the class
         ws=LimitedWebSocketProtocol,
+        # uvicorn rejects a larger message before all of it is there, and stops reading while one waits.
         ws_max_size=STREAM_MESSAGE_BYTES,
         server_header=False,
     )

@@ -69,14 +69,15 @@ class Service:
 
     Args:
         settings ([`ServiceSettings`]): The model and the limits.
+        metrics ([`Metrics`], *optional*): The metrics to update; by default for Prometheus.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: If the model cannot be loaded; see [`EmotionPredictor`].
     """
 
-    def __init__(self, settings: ServiceSettings):
+    def __init__(self, settings: ServiceSettings, metrics: Metrics | None = None):
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.pending = PendingBytes(settings.max_pending_bytes)
         self.predictor = QueuedPredictor(
             settings.model,

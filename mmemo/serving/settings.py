@@ -1,5 +1,5 @@
 """
-Settings of the service: flags of `mmemo serve` or environment variables.
+Settings of the service: flags of `mmemo serve`, arguments of the application on Ray Serve, or environment variables.
 
 Deliberate choices:
 - Variables are named `MMEMO_SERVE__PORT`. For every Service Kubernetes sets variables such as `{NAME}_PORT=tcp://...`
@@ -11,14 +11,15 @@ Deliberate choices:
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from mmemo.serving.cores import available_cores
+from mmemo.runtime.cores import available_cores
 
 
 MIB = 2**20
-PREFIX = "MMEMO_SERVE__"
+PREFIX, RAY_PREFIX = "MMEMO_SERVE__", "MMEMO_RAY__"
 OLD_PREFIX = "MMEMO_"
 # Parts of names that stand for a secret, and the similarity, 0 to 1, from which a name is a misspelt one. Variables of
 # Kubernetes for a Service called mmemo-serve-api-keys have a similarity of 0.9.
@@ -146,11 +147,7 @@ class ServiceSettings:
                 keys.
         """
         known = _variables(PREFIX)
-        values = {
-            known[name].name: _parse(name, value, known[name].type)
-            for name, value in os.environ.items()
-            if name in known and value
-        }
+        values = _values(ServiceSettings, os.environ, PREFIX)
         for name in filter(_seems_to_be_keys, sorted(os.environ.keys() - known.keys())):
             raise ValueError(
                 f"{name} is not a setting. API keys are set with {PREFIX}API_KEYS, separated by commas; rename the "
@@ -176,13 +173,91 @@ class ServiceSettings:
         return round(self.max_pending_mib * MIB)
 
 
-def environment_warnings() -> list[str]:
-    """Returns a sentence for each environment variable that looks like a setting but is ignored."""
+# Settings of the HTTP server; on Ray Serve its proxies listen instead. The container sets the address.
+ADDRESS_SETTINGS, CONNECTION_SETTINGS = ("host", "port"), ("header_timeout_s", "keep_alive_s", "max_connections")
+SERVER_SETTINGS = ADDRESS_SETTINGS + CONNECTION_SETTINGS
+
+
+@dataclass(frozen=True)
+class RayServeSettings:
+    """
+    Settings of the replicas on Ray Serve; each of them is a service with [`ServiceSettings`].
+
+    Args:
+        min_replicas (`int`, *optional*, defaults to 1): Minimum number of replicas; 0 stops them without requests.
+        max_replicas (`int`, *optional*, defaults to 4): Maximum number of replicas.
+        target_ongoing_requests (`float`, *optional*):
+            Number of requests and streams per replica, in progress or waiting, to which Ray Serve adapts the number of
+            replicas; defaults to two for each worker.
+
+    Raises:
+        ValueError: If a number is too small, or `max_replicas` is less than `min_replicas`.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 4
+    target_ongoing_requests: float | None = None
+
+    def __post_init__(self):
+        if self.min_replicas < 0:
+            raise ValueError(f"min_replicas={self.min_replicas} must not be negative.")
+        if self.max_replicas < max(1, self.min_replicas):
+            raise ValueError(
+                f"max_replicas={self.max_replicas} must be at least 1 and at least min_replicas={self.min_replicas}."
+            )
+        if self.target_ongoing_requests is not None and not self.target_ongoing_requests > 0:
+            raise ValueError(f"target_ongoing_requests={self.target_ongoing_requests!r} must be positive.")
+
+
+def ray_serve_settings(arguments: Mapping[str, Any]) -> tuple[ServiceSettings, RayServeSettings]:
+    """
+    Reads the settings of the service on Ray Serve from environment variables such as `MMEMO_SERVE__MAX_CLIP_S` and
+    `MMEMO_RAY__MAX_REPLICAS`. By default a replica has one worker.
+
+    Args:
+        arguments (`Mapping[str, Any]`):
+            Arguments of the application, which override the environment: values by the name of the setting, as text
+            from the command line or as in YAML. `None` counts as unset.
+
+    Raises:
+        ValueError: See [`~ServiceSettings.from_environment`]; or if an argument is not a setting, is one of the HTTP
+            server, or has API keys.
+    """
+    names = {kind: {setting.name for setting in fields(kind)} for kind in (ServiceSettings, RayServeSettings)}
+    names[ServiceSettings] -= {"api_keys", *SERVER_SETTINGS}
+    if "api_keys" in arguments:
+        raise ValueError(f"Ray Serve logs arguments; set API keys in the environment instead: {PREFIX}API_KEYS.")
+    if ignored := sorted(arguments.keys() & set(SERVER_SETTINGS)):
+        raise ValueError(
+            f"{', '.join(ignored)}: Ray Serve's proxy accepts the connections; set its http_options in the "
+            "configuration of Serve instead."
+        )
+    if unknown := sorted(arguments.keys() - set().union(*names.values())):
+        valid = ", ".join(sorted(set().union(*names.values())))
+        raise ValueError(f"{', '.join(unknown)}: not a setting. Valid are {valid}.")
+    given = {name: str(value) for name, value in arguments.items() if value is not None}
+    service = {"workers": 1, **_values(ServiceSettings, os.environ, PREFIX), **_values(ServiceSettings, given)}
+    ray = {**_values(RayServeSettings, os.environ, RAY_PREFIX), **_values(RayServeSettings, given)}
+    return ServiceSettings.from_environment(**service), RayServeSettings(**ray)
+
+
+def environment_warnings(is_on_ray: bool = False) -> list[str]:
+    """
+    Returns a sentence for each environment variable that looks like a setting but is ignored.
+
+    Args:
+        is_on_ray (`bool`, *optional*, defaults to `False`):
+            Whether the service runs on Ray Serve, where limits on connections are ignored too.
+    """
     known, old = _variables(PREFIX), _variables(OLD_PREFIX)
+    known_to_ray = _variables(RAY_PREFIX, RayServeSettings)
     warnings = []
     for name, value in sorted(os.environ.items()):
-        if name.startswith(PREFIX) and name not in known:
-            warnings.append(f"{name} is ignored: it is not a setting. Valid are {', '.join(sorted(known))}.")
+        for prefix, settings in ((PREFIX, known), (RAY_PREFIX, known_to_ray)):
+            if name.startswith(prefix) and name not in settings:
+                warnings.append(f"{name} is ignored: it is not a setting. Valid are {', '.join(sorted(settings))}.")
+        if is_on_ray and name in known and known[name].name in CONNECTION_SETTINGS:
+            warnings.append(f"{name} is ignored: Ray Serve's proxies accept the connections.")
         # Kubernetes sets MMEMO_PORT=tcp://... for a Service called mmemo.
         if name in old and "://" not in value:
             warnings.append(f"{name} is ignored: the setting is now called {PREFIX}{name.removeprefix(OLD_PREFIX)}.")
@@ -198,8 +273,18 @@ def _seems_to_be_keys(name: str) -> bool:
     return difflib.SequenceMatcher(None, letters, expected).ratio() > MISSPELT
 
 
-def _variables(prefix: str) -> dict[str, Any]:
-    return {f"{prefix}{setting.name.upper()}": setting for setting in fields(ServiceSettings)}
+def _variables(prefix: str, kind: type = ServiceSettings) -> dict[str, Any]:
+    return {f"{prefix}{setting.name.upper()}": setting for setting in fields(kind)}
+
+
+def _values(kind: type, given: Mapping[str, str], prefix: str | None = None) -> dict[str, Any]:
+    """Returns the settings of a kind in environment variables with a prefix, or by their own names without one."""
+    known = {setting.name: setting for setting in fields(kind)} if prefix is None else _variables(prefix, kind)
+    return {
+        known[name].name: _parse(name, value, known[name].type)
+        for name, value in given.items()
+        if name in known and value
+    }
 
 
 def _parse(name: str, value: str, kind: Any) -> Any:

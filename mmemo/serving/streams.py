@@ -25,7 +25,9 @@ from mmemo.timeline.streaming import EmotionStream
 
 
 # Close codes; source: RFC 6455, section 7.4.1.
-NORMAL, BAD_DATA, POLICY_VIOLATION, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1007, 1008, 1011, 1013
+NORMAL, BAD_DATA, POLICY_VIOLATION, TOO_BIG, INTERNAL_ERROR, TRY_AGAIN_LATER = 1000, 1007, 1008, 1009, 1011, 1013
+# Maximum size of a message.
+STREAM_MESSAGE_BYTES = 2**18
 OPUS_RATE = 48_000
 # Words wait in memory for their audio, so their number is limited.
 WORDS_PER_SECOND, SPARE_WORDS = 20, 500
@@ -131,8 +133,13 @@ async def _receive(socket: WebSocket, seconds: float) -> bytes | str:
         raise StreamError(f"No message arrived for {seconds:g} s.", POLICY_VIOLATION) from error
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
-    content = message.get("bytes")
-    return message["text"] if content is None else content
+    content: bytes | str = message["text"] if message.get("bytes") is None else message["bytes"]
+    size = len(content if isinstance(content, bytes) else content.encode(errors="surrogatepass"))
+    if size > STREAM_MESSAGE_BYTES:  # behind a server without this limit
+        raise StreamError(
+            f"A message has {size} bytes; send at most {STREAM_MESSAGE_BYTES // 1024} KiB in one message.", TOO_BIG
+        )
+    return content
 
 
 def _parse(adapter: TypeAdapter, message: bytes | str) -> Any:

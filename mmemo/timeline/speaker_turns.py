@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from operator import itemgetter
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from mmemo.storage import name_of
 from mmemo.words.decoding import read_text_file
 
 
@@ -109,7 +110,7 @@ def _listed_turns(turns: list[Any] | tuple[Any, ...]) -> Iterator[PlacedTurn]:
 def _rttm_text(source: str | os.PathLike) -> str:
     """Returns the content of an RTTM file, given as path or content."""
     name = os.fspath(source)
-    is_path = len(name.splitlines()) == 1 and name.lower().endswith(".rttm")
+    is_path = len(name.splitlines()) == 1 and name_of(name).lower().endswith(".rttm")
     if not is_path and isinstance(source, str):
         return source
     if not is_path:

@@ -14,8 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from mmemo.audio.files import BinaryFile, keep_seekable, short
+from mmemo.audio.files import BinaryFile, keep_seekable
 from mmemo.audio.inputs import as_array
+from mmemo.storage import short
 from mmemo.video.pixels import FrameConverter
 from mmemo.video.video_files import ROUNDING_SECONDS, DecodingLimits, VideoFile
 from mmemo.video.video_inputs import VIDEO_INPUT_FORMS as VIDEO_INPUT_FORMS

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmemo.audio.files import BinaryFile, short
+from mmemo.audio.files import BinaryFile
 from mmemo.audio.inputs import ArrayObject, as_array, file_bytes, is_arrow_scalar, is_tensor
+from mmemo.storage import short
 
 
 @runtime_checkable
@@ -46,8 +47,8 @@ VideoInput: TypeAlias = (
 """
 One video or one image, in any of these forms:
 
-- a path, or an http(s) URL, of a video file (MP4, MOV, WebM, MKV, AVI, MPEG-TS, FLV, WMV, animated GIF and others) or
-  of an image file (JPEG, PNG, WebP, BMP, TIFF);
+- a path, or a URL, http(s) or one that `fsspec` opens (s3, gs, hf and others), of a video file (MP4, MOV, WebM, MKV,
+  AVI, MPEG-TS, FLV, WMV, animated GIF and others) or of an image file (JPEG, PNG, WebP, BMP, TIFF);
 - the bytes of such a file, also as a `bytearray` or `memoryview`, or the file itself, open for reading in binary mode
   (`io.BytesIO`, `open(path, "rb")`), which is read from its beginning;
 - frames: a NumPy array or tensor of shape `(time, height, width, 3)` or `(time, 3, height, width)`, or a list of
@@ -60,7 +61,7 @@ One video or one image, in any of these forms:
 """
 
 VIDEO_INPUT_FORMS = (
-    "a path or http(s) URL of a video or image file, its bytes, an open binary file, a uint8 array of shape (time, "
+    "a path or URL of a video or image file, its bytes, an open binary file, a uint8 array of shape (time, "
     "height, width, 3), a list of images, {'frames', 'fps'}, one image, {'path', 'bytes'} or a torchcodec VideoDecoder"
 )
 VIDEO_KEYS = frozenset({"frames", "fps", "bytes", "path"})

@@ -12,6 +12,8 @@ import logging
 import os
 from pathlib import Path
 
+from mmemo.storage import fetch, is_url
+
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +34,15 @@ LEGACY_ENCODINGS = (
 
 def read_text_file(path: str | os.PathLike) -> str:
     """
-    Reads a text file in any encoding that [`decode_text`] detects.
+    Reads a text file, given by its path or URL, in any encoding that [`decode_text`] detects.
 
     Raises:
         ValueError: If the file cannot be read or decoded.
     """
     name = os.fsdecode(path)
+    if is_url(name):
+        with fetch(name) as stream:
+            return decode_text(stream.read(), name)
     try:
         data = Path(name).read_bytes()
     except OSError as error:

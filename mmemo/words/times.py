@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from mmemo.storage import name_of
 from mmemo.words.decoding import decode_text, read_text_file
 from mmemo.words.subtitles import is_subtitles, read_subtitles
 
@@ -40,9 +41,9 @@ The words of one text with timestamps in seconds, in any of these forms:
   `timestamp`: `{"word": "hello", "start": 0.3, "end": 0.7}`, `{"text": "hello", "timestamp": (0.3, 0.7)}`; segments
   may have `words`;
 - the whole output of an ASR tool: a dictionary with `segments`, `words`, `word_segments` or `chunks`, as Whisper,
-  whisperX, the API of OpenAI and the ASR pipeline of `transformers` return it, or a path (`str` or `os.PathLike`) that
-  ends in .json;
-- subtitles, SRT or WebVTT: a path that ends in .srt or .vtt, or their content as a `str` or `bytes`.
+  whisperX, the API of OpenAI and the ASR pipeline of `transformers` return it, or a path or URL (`str` or
+  `os.PathLike`) that ends in .json;
+- subtitles, SRT or WebVTT: a path or URL that ends in .srt or .vtt, or their content as a `str` or `bytes`.
 
 The time of a phrase is divided among its words by their numbers of characters. Words without timestamps (`None`, or
 without the keys) are spread over the time between their neighbours. Words of the text may be missing.
@@ -150,9 +151,10 @@ def _load_entries(source: str | bytes | bytearray | os.PathLike) -> Sequence[Any
         path = os.fsdecode(source)
     if isinstance(source, str) and (is_subtitles(source) or not source.strip("\ufeff \t\r\n")):
         return read_subtitles(source)
-    if path.lower().endswith(JSON_SUFFIX):
+    name = name_of(path).lower()
+    if name.endswith(JSON_SUFFIX):
         return _json_entries(path)
-    if not path.lower().endswith(SUBTITLE_SUFFIXES):
+    if not name.endswith(SUBTITLE_SUFFIXES):
         raise ValueError(f"{_shown(path or source)} does not contain word timestamps; expected {WORD_TIMES_FORMS}.")
     content = read_text_file(path)
     if content.strip() and not is_subtitles(content):

@@ -12,6 +12,7 @@ _MODULES = {
     "MMEmoQuantizer": "modeling_mmemo.exporters.quantizer",
     "export_onnx": "modeling_mmemo.exporters.onnx_export",
     "save_analysis": "modeling_mmemo.exporters.feature_analysis",
+    "save_repository": "modeling_mmemo.exporters.triton_repository",
 }
 __all__ = list(_MODULES)
 

@@ -13,7 +13,13 @@ BATCH_SIZE = 8
 
 
 def export(
-    model: str, output: Path | None, int8: str, calibration: list[str], data_dir: Path, calibration_rows: int
+    model: str,
+    output: Path | None,
+    int8: str,
+    calibration: list[str],
+    data_dir: Path,
+    calibration_rows: int,
+    target: str = "mmemo",
 ) -> list[Path]:
     """
     Exports a model to ONNX.
@@ -27,9 +33,11 @@ def export(
         calibration (`list[str]`): With `"static"`, training data for calibration; see [`read_source`].
         data_dir (`Path`): Folder with the corpora.
         calibration_rows (`int`): Number of rows of each source.
+        target (`str`, *optional*, defaults to `"mmemo"`):
+            Layout of the output folder: `"mmemo"`, or `"triton"` for a model repository; see [`save_repository`].
 
     Returns:
-        `list[Path]`: The files written that contain weights.
+        `list[Path]`: The files written that contain weights, or all files of a model repository.
 
     Raises:
         ValueError: If weights of the model are missing, or it cannot be exported.
@@ -44,9 +52,12 @@ def export(
         )
     processor = MMEmoProcessor.from_pretrained(model)
     batches = calibration_inputs(processor, calibration, data_dir, calibration_rows) if calibration else None
-    if output is not None:
+    if output is not None and target == "mmemo":
         return export_graphs(loaded, processor, output, int8, batches)
     with TemporaryDirectory() as folder:
+        if output is not None:
+            export_graphs(loaded, processor, folder, int8, batches)
+            return exporters.save_repository(folder, output)
         exporters.export_onnx(loaded, processor, folder)
         quantizer = exporters.MMEmoQuantizer.from_pretrained(folder)
         graph = quantizer.quantize(model, approach=int8, calibration=batches, shares_weights=True)

@@ -1,0 +1,610 @@
+"""
+Runs the tasks of an archive job on Ray Data: on a Ray of its own on this machine, or on a cluster.
+
+Deliberate choices:
+- One dataset, fed as it runs: its source reads batches of tasks from an actor beside the driver, and the driver adds
+  one for each that is done. So a worker loads the model once, and the tasks of a job are never in memory together.
+- Ray repeats whatever a lost worker or node was doing, without limit. So a worker counts how often a batch is started:
+  one that has lost a worker is split into its tasks, and a task that loses its worker each time is given up.
+- The driver knows the tasks under way, so that each has exactly one outcome, even if Ray executes it twice.
+- This module travels to the workers by value, and what it needs of mmemo as bytes, so that a node without mmemo, or
+  with another version, is reported in one sentence.
+"""
+
+import asyncio
+import importlib.metadata
+import itertools
+import logging
+import os
+import pickle
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from mmemo.archives.tasks import Outcome, ScoringOptions, Task
+from mmemo.runtime.cores import available_cores
+
+
+try:
+    import pyarrow as pa
+    import ray
+    import ray.data
+    from ray import cloudpickle
+    from ray.data.block import BlockMetadata
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:
+    raise ImportError("The Ray engine needs Ray and PyArrow: pip install 'mmemo[ray]'.") from error
+
+
+logger = logging.getLogger(__name__)
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+# Seconds of work in a batch: much longer than Ray's overhead, and little to repeat when a worker is lost.
+BATCH_S = 1.0
+MAX_BATCH_TASKS = 64
+MAX_BATCH_BYTES = 8 * 2**20
+# Batches under way per worker: one that it works on, one that waits at it, and two on the way.
+BATCHES_PER_WORKER = 4
+# Attempts to predict a task that loses its worker, and to start a worker.
+MAX_ATTEMPTS = 3
+CONNECT_TIMEOUT_S = 20
+PREFLIGHT_TIMEOUT_S = 120
+# How often the size of a cluster is read, which may grow while the job runs.
+RESIZE_S = 10
+# Ray's own objects on this machine: tasks, and recordings that travel inside them.
+OBJECT_STORE_BYTES = 256 * 2**20
+# Sockets are in Ray's folder, and their paths are limited to 103 bytes on macOS, 107 on Linux.
+MAX_FOLDER_LENGTH = 30
+
+
+def run_ray(
+    tasks: Iterable[Task],
+    options: ScoringOptions,
+    workers: int | None = None,
+    address: str | None = None,
+    *,
+    fingerprint: Callable[[], Mapping[str, str]] | None = None,
+    make_scorer: Callable[[], Callable[[Sequence[Task]], list[Outcome]]] | None = None,
+) -> Iterator[Outcome]:
+    """
+    Predicts tasks on Ray.
+
+    A session of Ray that the caller has started is used and left running, whatever `address` is.
+
+    Args:
+        tasks (`Iterable[Task]`): The tasks. They are read as the workers need them.
+        options ([`ScoringOptions`]): How to predict.
+        workers (`int`, *optional*):
+            Number of worker processes, of one core each. By default, that of the cores of this machine or of the
+            cluster; workers are then added on nodes that join a cluster later.
+        address (`str`, *optional*):
+            The cluster: `"auto"`, `"host:6379"` or `"ray://host:10001"`. By default, Ray is started on this machine.
+        fingerprint (`Callable`, *optional*, defaults to [`worker_versions`]):
+            Returns what must be the same on all nodes, by name; picklable.
+        make_scorer (`Callable`, *optional*): Makes the scorer of a worker; picklable. Defaults to [`Scorer`].
+
+    Returns:
+        `Iterator[Outcome]`: One outcome per task, in any order, as they are predicted.
+
+    Raises:
+        ConnectionError: If the cluster cannot be reached, or no longer runs workers.
+        ValueError: If a node has other versions than the driver, or cannot load the model.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"The number of workers must be at least 1, got {workers}.")
+    if make_scorer is None:
+        from mmemo.archives.scorer import Scorer
+
+        make_scorer = partial(Scorer, options)
+    with _session(address, workers) as is_own, _quiet():
+        setup = _Setup.create(fingerprint or worker_versions, make_scorer)
+        if not is_own:
+            _check_nodes(setup)
+        yield from _Job(setup, workers).run(tasks)
+
+
+def worker_versions(model_hash: Callable[[], str] | None = None) -> dict[str, str]:
+    """
+    Returns the versions that must be the same on all nodes of a cluster.
+
+    Args:
+        model_hash (`Callable`, *optional*): Returns the hash of the model.
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("mmemo", "onnxruntime")}
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"Python": python, **versions, **({} if model_hash is None else {"model": model_hash()})}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """
+    Tasks that are predicted together.
+
+    Args:
+        tasks (`list[Task]`): The tasks.
+        attempts (`int`): How often they may be started.
+    """
+
+    tasks: list[Task]
+    attempts: int
+
+    def split(self) -> "list[_Batch]":
+        """Returns what to do after the last attempt: each task alone; nothing if it was alone."""
+        return [_Batch([task], MAX_ATTEMPTS - 1) for task in self.tasks] if len(self.tasks) > 1 else []
+
+    def outcomes(self, reply: Mapping[str, Any]) -> Iterator[Outcome]:
+        """Yields the outcomes in the reply of a worker, or that of a task that lost its worker each time."""
+        if "outcomes" in reply:
+            for task, (result, error, warnings) in zip(self.tasks, reply["outcomes"]):
+                yield Outcome(task, result, error, warnings)
+        elif len(self.tasks) == 1:
+            yield Outcome(
+                replace(self.tasks[0], attempts=self.tasks[0].attempts + MAX_ATTEMPTS - 1),
+                error=f"The worker process died in each of {MAX_ATTEMPTS} attempts to predict this input: a decoder "
+                "crashed, or memory ran out. Check the recording.",
+            )
+
+
+class _Batches:
+    """
+    Groups tasks to batches of about `BATCH_S` seconds of work, as fast as the workers turn out to be.
+
+    Sections of long recordings are batches of their own, and so is each task until the first outcome.
+
+    Args:
+        tasks (`Iterable[Task]`): The tasks.
+    """
+
+    def __init__(self, tasks: Iterable[Task]):
+        self._tasks = iter(tasks)
+        self._seconds_per_task = float("inf")
+
+    def __iter__(self) -> Iterator[_Batch]:
+        return self
+
+    def __next__(self) -> _Batch:
+        tasks: list[Task] = []
+        size = 0
+        for task in self._tasks:
+            if task.section is not None and tasks:
+                self._tasks = itertools.chain([task], self._tasks)
+                break
+            tasks.append(task)
+            size += len(task.item.content or b"")
+            if len(tasks) >= self._max_tasks() or size >= MAX_BATCH_BYTES or task.section is not None:
+                break
+        if not tasks:
+            raise StopIteration
+        return _Batch(tasks, attempts=MAX_ATTEMPTS if len(tasks) == 1 else 1)
+
+    def measured(self, batch: _Batch, seconds: float) -> None:
+        """Takes the duration of a batch into account."""
+        if batch.tasks[0].section is None:
+            pace = seconds / len(batch.tasks)
+            previous = pace if self._seconds_per_task == float("inf") else self._seconds_per_task
+            self._seconds_per_task = 0.8 * previous + 0.2 * pace
+
+    def _max_tasks(self) -> int:
+        return max(1, round(min(MAX_BATCH_TASKS, BATCH_S / max(self._seconds_per_task, 1e-3))))
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """
+    What a worker needs to start. It contains no class of mmemo, so that a node without mmemo can report that.
+
+    Args:
+        expected (`dict[str, str]`): The fingerprint of the driver.
+        fingerprint (`bytes`), make_scorer (`bytes`): See [`run_ray`]; pickled.
+        folder (`str`): The working directory of the driver, to which relative paths refer.
+    """
+
+    expected: dict[str, str]
+    fingerprint: bytes
+    make_scorer: bytes
+    folder: str
+
+    @classmethod
+    def create(cls, fingerprint: Callable[[], Any], make_scorer: Callable[[], Any]) -> Any:
+        return cls(dict(fingerprint()), cloudpickle.dumps(fingerprint), cloudpickle.dumps(make_scorer), os.getcwd())
+
+    def check(self) -> str | None:
+        """Returns why this node cannot run the job, in one sentence; `None` if it can."""
+        node = _node_name(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+        if os.path.isdir(self.folder):
+            os.chdir(self.folder)
+        try:
+            found = pickle.loads(self.fingerprint)()
+        except Exception as error:
+            needed = ", ".join(f"{name} {value[:12]}" for name, value in self.expected.items())
+            return f"{node} cannot run this job, which needs {needed}: {_one_line(error)}"
+        for name, value in self.expected.items():
+            if found.get(name) != value:
+                return (
+                    f"{node} has {name} {found.get(name, 'missing')[:12]}, and the driver has {value[:12]}; "
+                    f"all nodes need the same {name}."
+                )
+        return None
+
+
+class _Feed:
+    """
+    The batches of a dataset, in an actor: the driver adds them, and the source of the dataset reads them.
+
+    Batches are read by position. Ray may read them again from the start, and then finds empty batches in place of
+    those that are done.
+    """
+
+    def __init__(self) -> None:
+        self._batches: dict[int, bytes] = {}
+        self._size = 0
+        self._is_closed = False
+        self._changed = asyncio.Condition()
+        self._starts: Counter[Any] = Counter()
+
+    async def add(self, batches: Any, done: int | None = None, is_last: bool = False) -> None:
+        """Adds batches, removes one that is done, and, with the last ones, ends the dataset."""
+        if done is not None:
+            del self._batches[done]
+            self._starts.pop(done, None)
+        async with self._changed:
+            self._batches.update(enumerate(batches, self._size))
+            self._size += len(batches)
+            self._is_closed = is_last
+            self._changed.notify_all()
+
+    async def get(self, position: int) -> bytes | None:
+        """Returns a batch as soon as it is there; `None` after the last one."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: position < self._size or self._is_closed)
+        return self._batches.get(position, b"") if position < self._size else None
+
+    async def start(self, work: Any) -> int:
+        """Counts the start of a batch, by position, or of a worker, by name, and returns how often it was started."""
+        self._starts[work] += 1
+        return self._starts[work]
+
+    async def finish(self, work: Any) -> None:
+        """Ends the count of the starts."""
+        self._starts.pop(work, None)
+
+
+class _Worker:
+    """
+    Predicts the batches of a dataset, in an actor of Ray.
+
+    It raises no error at its start, which would reach the driver as the traceback of a dead actor.
+
+    Args:
+        setup ([`_Setup`]): What it needs to start.
+        feed (`ActorHandle`): The actor of [`_Feed`].
+    """
+
+    def __init__(self, setup: Any, feed: Any):
+        self._score: Any = None
+        self._feed = feed
+        name = ray.get_runtime_context().get_actor_id()
+        if ray.get(feed.start.remote(name)) > MAX_ATTEMPTS:
+            self._refusal = f"A worker has died {MAX_ATTEMPTS} times as it loaded the model; see the logs of Ray."
+            return
+        self._refusal = setup.check()
+        if self._refusal is None:
+            try:
+                self._score = pickle.loads(setup.make_scorer)()
+            except Exception as error:
+                self._refusal = _one_line(error)
+        feed.finish.remote(name)
+
+    def __call__(self, table: Any) -> Any:
+        return pa.table({"reply": [pickle.dumps(self._reply(table["batch"][0].as_py()))]})
+
+    def _reply(self, content: bytes) -> dict[str, Any]:
+        if self._refusal is not None:
+            return {"refusal": self._refusal}
+        if not content:
+            return {"number": -1}
+        number, attempts, batch = pickle.loads(content)
+        if ray.get(self._feed.start.remote(number)) > attempts:
+            return {"number": number}
+        started = time.perf_counter()
+        try:
+            # The driver has the tasks, and the recordings in them.
+            outcomes = [(outcome.result, outcome.error, outcome.warnings) for outcome in self._score(batch)]
+        except Exception:
+            return {"traceback": traceback.format_exc()}
+        return {"number": number, "outcomes": outcomes, "seconds": time.perf_counter() - started}
+
+
+class _FeedSource(ray.data.Datasource):
+    """
+    Reads the batches of a feed.
+
+    Args:
+        feed (`ActorHandle`): The actor of [`_Feed`].
+    """
+
+    def __init__(self, feed: Any):
+        super().__init__()
+        self._feed = feed
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *limits: Any, **options: Any) -> list[ray.data.ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ray.data.ReadTask(partial(_read, self._feed), unknown)]
+
+
+def _read(feed: Any) -> Any:
+    for position in itertools.count():
+        batch = ray.get(feed.get.remote(position))
+        if batch is None:
+            return
+        yield pa.table({"batch": [batch]})
+
+
+class _Job:
+    """
+    Predicts tasks with one dataset, or with another one if Ray gives it up.
+
+    Args:
+        setup ([`_Setup`]): What a worker needs to start.
+        workers (`int`, *optional*): Number of workers; as many as the cluster has cores by default.
+    """
+
+    def __init__(self, setup: _Setup, workers: int | None):
+        self._setup = setup
+        self._workers = workers
+        self._cluster_size = 0
+        self._resized = -float("inf")
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        batches = _Batches(tasks)
+        waiting: deque[_Batch] = deque()
+        failures = 0
+        while True:
+            waiting.extend(islice(batches, max(0, self._limit() - len(waiting))))
+            if not waiting:
+                return
+            under_way: dict[int, _Batch] = {}
+            try:
+                for outcome in self._predict(batches, waiting, under_way):
+                    failures = 0
+                    yield outcome
+            except (RayError, ExecutionTimeoutError) as error:
+                failures += 1
+                logger.debug("The dataset failed.", exc_info=error)
+                if failures == MAX_ATTEMPTS:
+                    raise ConnectionError(f"Ray cannot run the job any more: {_one_line(error)}") from error
+            waiting.extend(under_way.values())
+
+    def _predict(
+        self, batches: _Batches, waiting: deque[_Batch], under_way: dict[int, _Batch]
+    ) -> Generator[Outcome, None, None]:
+        """Yields the outcomes of one dataset. `under_way` contains, by position, the batches that it has not done."""
+        feed: Any = ray.remote(_Feed).options(num_cpus=0, scheduling_strategy=_here()).remote()
+        positions = itertools.count()
+
+        def add(done: int | None = None) -> None:
+            added = []
+            while len(under_way) < self._limit():
+                batch = waiting.popleft() if waiting else next(batches, None)
+                if batch is None:
+                    break
+                position = next(positions)
+                under_way[position] = batch
+                added.append(pickle.dumps((position, batch.attempts, batch.tasks)))
+            ray.get(feed.add.remote(added, done, is_last=not under_way))
+
+        try:
+            add()
+            with closing(self._replies(feed, len(under_way))) as replies:
+                for reply in replies:
+                    batch = under_way.pop(reply["number"], None)
+                    if batch is None:
+                        continue  # executed twice by Ray
+                    if "outcomes" in reply:
+                        batches.measured(batch, reply["seconds"])
+                    else:
+                        waiting.extend(batch.split())
+                    add(done=reply["number"])
+                    yield from batch.outcomes(reply)
+        finally:
+            ray.kill(feed)
+
+    def _replies(self, feed: Any, num_batches: int) -> Generator[dict[str, Any], None, None]:
+        """Yields the replies of the workers to the batches of a feed."""
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        # Each row is a batch, and passed on as soon as it is there.
+        context.target_max_block_size = 1
+        # With fewer batches than workers, there are no further ones.
+        size = min(self._size(), num_batches)
+        with ray.data.DataContext.current(context):
+            dataset = ray.data.read_datasource(_FeedSource(feed), num_cpus=0, override_num_blocks=1).map_batches(
+                _Worker,
+                fn_constructor_args=[self._setup, feed],
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=size, initial_size=size, max_size=None if self._workers is None else size
+                ),
+                num_cpus=1,
+            )
+        tables: Iterable[Any] = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for table in tables:
+            for content in table["reply"].to_pylist():
+                reply = pickle.loads(content)
+                if "refusal" in reply:
+                    raise ValueError(reply["refusal"])
+                if "traceback" in reply:
+                    raise RuntimeError(f"The scorer failed on a worker:\n{reply['traceback']}")
+                yield reply
+
+    def _size(self) -> int:
+        """Returns the number of workers."""
+        if self._workers is not None:
+            return self._workers
+        if time.monotonic() - self._resized > RESIZE_S:
+            self._cluster_size = int(ray.cluster_resources().get("CPU", 0))
+            self._resized = time.monotonic()
+        return max(1, self._cluster_size)
+
+    def _limit(self) -> int:
+        """Returns the number of batches under way."""
+        return BATCHES_PER_WORKER * self._size()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """Keeps an actor on the node of the driver, which the job depends on anyway."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _check_nodes(setup: _Setup) -> None:
+    """Checks versions and model on each node that can run workers; raises a `ValueError` if they differ."""
+    nodes = _nodes()
+    if not nodes:
+        raise ValueError("The Ray cluster has no node with CPUs; add worker nodes to it.")
+    check: Any = ray.remote(_Setup.check)
+    reports = {}
+    for node in nodes:
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        reports[check.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(setup)] = node
+    finished, late = ray.wait(list(reports), num_returns=len(reports), timeout=PREFLIGHT_TIMEOUT_S)
+    for report in finished:
+        try:
+            problem = ray.get(report)
+        except RayError as error:
+            # Nodes may be lost at any time.
+            problem = f"{nodes[reports[report]]} cannot start a worker: {_one_line(error)}"
+            problem = problem if reports[report] in _nodes() else None
+        if problem is not None:
+            raise ValueError(problem)
+    if late:
+        name = nodes[reports[late[0]]]
+        raise ValueError(f"{name} has not started a worker within {PREFLIGHT_TIMEOUT_S} s; see its logs.")
+
+
+def _nodes() -> dict[str, str]:
+    """Returns the names of the nodes that can run workers, by id."""
+    return {
+        node["NodeID"]: _node_name(node["NodeManagerAddress"], node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    }
+
+
+def _node_name(address: str, node_id: str) -> str:
+    return f"Node {address} ({node_id[:8]})"
+
+
+@contextmanager
+def _session(address: str | None, workers: int | None) -> Iterator[bool]:
+    """
+    Within this context, the driver is connected to Ray.
+
+    Returns:
+        `Iterator[bool]`: Yields whether it is a Ray of its own, on this machine.
+    """
+    if ray.is_initialized():
+        yield False
+        return
+    if address is not None:
+        _connect(address)
+        try:
+            yield False
+        finally:
+            ray.shutdown()
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    parent = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="ray-", dir=parent if len(parent) <= MAX_FOLDER_LENGTH else "/tmp")
+    try:
+        _init(
+            address="local",
+            num_cpus=workers or available_cores(),
+            num_gpus=0,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+        )
+        yield True
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _init(**options: Any) -> None:
+    """Starts or connects to Ray without its messages on standard error."""
+    # Of its C++ code, which even reports that this variable is set.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    standard_error = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+
+
+def _connect(address: str) -> None:
+    """Connects to a cluster; raises a `ConnectionError` if there is none, and a `ValueError` for other versions."""
+    unreachable = (
+        f"There is no Ray cluster at {address!r}; pass the address of its head node, such as 10.0.0.5:6379, or 'auto' "
+        "on a machine of the cluster."
+    )
+    # Connecting directly would take minutes to fail.
+    if not address.startswith("ray://"):
+        command = ["-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
+        try:
+            subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=CONNECT_TIMEOUT_S)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            raise ConnectionError(unreachable) from error
+    try:
+        _init(address=address)
+    except (ConnectionError, ValueError) as error:
+        raise ConnectionError(unreachable) from error
+    except RuntimeError as error:
+        versions = re.findall(r"(Ray|Python): (\S+)", str(error))
+        if len(versions) != 4:
+            raise
+        cluster, driver = (" and ".join(map(" ".join, pair)) for pair in (versions[:2], versions[2:]))
+        raise ValueError(
+            f"The cluster at {address!r} runs {cluster}, and this process {driver}; install the same versions."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within this context, Ray Data does not write to standard error; its log files are complete."""
+    consoles = [
+        handler for handler in logging.getLogger("ray.data").handlers if isinstance(handler, logging.StreamHandler)
+    ]
+    levels = [handler.level for handler in consoles]
+    for handler in consoles:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for handler, level in zip(consoles, levels):
+            handler.setLevel(level)
