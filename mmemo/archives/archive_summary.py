@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mmemo.archives.job_manifest import MANIFEST_FILE
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
 
 
@@ -31,7 +32,6 @@ except ModuleNotFoundError as error:
     raise ImportError("Reports on archives need DuckDB and fsspec: pip install 'mmemo[archives]'.") from error
 
 
-MANIFEST_FILE = "manifest.json"
 SUFFIXES = {"parquet": ".parquet", "json": ".jsonl", "csv": ".csv"}
 # Columns of the output that the figures need; those that `by` and `time` may name are not nested.
 TYPES = {
@@ -63,21 +63,23 @@ MAX_THREADS = 4
 MAX_ROW_BYTES = 64 * 2**20
 NORMAL_QUANTILE = 1.959964  # of a 95 % interval
 MAX_MESSAGE = 300
-# Names of recordings in their errors; those that could be a word or a number are replaced only at the start, before a
-# colon.
+# A message is used once in each: DuckDB inserts arguments wherever they occur, which nested macros would multiply.
+# Names of recordings that could be a word or a number are replaced only before a colon.
 MACROS = (
-    r"""CREATE TEMP MACRO without_name(message, name) AS CASE
-    WHEN name IS NULL OR NOT contains(message, name) THEN message
-    WHEN length(name) > 3 AND NOT regexp_full_match(name, '[A-Za-z]*|[\d.,:]*') THEN replace(message, name, 'FILE')
-    WHEN starts_with(message, name || ':') THEN 'FILE' || substr(message, length(name) + 1)
-    ELSE message END""",
+    r"""CREATE TEMP MACRO is_distinct(name) AS
+    length(name) > 3 AND NOT regexp_full_match(name, '[A-Za-z]*|[\d.,:]*')""",
+    """CREATE TEMP MACRO without_name(message, name) AS replace(
+    message,
+    CASE WHEN is_distinct(name) THEN name ELSE ' ' || name || ':' END,
+    CASE WHEN is_distinct(name) THEN 'FILE' ELSE ' FILE:' END)""",
     r"""CREATE TEMP MACRO without_paths(message) AS
     regexp_replace(message, '(^|[\s''"(=])(\w+://|[A-Za-z]:\\|\.{0,2}/)[^\s''"()]*[^\s''"().,:;]', '\1FILE', 'g')""",
     r"""CREATE TEMP MACRO without_numbers(message) AS
     regexp_replace(message, '\b((0x)?[0-9a-f]{8,}\b|0x[0-9a-f]+|\d+([.,:]\d+)*)', 'N', 'g')""",
-    """CREATE TEMP MACRO reason_of(message, id, path) AS without_numbers(without_paths(
-    without_name(without_name(without_name(without_name(message, path), id), parse_filename(path)), parse_filename(id))
-    ))""",
+    """CREATE TEMP MACRO without_names(message, id, path) AS without_name(without_name(without_name(without_name(
+    ' ' || message, path), id), parse_filename(path)), parse_filename(id))""",
+    """CREATE TEMP MACRO reason_of(message, id, path) AS
+    ltrim(without_numbers(without_paths(without_names(message, id, coalesce(path, id)))))""",
 )
 
 
@@ -239,8 +241,10 @@ def summarize_archive(place: str, options: SummaryOptions | None = None) -> dict
         try:
             return _Figures(connection, files, options).summarize()
         except duckdb.Error as error:
-            reason = " ".join(str(error).split())[:MAX_MESSAGE]
-            raise OSError(f"{place} cannot be read: {reason}") from error
+            # The message contains the damaged file, but possibly after a long row of it.
+            reason = " ".join(str(error).split())
+            damaged = next((part for part in files.parts if part in reason), place)
+            raise OSError(f"{damaged} cannot be read: {reason[:MAX_MESSAGE]}") from error
 
 
 @contextmanager
@@ -256,6 +260,8 @@ def _connect(files: ArchiveFiles, options: SummaryOptions) -> Iterator["duckdb.D
         with duckdb.connect(config=settings) as connection:
             (threads,) = connection.execute("SELECT current_setting('threads')").fetchone() or (1,)
             connection.execute(f"SET threads = {min(threads, MAX_THREADS)}")
+            # The bar would be part of the report: it goes to standard output.
+            connection.execute("SET enable_progress_bar = false")
             _set_time(connection, options)
             if files.filesystem is not None:
                 connection.register_filesystem(files.filesystem)
