@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, resource_tracker
@@ -32,6 +32,8 @@ from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 from mmemo.runtime.cores import available_cores
 
 
+# Closing it ends the workers.
+Outcomes = Generator[Outcome, None, None]
 # Loads a scorer; see [`load_scorer`].
 LoadScorer = Callable[[ScoringOptions], Callable[[Sequence[Task]], list[Outcome]]]
 
@@ -53,7 +55,7 @@ def load_scorer(options: ScoringOptions) -> Callable[[Sequence[Task]], list[Outc
     return Scorer(options)
 
 
-def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer = load_scorer) -> Iterator[Outcome]:
+def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer = load_scorer) -> Outcomes:
     """
     Runs tasks in this process, one after the other.
 
@@ -63,7 +65,7 @@ def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer =
         load (`Callable`, *optional*, defaults to [`load_scorer`]): Returns the scorer for the options.
 
     Returns:
-        `Iterator[Outcome]`: An outcome for each task, in the same order.
+        `Generator[Outcome]`: An outcome for each task, in the same order.
 
     Raises:
         FileNotFoundError, ImportError, OSError, ValueError: If the model cannot be loaded; see [`Scorer`].
@@ -74,7 +76,7 @@ def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer =
 
 def run_processes(
     tasks: Iterable[Task], options: ScoringOptions, workers: int | None = None, load: LoadScorer = load_scorer
-) -> Iterator[Outcome]:
+) -> Outcomes:
     """
     Runs tasks in worker processes, which start as they are needed and end with the iterator.
 
@@ -88,7 +90,7 @@ def run_processes(
             Returns the scorer for the options, in each worker; must be picklable.
 
     Returns:
-        `Iterator[Outcome]`: An outcome for each task, in the order in which they finish. Closing it ends the workers.
+        `Generator[Outcome]`: An outcome for each task, in the order in which they finish. Closing it ends the workers.
 
     Raises:
         ChildProcessError: If workers end while they load the model.

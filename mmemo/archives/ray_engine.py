@@ -33,7 +33,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from mmemo.archives.engines import LoadScorer, load_scorer
+from mmemo.archives.engines import LoadScorer, Outcomes, load_scorer
 from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 from mmemo.runtime.cores import available_cores
 
@@ -92,7 +92,7 @@ def run_ray(
     *,
     fingerprint: Callable[[], Mapping[str, str]] = worker_versions,
     load: LoadScorer = load_scorer,
-) -> Iterator[Outcome]:
+) -> Outcomes:
     """
     Predicts tasks on Ray.
 
@@ -112,7 +112,7 @@ def run_ray(
             Returns the scorer for the options, in each worker; must be picklable.
 
     Returns:
-        `Iterator[Outcome]`: One outcome per task, in any order, as they are predicted.
+        `Generator[Outcome]`: One outcome per task, in any order, as they are predicted.
 
     Raises:
         ConnectionError: If the cluster cannot be reached, or no longer runs workers.
