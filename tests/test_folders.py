@@ -14,7 +14,6 @@ from mmemo.archives.folders import (
     find_channel_companions,
     find_companion,
     find_files,
-    is_remote,
     named,
     plot_paths,
 )
@@ -221,11 +220,3 @@ def test_a_vanished_file_raises(folder):
     Path("a.wav").unlink()
     with pytest.raises(ValueError, match=r"^There is no such file; paths are relative to /"):
         check_exists(Path("a.wav"))
-
-
-@pytest.mark.parametrize(
-    ("location", "expected"),
-    [("s3://bucket/a.wav", True), ("https://host/a.wav", True), ("a.wav", False), ("C:\\a:b.wav", False)],
-)
-def test_urls_are_remote(location, expected):
-    assert is_remote(location) is expected
