@@ -38,6 +38,11 @@ from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 from mmemo.runtime.cores import available_cores
 
 
+# Of lost workers and nodes, which are expected; Ray would print them to standard output.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    r"^(Task .* failed\. There are|A worker died or was killed|The node with node id|The actor .* died)",
+)
 try:
     import pyarrow as pa
     import ray
