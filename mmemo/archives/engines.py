@@ -145,7 +145,7 @@ class _Driver:
         self._batch_size = 1
         self._failed_starts = 0
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Outcomes:
         try:
             while self._assign():
                 ready = wait([worker.connection for worker in self._workers])
@@ -189,7 +189,7 @@ class _Driver:
             self._workers.append(found)
         return found
 
-    def _receive(self, worker: "_WorkerProcess") -> Iterator[Outcome]:
+    def _receive(self, worker: "_WorkerProcess") -> Outcomes:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):  # an incomplete message is an OSError
@@ -208,7 +208,7 @@ class _Driver:
         for task, answer in zip(batch.tasks, answers, strict=True):
             yield Outcome(task, *answer)
 
-    def _replace(self, worker: "_WorkerProcess") -> Iterator[Outcome]:
+    def _replace(self, worker: "_WorkerProcess") -> Outcomes:
         """Saves the batches of a worker that has ended; yields the outcomes of tasks that have no attempts left."""
         self._workers.remove(worker)
         code = worker.join()
