@@ -280,7 +280,7 @@ class EmotionRecognition:
         return TimelineOptions(voice_activity=can_detect and has_speech)
 
     def predict_without_audio(self, item: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Predicts the text and the video of an item; returns the same as [`~EmotionRecognition.predict_recording`]."""
+        """Predicts the text and the video of an item, as [`~EmotionRecognition.predict_recording`]."""
         outputs = self.run([self.processor.prepare(**{**item, "audio": None})])
         return outputs["logits"][0], outputs["modality_weights"][0]
 

@@ -13,6 +13,15 @@ import ray
 from ray.cluster_utils import Cluster
 
 
+TEST_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's default, 15, lets its workers starve on a busy machine.
+    "RAY_worker_niceness": "0",
+    # For workers to import the files of tests.
+    "PYTHONPATH": str(Path(__file__).parent),
+}
+
+
 class LocalCluster:
     """
     A head without workers, and nodes of one core each.
@@ -72,9 +81,8 @@ def local_cluster(nodes: int = 2) -> Iterator[LocalCluster]:
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # For workers to import the files of tests.
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        for name, value in TEST_ENVIRONMENT.items():
+            patch.setenv(name, value)
         try:
             cluster = LocalCluster(nodes)
             try:

@@ -72,6 +72,27 @@ def test_every_container_is_decoded(name, encoded, speech, tmp_path):
     assert abs(len(samples) - len(expected)) <= (MAX_PADDING if coding.has_padding else 2)
 
 
+# Browsers record without knowing the length, and raw streams do not declare it.
+UNDECLARED = {"webm of a browser", "mp4, fragmented"}
+
+
+@pytest.mark.parametrize("name", CODINGS)
+def test_a_part_has_the_samples_of_the_whole(name, encoded):
+    rate = CODINGS[name].rate
+    whole = AudioBlocks(encoded(name), target_sampling_rate=rate, block_seconds=0.3)
+    samples = join(whole)
+
+    for start, end in ((0.0, 0.25), (0.5, 1.1), (1.5, np.inf)):
+        part = join(whole.between(start, end))
+        last = None if end == np.inf else round(end * rate)
+        np.testing.assert_array_equal(part, samples[:, round(start * rate) : last])
+    assert list(whole.between(60.0)) == []
+    if whole.declared_duration is None:
+        assert name in UNDECLARED
+    else:
+        assert whole.declared_duration == pytest.approx(whole.decoded_duration, rel=0.15)
+
+
 def test_blocks_have_the_requested_length(encoded):
     lengths = [block.shape for block in AudioBlocks(encoded("ogg flac"), block_seconds=0.1)]
 

@@ -10,6 +10,7 @@ from mmemo.archives.folders import (
     SUBTITLE_SUFFIXES,
     Input,
     check_companions,
+    check_exists,
     find_channel_companions,
     find_companion,
     find_files,
@@ -212,3 +213,10 @@ def test_every_recording_has_a_plot_of_its_own():
 def test_of_many_names_the_first_are_listed():
     assert named(["a", "b"]) == "a, b"
     assert named(map(str, range(25))).endswith("18, 19 and 5 more")
+
+
+def test_a_vanished_file_raises(folder):
+    check_exists(Path("a.wav"))
+    Path("a.wav").unlink()
+    with pytest.raises(ValueError, match=r"^There is no such file; paths are relative to /"):
+        check_exists(Path("a.wav"))

@@ -171,6 +171,32 @@ def test_no_telemetry_is_sent(program, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "icrosoft" in str(path)]
 
 
+CLIPS_OF_MANY_LENGTHS = """
+import os
+from pathlib import Path
+import numpy as np
+from mmemo import EmotionPredictor
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+predict = EmotionPredictor(num_threads=1)
+noise = np.random.default_rng(0).normal(scale=0.1, size=9 * 16_000).astype(np.float32)
+predict(noise, sampling_rate=16_000)
+before = resident_mib()
+for length in range(16_000, len(noise), 1_000):
+    predict(noise[:length], sampling_rate=16_000)
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.slow
+def test_clips_of_many_lengths_take_no_more_memory():
+    found = subprocess.run([sys.executable, "-c", CLIPS_OF_MANY_LENGTHS], capture_output=True, text=True, check=True)
+
+    assert float(found.stdout) < 80  # ten times that with a plan of memory for each length
+
+
 def test_a_model_that_is_neither_a_folder_nor_on_the_hub_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

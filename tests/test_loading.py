@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import itertools
+import math
 import os
 import tempfile
 import threading
@@ -464,3 +465,83 @@ def test_a_recording_is_loaded_as_a_clip_if_it_is_short_enough(tmp_path, make_cl
     np.testing.assert_allclose(blocks.load_up_to(2.1), load_audio(path), atol=1e-4)
     with pytest.raises(ValueError, match="channel=2 does not exist"):
         blocks.load_clip(2.0, 2)
+
+
+# The whole and its parts are decoded by different calls.
+PART_CODINGS = (("WAV", "PCM_16"), ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("FLAC", "PCM_24"), ("AIFF", "FLOAT"))
+PART_CODINGS += (("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("CAF", "ALAC_16"), ("W64", "DOUBLE"))
+
+
+@pytest.mark.parametrize(("container", "coding"), PART_CODINGS)
+@pytest.mark.parametrize("block_seconds", [0.07, 30.0])
+def test_a_part_has_the_samples_of_the_whole(container, coding, block_seconds):
+    data = wav_bytes(WALK[: 3 * RATE] - WALK[: 3 * RATE].mean(axis=0), format=container, subtype=coding)
+    whole = AudioBlocks(data, block_seconds=block_seconds)
+    samples = join(whole)
+
+    for start, end in ((0.0, 0.5), (0.5, 1.25), (1.0, math.inf), (2.5, 99.0), (2.999, math.inf)):
+        part = whole.between(start, end)
+        expected = samples[:, round(start * RATE) : None if end == math.inf else round(end * RATE)]
+
+        np.testing.assert_array_equal(join(part), expected)
+        assert part.duration == pytest.approx(expected.shape[1] / RATE)
+        assert part.decoded_duration == expected.shape[1] / RATE
+    assert list(whole.between(3.5)) == [] and whole.between(3.5).duration == 0
+    np.testing.assert_array_equal(join(whole.between(1.0).between(0.5, 0.75)), samples[:, 24_000:28_000])
+    assert whole.duration == whole.declared_duration == whole.decoded_duration == samples.shape[1] / RATE
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_a_part_is_resampled_as_the_whole(rate):
+    whole = AudioBlocks(WALK[: 3 * rate].T, rate, block_seconds=0.3)
+    samples = join(whole)
+
+    part = join(whole.between(1.0, 2.0))
+
+    assert part.shape[1] == RATE
+    inside = slice(RATE // 50, -RATE // 50)
+    np.testing.assert_allclose(part[:, inside], samples[:, RATE : 2 * RATE][:, inside], rtol=0, atol=1e-5)
+
+
+def test_a_part_ends_where_decoding_need_not_continue():
+    data = wav_bytes(PCM, format="MP3")[:1500]  # truncated
+    assert join(AudioBlocks(data).between(0.0, 0.01)).shape == (1, 160)
+    with pytest.raises(ValueError, match="is truncated"):
+        join(AudioBlocks(data).between(0.01))
+    with pytest.raises(ValueError, match="contains NaN"):
+        join(AudioBlocks(WITH_NAN).between(0.0, 0.1))
+
+
+def test_a_part_keeps_the_copy_of_its_recording(temporary_folder):
+    part = AudioBlocks(io.BytesIO(wav_bytes(PCM))).between(0.25)
+    assert len(list(temporary_folder.iterdir())) == 1
+    np.testing.assert_array_equal(join(part)[0], SAMPLES[4_000:])
+    del part
+    assert not list(temporary_folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s"), [(-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (math.inf, math.inf)]
+)
+def test_invalid_parts_raise(start_s, end_s):
+    with pytest.raises(ValueError, match="is not a part of a recording; valid is 0 <= start_s < end_s"):
+        AudioBlocks(SAMPLES).between(start_s, end_s)
+
+
+def test_the_memory_of_a_part_does_not_grow_with_what_precedes_it(long_files):
+    short, long = (AudioBlocks(path, block_seconds=5.0) for path in long_files)
+    peaks = [peak_bytes(blocks.between(start, start + 20.0)) for blocks, start in ((short, 12.0), (long, 204.0))]
+    assert [samples for _, samples in peaks] == [20 * RATE] * 2
+    assert peaks[1][0] < 1.1 * peaks[0][0]
+
+
+def test_the_decoded_duration_is_that_of_complete_iterations():
+    recording = AudioBlocks(wav_bytes(PCM, 8_000), block_seconds=0.1)
+    blocks = iter(recording)
+    next(blocks)
+    assert recording.decoded_duration is None
+    assert sum(block.shape[1] for block in blocks) and recording.decoded_duration == 1.0
+    recording = AudioBlocks(wav_bytes(PCM, 8_000))
+    assert recording.load_clip(0.5) is None and recording.decoded_duration is None
+    assert recording.load_up_to(0.5) is None and recording.decoded_duration is None
+    assert recording.load_clip(1.0) is not None and recording.decoded_duration == 1.0

@@ -10,6 +10,7 @@ from video_model import write_portrait
 
 from mmemo import EmotionPredictor, items, recognition
 from mmemo.answers import AnswerFormatter
+from mmemo.audio.loading import AudioBlocks
 from mmemo.recognition import EmotionRecognition
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, feature_extraction_mmemo, load_pipeline
 from modeling_mmemo.exporters import export_onnx, save_analysis
@@ -420,6 +421,17 @@ def test_the_text_of_a_long_recording_without_speech_is_predicted_alone(speech_m
         assert prepared.recording is not None
         assert model.predict_item(prepared) == model.predict_item(model.prepare({"text": "so sad"}))
     assert caplog.text.count("no speech was detected in 3.0 s, so the text alone is predicted") == 2
+
+
+def test_an_open_recording_is_predicted_as_its_samples_and_knows_its_length(speech_models, speech):
+    for seconds, options in ((2, {}), (20, {}), (20, {"return_timeline": True})):
+        samples = np.resize(speech, seconds * RATE)
+        for model in speech_models:
+            opened = AudioBlocks(samples)
+            found = model({"audio": opened}, **options) if model is speech_models[0] else model(opened, **options)
+
+            assert found == model(samples, **options)
+            assert opened.decoded_duration == seconds
 
 
 @pytest.mark.slow

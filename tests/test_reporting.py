@@ -1,8 +1,17 @@
-"""Errors as one line."""
+"""Errors as one line, and warnings about one input."""
+
+import logging
 
 import pytest
 
-from mmemo.archives.reporting import describe_error, progress_bar, report_error
+from mmemo.archives.reporting import (
+    MAX_WARNINGS,
+    collected_warnings,
+    describe_error,
+    progress_bar,
+    report_error,
+    warnings_about,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +53,25 @@ def test_a_progress_bar_needs_a_terminal(capsys):
 def test_errors_name_their_input_once(name, message, line, capsys):
     report_error(ValueError(message), name)
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_warnings_are_collected_once_each_and_not_written(capsys, caplog):
+    logger = logging.getLogger("mmemo.items")
+    with collected_warnings() as warnings:
+        logger.info("loaded")
+        for number in (0, 0, *range(2 * MAX_WARNINGS)):
+            logger.warning(f"{number} tokens were truncated.")
+    logger.warning("later")
+
+    assert warnings == [f"{number} tokens were truncated." for number in range(MAX_WARNINGS)]
+    assert capsys.readouterr().err == "" and [record.message for record in caplog.records] == ["later"]
+
+
+def test_warnings_in_a_failing_context_end_with_it(caplog):
+    for context in (collected_warnings(), warnings_about("a.wav")):
+        with pytest.raises(KeyError), context:
+            raise KeyError
+    logging.getLogger("mmemo").warning("later")
+
+    assert [record.message for record in caplog.records] == ["later"]
+    assert logging.getLogger("mmemo").handlers == []

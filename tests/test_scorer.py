@@ -1,5 +1,6 @@
 """The worker of an archive job: tasks in, outcomes out, whatever is wrong with them."""
 
+import io
 import json
 import logging
 import subprocess
@@ -181,7 +182,7 @@ def test_every_form_of_an_item_is_predicted(scorer, example_audio, tmp_path):
 def test_subtitles_may_be_remote(scorer, example_audio, tmp_path, monkeypatch):
     local = tmp_path / "a.srt"
     local.write_text(SUBTITLES)
-    monkeypatch.setattr("mmemo.archives.scorer.fetch", lambda url: open(local, "rb"))
+    monkeypatch.setattr("mmemo.archives.scorer.fetch", lambda url: io.BytesIO(local.read_bytes()))
 
     remote = score(scorer, path=str(example_audio), word_times="https://example.com/a.srt")
 

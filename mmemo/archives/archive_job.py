@@ -9,6 +9,7 @@ Deliberate choices:
 - A job never starts with options that fail every input: the model and the options are checked first.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,15 +22,15 @@ from tqdm import tqdm
 
 from mmemo.archives.archive_items import ArchiveSource, read_archive
 from mmemo.archives.archive_output import ArchiveOutput
-from mmemo.archives.engines import run_local, run_processes
+from mmemo.archives.engines import Outcomes, run_local, run_processes
 from mmemo.archives.job_manifest import JobManifest, model_hash
 from mmemo.archives.scorer import Scorer
 from mmemo.archives.sections import SectionJoiner, plan_sections
 from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 
 
+logger = logging.getLogger(__name__)
 ENGINES = ("local", "processes", "ray")
-FORMATS = ("parquet", "json", "csv")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def score(
         video=scoring.video,
         srt=None if srt is None else Path(srt),
     )
+    for warning in archive.warnings:
+        logger.warning(warning)
     scorer = Scorer(scoring)
     run = _engine(engine, workers, address, scoring, scorer)
     answers = scorer.answers
@@ -126,7 +129,8 @@ def score(
         {name: str(kind) for name, kind in archive.columns.items()},
         format,
         partition_by,
-        places,
+        map(str, places),
+        None if srt is None else str(srt),
     )
     with ArchiveOutput.open(output, manifest, retry_failed=retry_failed) as written:
         job = _Job(archive, written, SectionJoiner(answers, scoring), scoring)
@@ -191,7 +195,7 @@ def _check_engine(name: str, workers: int | None, address: str | None) -> None:
 
 def _engine(
     name: str, workers: int | None, address: str | None, options: ScoringOptions, scorer: Scorer
-) -> Callable[[Iterable[Task]], Iterator[Outcome]]:
+) -> Callable[[Iterable[Task]], Outcomes]:
     """Returns the function that runs tasks."""
     if name == "local":
         return partial(run_local, options=options, load=lambda _: scorer)

@@ -1,5 +1,6 @@
 """`mmemo predict` and `mmemo call`: from the arguments to the output."""
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmemo.archives.folders import (
     plot_paths,
 )
 from mmemo.archives.jobs import CallJob, ItemJob, ReportingPredictor, run_job
-from mmemo.archives.reporting import progress_bar, report_error, warn
+from mmemo.archives.reporting import progress_bar, report_error, warn, warnings_about
 from mmemo.archives.scorer import check_modalities
 from mmemo.archives.writing import STANDARD_INPUT, ItemLayout, PredictionWriter, TimelineLayout
 from mmemo.audio.loading import VIDEO_SUFFIXES
@@ -155,7 +156,13 @@ def predict_into_folder(files: list[str], output: str, options: dict[str, Any]) 
     if wrong := [pair for pair in pairs if pair.count("=") != 1]:
         raise typer.BadParameter(f"--columns {wrong[0]} must be written as ours=theirs, as in path=recording.")
     columns = dict(pair.split("=") for pair in pairs)
-    summary = score(files, output, columns=columns, progress=True, **options)
+    # Like Ctrl-C, it writes the rows that were predicted.
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with warnings_about(output):
+            summary = score(files, output, columns=columns, progress=True, **options)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     for problem in summary.problems:
         report_error(ValueError(problem))
     skipped = f", {summary.skipped:,} were there already" if summary.skipped else ""

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context, resource_tracker
@@ -32,6 +32,8 @@ from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 from mmemo.runtime.cores import available_cores
 
 
+# Closing it ends the workers.
+Outcomes = Generator[Outcome, None, None]
 # Loads a scorer; see [`load_scorer`].
 LoadScorer = Callable[[ScoringOptions], Callable[[Sequence[Task]], list[Outcome]]]
 
@@ -53,7 +55,7 @@ def load_scorer(options: ScoringOptions) -> Callable[[Sequence[Task]], list[Outc
     return Scorer(options)
 
 
-def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer = load_scorer) -> Iterator[Outcome]:
+def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer = load_scorer) -> Outcomes:
     """
     Runs tasks in this process, one after the other.
 
@@ -63,7 +65,7 @@ def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer =
         load (`Callable`, *optional*, defaults to [`load_scorer`]): Returns the scorer for the options.
 
     Returns:
-        `Iterator[Outcome]`: An outcome for each task, in the same order.
+        `Generator[Outcome]`: An outcome for each task, in the same order.
 
     Raises:
         FileNotFoundError, ImportError, OSError, ValueError: If the model cannot be loaded; see [`Scorer`].
@@ -74,7 +76,7 @@ def run_local(tasks: Iterable[Task], options: ScoringOptions, load: LoadScorer =
 
 def run_processes(
     tasks: Iterable[Task], options: ScoringOptions, workers: int | None = None, load: LoadScorer = load_scorer
-) -> Iterator[Outcome]:
+) -> Outcomes:
     """
     Runs tasks in worker processes, which start as they are needed and end with the iterator.
 
@@ -88,7 +90,7 @@ def run_processes(
             Returns the scorer for the options, in each worker; must be picklable.
 
     Returns:
-        `Iterator[Outcome]`: An outcome for each task, in the order in which they finish. Closing it ends the workers.
+        `Generator[Outcome]`: An outcome for each task, in the order in which they finish. Closing it ends the workers.
 
     Raises:
         ChildProcessError: If workers end while they load the model.
@@ -107,7 +109,7 @@ def run_processes(
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _TaskBatch:
     """Tasks that run together, and the number of attempts to run them in this job, this one included."""
 
     tasks: tuple[Task, ...]
@@ -137,13 +139,13 @@ class _Driver:
         self._new_batches = self._make_batches(tasks)
         self._max_workers = max_workers
         self._scorer = scorer
-        self._workers: list[_Worker] = []
+        self._workers: list[_WorkerProcess] = []
         # Batches that could not be assigned, or whose worker ended.
-        self._waiting: deque[_Batch] = deque()
+        self._waiting: deque[_TaskBatch] = deque()
         self._batch_size = 1
         self._failed_starts = 0
 
-    def run(self) -> Iterator[Outcome]:
+    def run(self) -> Outcomes:
         try:
             while self._assign():
                 ready = wait([worker.connection for worker in self._workers])
@@ -155,18 +157,18 @@ class _Driver:
             for worker in self._workers:
                 worker.join()
 
-    def _make_batches(self, tasks: Iterable[Task]) -> Iterator[_Batch]:
+    def _make_batches(self, tasks: Iterable[Task]) -> Iterator[_TaskBatch]:
         batch: list[Task] = []
         for task in tasks:
             if batch and _is_large(task):
-                yield _Batch(tuple(batch))
+                yield _TaskBatch(tuple(batch))
                 batch = []
             batch.append(task)
             if len(batch) >= self._batch_size or _is_large(task):
-                yield _Batch(tuple(batch))
+                yield _TaskBatch(tuple(batch))
                 batch = []
         if batch:
-            yield _Batch(tuple(batch))
+            yield _TaskBatch(tuple(batch))
 
     def _assign(self) -> bool:
         """Sends batches to the workers that have room; returns whether any batch is in a worker."""
@@ -178,16 +180,16 @@ class _Driver:
             worker.send(batch)
         return any(worker.batches for worker in self._workers)
 
-    def _find_worker(self, batch: _Batch) -> "_Worker | None":
+    def _find_worker(self, batch: _TaskBatch) -> "_WorkerProcess | None":
         """Returns the idlest worker that has room for a batch; a new one rather than one that is busy."""
         candidates = [worker for worker in self._workers if worker.has_room_for(batch)]
         found = min(candidates, key=lambda worker: len(worker.batches), default=None)
         if (found is None or found.batches) and len(self._workers) < self._max_workers:
-            found = _Worker(self._scorer)
+            found = _WorkerProcess(self._scorer)
             self._workers.append(found)
         return found
 
-    def _receive(self, worker: "_Worker") -> Iterator[Outcome]:
+    def _receive(self, worker: "_WorkerProcess") -> Outcomes:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):  # an incomplete message is an OSError
@@ -206,7 +208,7 @@ class _Driver:
         for task, answer in zip(batch.tasks, answers, strict=True):
             yield Outcome(task, *answer)
 
-    def _replace(self, worker: "_Worker") -> Iterator[Outcome]:
+    def _replace(self, worker: "_WorkerProcess") -> Outcomes:
         """Saves the batches of a worker that has ended; yields the outcomes of tasks that have no attempts left."""
         self._workers.remove(worker)
         code = worker.join()
@@ -221,11 +223,11 @@ class _Driver:
                     yield Outcome(task, error=f"The worker process {_describe_exit(code)}; {batch.attempts} attempts.")
                 else:
                     again = replace(task, attempts=task.attempts + 1)
-                    self._waiting.append(_Batch((again,), batch.attempts + 1))
+                    self._waiting.append(_TaskBatch((again,), batch.attempts + 1))
         self._waiting.extend(worker.batches)
 
 
-class _Worker:
+class _WorkerProcess:
     """
     A worker process, as the driver sees it.
 
@@ -233,7 +235,7 @@ class _Worker:
         scorer (`tuple[LoadScorer, ScoringOptions]`): What it loads.
 
     Attributes:
-        batches (`deque[_Batch]`): The batches it has: the first one runs, the others wait.
+        batches (`deque[_TaskBatch]`): The batches it has: the first one runs, the others wait.
         is_ready (`bool`): Whether it has loaded the scorer.
     """
 
@@ -245,16 +247,16 @@ class _Worker:
             self.process.start()
         # Without this copy, the end of the process closes the pipe.
         other_end.close()
-        self.batches: deque[_Batch] = deque()
+        self.batches: deque[_TaskBatch] = deque()
         self.is_ready = False
         self._send(scorer)
 
-    def has_room_for(self, batch: _Batch) -> bool:
+    def has_room_for(self, batch: _TaskBatch) -> bool:
         if not self.batches:
             return True
         return len(self.batches) < BATCHES_PER_WORKER and not (batch.is_large or self.batches[-1].is_large)
 
-    def send(self, batch: _Batch) -> None:
+    def send(self, batch: _TaskBatch) -> None:
         self.batches.append(batch)
         self._send(batch.tasks)
 

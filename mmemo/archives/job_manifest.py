@@ -132,6 +132,7 @@ class JobManifest:
         format: str = "parquet",
         partition_by: Sequence[str] = (),
         sources: Iterable[str] = (),
+        srt: str | None = None,
     ) -> "JobManifest":
         """
         Returns the manifest of a new job; hashes the model.
@@ -141,12 +142,13 @@ class JobManifest:
             labels, modalities (`Sequence[str]`): See [`AnswerFormatter`].
             columns (`Mapping[str, str]`, *optional*), format, partition_by (*optional*): See [`JobManifest`].
             sources (`Iterable[str]`, *optional*): The sources; the first hundred are recorded.
+            srt (`str`, *optional*): Folder of the subtitles, which belongs to the options.
 
         Raises:
             ImportError: If onnxruntime is not installed.
             OSError: See [`model_hash`].
         """
-        settings = asdict(options)
+        settings = asdict(options) | {"srt": srt}
         model, revision = settings.pop("model"), settings.pop("revision")
         return cls(
             None if model is None else str(model),

@@ -26,17 +26,23 @@ import tempfile
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
+from mmemo.archives.engines import LoadScorer, Outcomes, load_scorer
 from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 from mmemo.runtime.cores import available_cores
 
 
+# Of lost workers and nodes, which are expected; Ray would print them to standard output.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    r"^(Task .* failed\. There are|A worker died or was killed|The node with node id|The actor .* died)",
+)
 try:
     import pyarrow as pa
     import ray
@@ -71,15 +77,27 @@ OBJECT_STORE_BYTES = 256 * 2**20
 MAX_FOLDER_LENGTH = 30
 
 
+def worker_versions(model_hash: Callable[[], str] | None = None) -> dict[str, str]:
+    """
+    Returns the versions that must be the same on all nodes of a cluster.
+
+    Args:
+        model_hash (`Callable`, *optional*): Returns the hash of the model.
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("mmemo", "onnxruntime")}
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"Python": python, **versions, **({} if model_hash is None else {"model": model_hash()})}
+
+
 def run_ray(
     tasks: Iterable[Task],
     options: ScoringOptions,
     workers: int | None = None,
     address: str | None = None,
     *,
-    fingerprint: Callable[[], Mapping[str, str]] | None = None,
-    make_scorer: Callable[[], Callable[[Sequence[Task]], list[Outcome]]] | None = None,
-) -> Iterator[Outcome]:
+    fingerprint: Callable[[], Mapping[str, str]] = worker_versions,
+    load: LoadScorer = load_scorer,
+) -> Outcomes:
     """
     Predicts tasks on Ray.
 
@@ -94,11 +112,12 @@ def run_ray(
         address (`str`, *optional*):
             The cluster: `"auto"`, `"host:6379"` or `"ray://host:10001"`. By default, Ray is started on this machine.
         fingerprint (`Callable`, *optional*, defaults to [`worker_versions`]):
-            Returns what must be the same on all nodes, by name; picklable.
-        make_scorer (`Callable`, *optional*): Makes the scorer of a worker; picklable. Defaults to [`Scorer`].
+            Returns what must be the same on all nodes, by name; must be picklable.
+        load (`Callable`, *optional*, defaults to [`load_scorer`]):
+            Returns the scorer for the options, in each worker; must be picklable.
 
     Returns:
-        `Iterator[Outcome]`: One outcome per task, in any order, as they are predicted.
+        `Generator[Outcome]`: One outcome per task, in any order, as they are predicted.
 
     Raises:
         ConnectionError: If the cluster cannot be reached, or no longer runs workers.
@@ -106,31 +125,15 @@ def run_ray(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"The number of workers must be at least 1, got {workers}.")
-    if make_scorer is None:
-        from mmemo.archives.scorer import Scorer
-
-        make_scorer = partial(Scorer, options)
     with _session(address, workers) as is_own, _quiet():
-        setup = _Setup.create(fingerprint or worker_versions, make_scorer)
+        setup = _NodeSetup.create(fingerprint, partial(load, options))
         if not is_own:
             _check_nodes(setup)
-        yield from _Job(setup, workers).run(tasks)
-
-
-def worker_versions(model_hash: Callable[[], str] | None = None) -> dict[str, str]:
-    """
-    Returns the versions that must be the same on all nodes of a cluster.
-
-    Args:
-        model_hash (`Callable`, *optional*): Returns the hash of the model.
-    """
-    versions = {name: importlib.metadata.version(name) for name in ("mmemo", "onnxruntime")}
-    python = ".".join(platform.python_version_tuple()[:2])
-    return {"Python": python, **versions, **({} if model_hash is None else {"model": model_hash()})}
+        yield from _RayJob(setup, workers).run(tasks)
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _RayBatch:
     """
     Tasks that are predicted together.
 
@@ -142,9 +145,9 @@ class _Batch:
     tasks: list[Task]
     attempts: int
 
-    def split(self) -> "list[_Batch]":
+    def split(self) -> "list[_RayBatch]":
         """Returns what to do after the last attempt: each task alone; nothing if it was alone."""
-        return [_Batch([task], MAX_ATTEMPTS - 1) for task in self.tasks] if len(self.tasks) > 1 else []
+        return [_RayBatch([task], MAX_ATTEMPTS - 1) for task in self.tasks] if len(self.tasks) > 1 else []
 
     def outcomes(self, reply: Mapping[str, Any]) -> Iterator[Outcome]:
         """Yields the outcomes in the reply of a worker, or that of a task that lost its worker each time."""
@@ -159,7 +162,7 @@ class _Batch:
             )
 
 
-class _Batches:
+class _RayBatches:
     """
     Groups tasks to batches of about `BATCH_S` seconds of work, as fast as the workers turn out to be.
 
@@ -173,10 +176,10 @@ class _Batches:
         self._tasks = iter(tasks)
         self._seconds_per_task = float("inf")
 
-    def __iter__(self) -> Iterator[_Batch]:
+    def __iter__(self) -> Iterator[_RayBatch]:
         return self
 
-    def __next__(self) -> _Batch:
+    def __next__(self) -> _RayBatch:
         tasks: list[Task] = []
         size = 0
         for task in self._tasks:
@@ -189,9 +192,9 @@ class _Batches:
                 break
         if not tasks:
             raise StopIteration
-        return _Batch(tasks, attempts=MAX_ATTEMPTS if len(tasks) == 1 else 1)
+        return _RayBatch(tasks, attempts=MAX_ATTEMPTS if len(tasks) == 1 else 1)
 
-    def measured(self, batch: _Batch, seconds: float) -> None:
+    def measured(self, batch: _RayBatch, seconds: float) -> None:
         """Takes the duration of a batch into account."""
         if batch.tasks[0].section is None:
             pace = seconds / len(batch.tasks)
@@ -203,24 +206,24 @@ class _Batches:
 
 
 @dataclass(frozen=True)
-class _Setup:
+class _NodeSetup:
     """
     What a worker needs to start. It contains no class of mmemo, so that a node without mmemo can report that.
 
     Args:
         expected (`dict[str, str]`): The fingerprint of the driver.
-        fingerprint (`bytes`), make_scorer (`bytes`): See [`run_ray`]; pickled.
+        fingerprint (`bytes`), load (`bytes`): See [`run_ray`]; pickled.
         folder (`str`): The working directory of the driver, to which relative paths refer.
     """
 
     expected: dict[str, str]
     fingerprint: bytes
-    make_scorer: bytes
+    load: bytes
     folder: str
 
     @classmethod
-    def create(cls, fingerprint: Callable[[], Any], make_scorer: Callable[[], Any]) -> Any:
-        return cls(dict(fingerprint()), cloudpickle.dumps(fingerprint), cloudpickle.dumps(make_scorer), os.getcwd())
+    def create(cls, fingerprint: Callable[[], Any], load: Callable[[], Any]) -> Any:
+        return cls(dict(fingerprint()), cloudpickle.dumps(fingerprint), cloudpickle.dumps(load), os.getcwd())
 
     def check(self) -> str | None:
         """Returns why this node cannot run the job, in one sentence; `None` if it can."""
@@ -241,7 +244,7 @@ class _Setup:
         return None
 
 
-class _Feed:
+class _BatchFeed:
     """
     The batches of a dataset, in an actor: the driver adds them, and the source of the dataset reads them.
 
@@ -283,15 +286,15 @@ class _Feed:
         self._starts.pop(work, None)
 
 
-class _Worker:
+class _RayWorker:
     """
     Predicts the batches of a dataset, in an actor of Ray.
 
     It raises no error at its start, which would reach the driver as the traceback of a dead actor.
 
     Args:
-        setup ([`_Setup`]): What it needs to start.
-        feed (`ActorHandle`): The actor of [`_Feed`].
+        setup ([`_NodeSetup`]): What it needs to start.
+        feed (`ActorHandle`): The actor of [`_BatchFeed`].
     """
 
     def __init__(self, setup: Any, feed: Any):
@@ -304,7 +307,7 @@ class _Worker:
         self._refusal = setup.check()
         if self._refusal is None:
             try:
-                self._score = pickle.loads(setup.make_scorer)()
+                self._score = pickle.loads(setup.load)()
             except Exception as error:
                 self._refusal = _one_line(error)
         feed.finish.remote(name)
@@ -329,12 +332,12 @@ class _Worker:
         return {"number": number, "outcomes": outcomes, "seconds": time.perf_counter() - started}
 
 
-class _FeedSource(ray.data.Datasource):
+class _BatchFeedSource(ray.data.Datasource):
     """
     Reads the batches of a feed.
 
     Args:
-        feed (`ActorHandle`): The actor of [`_Feed`].
+        feed (`ActorHandle`): The actor of [`_BatchFeed`].
     """
 
     def __init__(self, feed: Any):
@@ -357,30 +360,30 @@ def _read(feed: Any) -> Any:
         yield pa.table({"batch": [batch]})
 
 
-class _Job:
+class _RayJob:
     """
     Predicts tasks with one dataset, or with another one if Ray gives it up.
 
     Args:
-        setup ([`_Setup`]): What a worker needs to start.
+        setup ([`_NodeSetup`]): What a worker needs to start.
         workers (`int`, *optional*): Number of workers; as many as the cluster has cores by default.
     """
 
-    def __init__(self, setup: _Setup, workers: int | None):
+    def __init__(self, setup: _NodeSetup, workers: int | None):
         self._setup = setup
         self._workers = workers
         self._cluster_size = 0
         self._resized = -float("inf")
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        batches = _Batches(tasks)
-        waiting: deque[_Batch] = deque()
+        batches = _RayBatches(tasks)
+        waiting: deque[_RayBatch] = deque()
         failures = 0
         while True:
             waiting.extend(islice(batches, max(0, self._limit() - len(waiting))))
             if not waiting:
                 return
-            under_way: dict[int, _Batch] = {}
+            under_way: dict[int, _RayBatch] = {}
             try:
                 for outcome in self._predict(batches, waiting, under_way):
                     failures = 0
@@ -393,10 +396,10 @@ class _Job:
             waiting.extend(under_way.values())
 
     def _predict(
-        self, batches: _Batches, waiting: deque[_Batch], under_way: dict[int, _Batch]
+        self, batches: _RayBatches, waiting: deque[_RayBatch], under_way: dict[int, _RayBatch]
     ) -> Generator[Outcome, None, None]:
         """Yields the outcomes of one dataset. `under_way` contains, by position, the batches that it has not done."""
-        feed: Any = ray.remote(_Feed).options(num_cpus=0, scheduling_strategy=_here()).remote()
+        feed: Any = ray.remote(_BatchFeed).options(num_cpus=0, scheduling_strategy=_here()).remote()
         positions = itertools.count()
 
         def add(done: int | None = None) -> None:
@@ -435,8 +438,8 @@ class _Job:
         # With fewer batches than workers, there are no further ones.
         size = min(self._size(), num_batches)
         with ray.data.DataContext.current(context):
-            dataset = ray.data.read_datasource(_FeedSource(feed), num_cpus=0, override_num_blocks=1).map_batches(
-                _Worker,
+            dataset = ray.data.read_datasource(_BatchFeedSource(feed), num_cpus=0, override_num_blocks=1).map_batches(
+                _RayWorker,
                 fn_constructor_args=[self._setup, feed],
                 batch_size=None,
                 batch_format="pyarrow",
@@ -479,12 +482,12 @@ def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _check_nodes(setup: _Setup) -> None:
+def _check_nodes(setup: _NodeSetup) -> None:
     """Checks versions and model on each node that can run workers; raises a `ValueError` if they differ."""
     nodes = _nodes()
     if not nodes:
         raise ValueError("The Ray cluster has no node with CPUs; add worker nodes to it.")
-    check: Any = ray.remote(_Setup.check)
+    check: Any = ray.remote(_NodeSetup.check)
     reports = {}
     for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)

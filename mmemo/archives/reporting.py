@@ -88,16 +88,14 @@ def collected_warnings() -> Iterator[list[str]]:
 
 @contextmanager
 def _handled_by(handler: logging.Handler) -> Iterator[None]:
-    """Within this context, a handler receives what the package logs, and those of the root logger do not."""
+    """Within this context, a handler receives what the package logs, and no other handler does."""
     logger = logging.getLogger("mmemo")
-    propagate = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [handler], False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+        logger.handlers, logger.propagate = handlers, propagate
 
 
 def progress_bar(length: int, is_shown: bool = True) -> Any:

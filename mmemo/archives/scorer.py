@@ -94,7 +94,11 @@ class Scorer:
         channel = self._options.channel if item.channel is None else item.channel
         if task.section is not None:
             return self._sections(inputs, task.section, channel)
-        options = {"channel": channel, "threshold": self._options.threshold, "coverage": self._options.coverage}
+        options: dict[str, Any] = {
+            "channel": channel,
+            "threshold": self._options.threshold,
+            "coverage": self._options.coverage,
+        }
         if self._options.timeline:
             options |= {"return_timeline": True, "granularity": self._options.granularity}
             return self._predictor(**inputs, **options)

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from mmemo.storage import name_of, valid_text
 
 
-BLOCK_BYTES = 2**22
+# pyarrow reads several blocks ahead; a row must fit into one.
+BLOCK_BYTES = 2**20
 BLOCK_ROWS = 4096
 # Rows of a Parquet file that contain whole recordings.
 MEDIA_BLOCK_ROWS = 16

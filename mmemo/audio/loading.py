@@ -291,7 +291,8 @@ class AudioBlocks:
         offset, limit = self._range
         last = limit
         if end_s < math.inf:
-            last = min(offset + round(end_s * self.source_rate), math.inf if limit is None else limit)
+            last = offset + round(end_s * self.source_rate)
+            last = last if limit is None else min(last, limit)
         part._range = (offset + round(start_s * self.source_rate), last)
         part.declared_duration = part.decoded_duration = None
         if self.duration is not None:

@@ -4,6 +4,9 @@ Exported graphs: finding, checking and running them. NumPy in, NumPy out.
 Deliberate choices:
 - The graph's metadata describes the model it contains; without metadata, or with another format, it raises an error.
 - Missing inputs are filled in here, for all callers.
+- Tensors are allocated by the system. ONNX Runtime's arena would keep the memory of a long clip, and its plans of
+  memory, one for each shape, let a process that predicts clips of many lengths grow by hundreds of MiB. Neither makes
+  predictions faster.
 """
 
 import json
@@ -154,6 +157,8 @@ class EmotionGraph:
         self.path = Path(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
         try:
@@ -165,9 +170,6 @@ class EmotionGraph:
                 f"ONNX Runtime {onnxruntime.__version__} cannot open {self.path}: {error} Copy the complete file "
                 "with the files next to it. A graph with a newer operator set needs a newer onnxruntime."
             ) from error
-        # Returns the memory of a long clip instead of keeping it for the next one.
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.metadata = self._checked_metadata()
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self.input_shapes, self.output_shapes = ({one.name: one.shape for one in some} for some in (inputs, outputs))
@@ -200,7 +202,7 @@ class EmotionGraph:
 
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the graph on all of its inputs and returns all of its outputs, by name."""
-        return dict(zip(self.output_shapes, self._session.run(None, dict(feed), self._run_options)))
+        return dict(zip(self.output_shapes, self._session.run(None, dict(feed))))
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """
