@@ -120,7 +120,7 @@ def test_predict_a_text(run, exported):
     [
         (["predict"], 2, "Pass audio files, --text or --srt"),
         (["predict", "a.wav", "--json", "--csv"], 2, "--json and --csv contradict each other"),
-        (["predict", "a.wav", "--output", "out.csv"], 2, "--output needs --json or --csv"),
+        (["predict", "a.wav", "--output", "out.csv"], 2, "--output out.csv names a file: add --csv"),
         (["predict", "a.wav", "--plot", "plots"], 2, "need --timeline"),
         (["predict", "no/*.wav"], 1, "Error: no/*.wav matches no file."),
         (["predict", "benchmarks"], 1, "Error: benchmarks contains no audio or video file; valid suffixes are"),

@@ -208,7 +208,7 @@ def test_recordings_in_parquet_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     [
         ("calls.csv", "", r"calls\.csv is not a readable CSV table \(Empty CSV file\)"),
         ("calls.csv", "path,n\n", r"calls\.csv has no rows; it needs at least one"),
-        ("calls.csv", "path,n\na.wav,1\nb.wav\n", r"\(CSV parse error: Row #3: Expected 2 columns, got 1: b\.wav"),
+        ("calls.csv", "path,n\na.wav,1\nb.wav\n", r"\(CSV parse error: .*Expected 2 columns, got 1: b\.wav"),
         ("calls.csv", "n,n\n1,2\n", r"calls\.csv has several columns 'n'; rename all but one of them\."),
         ("calls.jsonl", "\n", r"calls\.jsonl has no rows"),
         ("calls.jsonl", '{"path": "a.wav"}\n{"path"', r"calls\.jsonl, line 2, is not JSON \(.*\); correct it\."),
