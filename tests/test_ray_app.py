@@ -28,8 +28,8 @@ from running import PATIENCE_S, running
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from mmemo.serving import ray_app
 from mmemo.runtime.cores import available_cores
+from mmemo.serving import ray_app
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import RayServeSettings, ServiceSettings, environment_warnings, ray_serve_settings
 
