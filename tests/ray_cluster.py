@@ -15,6 +15,8 @@ from ray.cluster_utils import Cluster
 
 TEST_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # `"auto"` uses the token in the home folder, if there is one, which these clusters do not.
+    "RAY_AUTH_MODE": "disabled",
     # Ray's default, 15, lets its workers starve on a busy machine.
     "RAY_worker_niceness": "0",
     # For workers to import the files of tests.

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from functools import partial
@@ -122,22 +124,39 @@ def test_batches_that_lost_a_worker_are_split_and_single_tasks_given_up():
 
 def test_feed_can_be_read_again():
     async def read():
-        feed = ray_engine._BatchFeed()
-        await feed.add([b"a", b"b"])
+        feed = ray_engine._BatchFeed(patience=60.0)
+        await feed.add({0: b"a", 1: b"b"})
         assert [await feed.get(position) for position in range(2)] == [b"a", b"b"]
         late = asyncio.create_task(feed.get(2))
         await asyncio.sleep(0)
         assert not late.done()
-        assert [await feed.start(0), await feed.start(0), await feed.start(1)] == [1, 2, 1]
-        await feed.add([b"c"], done=0)
+        assert [await feed.start(0, "x"), await feed.start(0, "x"), await feed.start(1, "y")] == [1, 2, 1]
+        await feed.add({2: b"c"}, done=0)
         assert await late == b"c"
         assert [await feed.get(position) for position in range(3)] == [b"", b"b", b"c"]
-        assert await feed.start(0) == 1
-        end = asyncio.create_task(feed.get(3))
-        await feed.add([], done=2, is_last=True)
-        return await end
+        assert await feed.start(0, "x") == 0
+        assert [await feed.load("x"), await feed.load("x"), await feed.load("x", is_loaded=True)] == [1, 2, 0]
 
-    assert asyncio.run(read()) is None
+    asyncio.run(read())
+
+
+def test_idle_workers_repeat_what_others_do_not_finish():
+    async def read():
+        feed = ray_engine._BatchFeed(patience=0.01)
+        await feed.add({0: b"a", 1: b"b", 2: b"c"})
+        for position, worker in enumerate("xy"):
+            await feed.start(position, worker)
+        with pytest.raises(TimeoutError):  # both workers are busy
+            await asyncio.wait_for(feed.get(3), 0.1)
+        await feed.add({}, done=0)
+        # `x` is idle: first the batch that no worker has started, then the other one.
+        assert await feed.get(3) == b"c"
+        assert await feed.start(3, "x") == 1
+        await feed.add({}, done=2)
+        assert await feed.get(4) == b"b"
+        assert [await feed.start(position, "x") for position in (2, 3, 4)] == [0, 0, 1]
+
+    asyncio.run(read())
 
 
 def test_missing_ray_is_one_sentence():
@@ -201,7 +220,9 @@ def test_local_job_is_quiet_lazy_and_leaves_nothing():
 def test_killed_driver_leaves_no_process():
     code = "from test_ray_engine import *\n"
     code += "for outcome in run(tasks_of(10**6), seconds=0.02): print(outcome.result['pid'], flush=True)"
-    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    folder = tempfile.mkdtemp(dir="/tmp")
+    environment = {**ENVIRONMENT, "TMPDIR": folder}
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     worker = int(driver.stdout.readline())
     raylet = next(parent for pid, parent, _ in processes() if pid == worker)
     driver.kill()
@@ -211,6 +232,7 @@ def test_killed_driver_leaves_no_process():
     while remaining := {pid for pid, parent, _ in processes() if worker == pid or raylet in (pid, parent)}:
         assert time.monotonic() < deadline, remaining
         time.sleep(0.5)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ Deliberate choices:
   one for each that is done. So a worker loads the model once, and the tasks of a job are never in memory together.
 - Ray repeats whatever a lost worker or node was doing, without limit. So a worker counts how often a batch is started:
   one that has lost a worker is split into its tasks, and a task that loses its worker each time is given up.
-- The driver knows the tasks under way, so that each has exactly one outcome, even if Ray executes it twice.
+- Ray never moves a batch to another worker, even if its own waits for a node that does not return. So idle workers
+  repeat what the others do not finish, and the first reply counts.
+- The driver knows the tasks under way, so that each has exactly one outcome, even if it is executed twice.
 - This module travels to the workers by value, and what it needs of mmemo as bytes, so that a node without mmemo, or
   with another version, is reported in one sentence.
 """
@@ -67,6 +69,8 @@ MAX_BATCH_BYTES = 8 * 2**20
 BATCHES_PER_WORKER = 4
 # Attempts to predict a task that loses its worker, and to start a worker.
 MAX_ATTEMPTS = 3
+# How long a worker has nothing to do before it repeats what another one has not finished.
+PATIENCE_S = 30.0
 CONNECT_TIMEOUT_S = 20
 PREFLIGHT_TIMEOUT_S = 120
 # How often the size of a cluster is read, which may grow while the job runs.
@@ -249,41 +253,68 @@ class _BatchFeed:
     The batches of a dataset, in an actor: the driver adds them, and the source of the dataset reads them.
 
     Batches are read by position. Ray may read them again from the start, and then finds empty batches in place of
-    those that are done.
+    those that are done. While a worker has nothing to do, batches that others do not finish are added once more.
+
+    Args:
+        patience (`float`): Seconds that a worker has nothing to do before a batch is repeated; doubled each time.
     """
 
-    def __init__(self) -> None:
-        self._batches: dict[int, bytes] = {}
-        self._size = 0
-        self._is_closed = False
+    def __init__(self, patience: float):
+        self._patience = self._first_patience = patience
         self._changed = asyncio.Condition()
-        self._starts: Counter[Any] = Counter()
+        # Numbers of batches, by position.
+        self._order: list[int] = []
+        # By number: what is not done, and how often it was started at each of its positions.
+        self._batches: dict[int, bytes] = {}
+        self._starts: dict[int, Counter[int]] = {}
+        # Numbers of the last batches, by worker.
+        self._last: dict[str, int] = {}
+        self._loads: Counter[str] = Counter()
 
-    async def add(self, batches: Any, done: int | None = None, is_last: bool = False) -> None:
-        """Adds batches, removes one that is done, and, with the last ones, ends the dataset."""
+    async def add(self, batches: Any, done: int | None = None) -> None:
+        """Adds batches by number, and removes one that is done."""
         if done is not None:
-            del self._batches[done]
-            self._starts.pop(done, None)
+            del self._batches[done], self._starts[done]
+        self._batches.update(batches)
+        self._starts.update((number, Counter()) for number in batches)
+        await self._append(batches)
+        self._patience = self._first_patience
+
+    async def get(self, position: int) -> bytes:
+        """Returns a batch as soon as it is there."""
+        while position >= len(self._order):
+            try:
+                async with self._changed:
+                    await asyncio.wait_for(self._changed.wait(), self._patience)
+            except TimeoutError:
+                self._patience *= 2
+                await self._repeat()
+        return self._batches.get(self._order[position], b"")
+
+    async def start(self, position: int, worker: str) -> int:
+        """Counts the start of a batch, and returns how often it was started; 0 if it is done."""
+        number = self._order[position]
+        if number not in self._batches:
+            return 0
+        self._last[worker] = number
+        self._starts[number][position] += 1
+        return self._starts[number][position]
+
+    async def load(self, worker: str, is_loaded: bool = False) -> int:
+        """Counts how often a worker has begun to load the model since it was loaded last."""
+        self._loads[worker] = 0 if is_loaded else self._loads[worker] + 1
+        return self._loads[worker]
+
+    async def _repeat(self) -> None:
+        num_idle = sum(number not in self._batches for number in self._last.values())
+        # Those that wait first, then those that run the longest.
+        by_progress = sorted(self._batches, key=lambda number: (bool(self._starts[number]), number))
+        await self._append(by_progress[:num_idle])
+
+    async def _append(self, numbers: Iterable[int]) -> None:
         async with self._changed:
-            self._batches.update(enumerate(batches, self._size))
-            self._size += len(batches)
-            self._is_closed = is_last
+            self._order.extend(numbers)
             self._changed.notify_all()
-
-    async def get(self, position: int) -> bytes | None:
-        """Returns a batch as soon as it is there; `None` after the last one."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: position < self._size or self._is_closed)
-        return self._batches.get(position, b"") if position < self._size else None
-
-    async def start(self, work: Any) -> int:
-        """Counts the start of a batch, by position, or of a worker, by name, and returns how often it was started."""
-        self._starts[work] += 1
-        return self._starts[work]
-
-    async def finish(self, work: Any) -> None:
-        """Ends the count of the starts."""
-        self._starts.pop(work, None)
 
 
 class _RayWorker:
@@ -300,8 +331,8 @@ class _RayWorker:
     def __init__(self, setup: Any, feed: Any):
         self._score: Any = None
         self._feed = feed
-        name = ray.get_runtime_context().get_actor_id()
-        if ray.get(feed.start.remote(name)) > MAX_ATTEMPTS:
+        self._name = ray.get_runtime_context().get_actor_id()
+        if ray.get(feed.load.remote(self._name)) > MAX_ATTEMPTS:
             self._refusal = f"A worker has died {MAX_ATTEMPTS} times as it loaded the model; see the logs of Ray."
             return
         self._refusal = setup.check()
@@ -310,23 +341,24 @@ class _RayWorker:
                 self._score = pickle.loads(setup.load)()
             except Exception as error:
                 self._refusal = _one_line(error)
-        feed.finish.remote(name)
+        feed.load.remote(self._name, is_loaded=True)
 
     def __call__(self, table: Any) -> Any:
-        return pa.table({"reply": [pickle.dumps(self._reply(table["batch"][0].as_py()))]})
+        return pa.table({"reply": [pickle.dumps(self._reply(**table.to_pylist()[0]))]})
 
-    def _reply(self, content: bytes) -> dict[str, Any]:
+    def _reply(self, position: int, batch: bytes) -> dict[str, Any]:
         if self._refusal is not None:
             return {"refusal": self._refusal}
-        if not content:
-            return {"number": -1}
-        number, attempts, batch = pickle.loads(content)
-        if ray.get(self._feed.start.remote(number)) > attempts:
+        start = ray.get(self._feed.start.remote(position, self._name)) if batch else 0
+        if start == 0:
+            return {"number": None}
+        number, attempts, tasks = pickle.loads(batch)
+        if start > attempts:
             return {"number": number}
         started = time.perf_counter()
         try:
             # The driver has the tasks, and the recordings in them.
-            outcomes = [(outcome.result, outcome.error, outcome.warnings) for outcome in self._score(batch)]
+            outcomes = [(outcome.result, outcome.error, outcome.warnings) for outcome in self._score(tasks)]
         except Exception:
             return {"traceback": traceback.format_exc()}
         return {"number": number, "outcomes": outcomes, "seconds": time.perf_counter() - started}
@@ -354,10 +386,7 @@ class _BatchFeedSource(ray.data.Datasource):
 
 def _read(feed: Any) -> Any:
     for position in itertools.count():
-        batch = ray.get(feed.get.remote(position))
-        if batch is None:
-            return
-        yield pa.table({"batch": [batch]})
+        yield pa.table({"position": [position], "batch": [ray.get(feed.get.remote(position))]})
 
 
 class _RayJob:
@@ -388,7 +417,11 @@ class _RayJob:
                 for outcome in self._predict(batches, waiting, under_way):
                     failures = 0
                     yield outcome
-            except (RayError, ExecutionTimeoutError) as error:
+            except ExecutionTimeoutError as error:
+                raise ConnectionError(
+                    "No worker has finished anything for half an hour; check that the cluster has free cores."
+                ) from error
+            except RayError as error:
                 failures += 1
                 logger.debug("The dataset failed.", exc_info=error)
                 if failures == MAX_ATTEMPTS:
@@ -399,19 +432,19 @@ class _RayJob:
         self, batches: _RayBatches, waiting: deque[_RayBatch], under_way: dict[int, _RayBatch]
     ) -> Generator[Outcome, None, None]:
         """Yields the outcomes of one dataset. `under_way` contains, by position, the batches that it has not done."""
-        feed: Any = ray.remote(_BatchFeed).options(num_cpus=0, scheduling_strategy=_here()).remote()
-        positions = itertools.count()
+        feed: Any = ray.remote(_BatchFeed).options(num_cpus=0, scheduling_strategy=_here()).remote(PATIENCE_S)
+        numbers = itertools.count()
 
         def add(done: int | None = None) -> None:
-            added = []
+            added = {}
             while len(under_way) < self._limit():
                 batch = waiting.popleft() if waiting else next(batches, None)
                 if batch is None:
                     break
-                position = next(positions)
-                under_way[position] = batch
-                added.append(pickle.dumps((position, batch.attempts, batch.tasks)))
-            ray.get(feed.add.remote(added, done, is_last=not under_way))
+                number = next(numbers)
+                under_way[number] = batch
+                added[number] = pickle.dumps((number, batch.attempts, batch.tasks))
+            ray.get(feed.add.remote(added, done))
 
         try:
             add()
@@ -419,18 +452,20 @@ class _RayJob:
                 for reply in replies:
                     batch = under_way.pop(reply["number"], None)
                     if batch is None:
-                        continue  # executed twice by Ray
+                        continue  # executed twice
                     if "outcomes" in reply:
                         batches.measured(batch, reply["seconds"])
                     else:
                         waiting.extend(batch.split())
                     add(done=reply["number"])
                     yield from batch.outcomes(reply)
+                    if not under_way:
+                        return
         finally:
             ray.kill(feed)
 
     def _replies(self, feed: Any, num_batches: int) -> Generator[dict[str, Any], None, None]:
-        """Yields the replies of the workers to the batches of a feed."""
+        """Yields the replies of the workers to the batches of a feed, without end."""
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         # Each row is a batch, and passed on as soon as it is there.
@@ -587,6 +622,8 @@ def _connect(address: str) -> None:
         _init(address=address)
     except (ConnectionError, ValueError) as error:
         raise ConnectionError(unreachable) from error
+    except RayError as error:  # it requires a token
+        raise ConnectionError(f"The cluster at {address!r} refuses the connection: {_one_line(error)}") from error
     except RuntimeError as error:
         versions = re.findall(r"(Ray|Python): (\S+)", str(error))
         if len(versions) != 4:
