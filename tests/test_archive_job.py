@@ -68,6 +68,7 @@ def test_run_again_predicts_what_is_missing(folder, tmp_path):
     assert score(folder, tmp_path / "out") == ArchiveSummary(0, 0, 3, ())
 
 
+@pytest.mark.slow
 def test_failed_files_are_retried_on_request(folder, tmp_path):
     score(folder, tmp_path / "out")
     shutil.copy(folder / "a.flac", folder / "c.wav")
@@ -78,6 +79,7 @@ def test_failed_files_are_retried_on_request(folder, tmp_path):
     assert row["error"] is None and row["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_another_job_in_the_same_output_is_refused(folder, tmp_path):
     score(folder / "a.flac", tmp_path / "out")
 

@@ -40,7 +40,7 @@ def data_dir(tmp_path):
 
 
 def test_every_benchmark_has_a_test():
-    tested = {"agreement", "feature_extraction", "inference", "load", "timeline", "video"}
+    tested = {"agreement", "archives", "feature_extraction", "inference", "load", "timeline", "video"}
 
     assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == tested
 
@@ -52,6 +52,15 @@ def test_agreement(run, data_dir):
     assert (torch[:3], onnx[:3]) == (["ravdess", "2", "torch"], ["ravdess", "2", "onnx"])
     assert torch[5:] == ["100.00%", "0.0000", "0.0000"]
     assert 0 < float(onnx[-1]) < 0.2
+
+
+@pytest.mark.slow
+def test_archives(run):
+    printed = run("archives", "--files", 12, "--repetitions", 1, "--engines", "local:1", "processes:2")
+
+    local, processes = (line.split() for line in printed.splitlines()[-2:])
+    assert (local[0], processes[0]) == ("local:1", "processes:2")
+    assert float(local[3]) == 1.0 and all(float(value) > 0 for value in (*local[1:5], *processes[1:5]))
 
 
 def test_feature_extraction(run):

@@ -71,6 +71,7 @@ def test_results_equal_those_of_the_command(exported, example_audio, is_embedded
         assert outcome.result["duration"] == pytest.approx(soundfile.info(clip).duration, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_process_of_a_worker_loads_no_torch(example_audio):
     program = (
         "import sys; from mmemo.archives.scorer import Scorer; from mmemo.archives.tasks import *; "

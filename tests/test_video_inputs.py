@@ -157,12 +157,12 @@ REFUSED = {
         [FRAMES[0], FRAMES[0, :20]],
         r"list of 2 images has images of different sizes, \(20, 64, 3\) and \(48, 64, 3\); resize them to one",
     ),
-    "list of paths": (["a.png", "b.png"], r"list of 2 images: 0 is a str, not an image; pass a path or http"),
+    "list of paths": (["a.png", "b.png"], r"list of 2 images: 0 is a str, not an image; pass a path or URL"),
     "truncated picture": (
         Image.open(io.BytesIO(image_bytes("JPEG")[:-200])),
         r"the JpegImageFile cannot be decoded \(.*truncated.*\); use a whole file",
     ),
-    "number": (3.5, r"float is not a video input; pass a path or http\(s\) URL of a video or image file, its bytes"),
+    "number": (3.5, r"float is not a video input; pass a path or URL of a video or image file, its bytes"),
     "nothing": (None, r"NoneType is not a video input"),
 }
 

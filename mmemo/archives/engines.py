@@ -316,19 +316,23 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     messages: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_receive_messages, args=(connection, messages), daemon=True).start()
-    with suppress(ConnectionError):  # the driver has ended
-        try:
-            load, options = pickle.loads(messages.get())
-            score = load(options)
-            connection.send(None)
-            while True:
-                tasks = pickle.loads(messages.get())
-                start = time.perf_counter()
-                # The driver has the tasks, and their contents.
-                answers = [(outcome.result, outcome.error, outcome.warnings) for outcome in score(tasks)]
-                connection.send((answers, time.perf_counter() - start))
-        except Exception as error:
-            connection.send(_as_portable(error))
+    try:
+        with suppress(ConnectionError):  # the driver has ended
+            try:
+                load, options = pickle.loads(messages.get())
+                score = load(options)
+                connection.send(None)
+                while True:
+                    tasks = pickle.loads(messages.get())
+                    start = time.perf_counter()
+                    # The driver has the tasks, and their contents.
+                    answers = [(outcome.result, outcome.error, outcome.warnings) for outcome in score(tasks)]
+                    connection.send((answers, time.perf_counter() - start))
+            except Exception as error:
+                connection.send(_as_portable(error))
+    finally:
+        # It is ending already.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _receive_messages(connection: Connection, messages: "SimpleQueue[bytes]") -> None:
