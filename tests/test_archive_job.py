@@ -178,9 +178,17 @@ def start_job(clips, output, *options):
 
 def wait_for_rows(process, output, count):
     """Waits until the output has this many rows."""
-    deadline = time.monotonic() + 300
-    while sum(1 for _ in output.rglob("part-*")) == 0 or sum(1 for _ in read_rows(output)) < count:
+
+    def has_rows():
         assert process.poll() is None, process.communicate()[0]
+        return any(output.rglob("part-*")) and sum(1 for _ in read_rows(output)) >= count
+
+    wait_for(has_rows)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 300
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
@@ -219,7 +227,9 @@ def test_a_cluster_loses_its_driver_a_worker_and_a_node(many, tmp_path):
         before = len(by_name(output))
         assert 0 < before < len(expected)
         driver = start_job(clips, output, *options, "--address", cluster.address)
-        wait_for_rows(driver, output, before + 1)
+        wait_for(lambda: cluster.pids() or driver.poll() is not None)
+        time.sleep(2)
+        assert driver.poll() is None
         cluster.kill_worker()
         cluster.kill_node()
         printed, _ = driver.communicate(timeout=600)
