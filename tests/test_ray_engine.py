@@ -18,6 +18,8 @@ import ray
 from ray_cluster import TEST_ENVIRONMENT, local_cluster, processes
 
 from mmemo.archives import ray_engine
+from mmemo.archives.engines import run_local
+from mmemo.archives.job_manifest import model_hash
 from mmemo.archives.ray_engine import run_ray, worker_versions
 from mmemo.archives.tasks import ArchiveItem, Outcome, ScoringOptions, Section, Task
 
@@ -173,6 +175,13 @@ def test_number_of_workers_is_checked():
         next(run(tasks_of(1), workers=0))
 
 
+def test_address_of_ray_client_is_one_sentence():
+    with pytest.raises(
+        ValueError, match=r"^Ray Data does not run through Ray Client, 'ray://head:10001'; run the com"
+    ):
+        next(run(tasks_of(1), address="ray://head:10001"))
+
+
 def test_versions_include_the_model():
     assert worker_versions().keys() == {"Python", "mmemo", "onnxruntime"}
     assert worker_versions(lambda: "abc")["model"] == "abc"
@@ -263,6 +272,23 @@ def test_killed_workers_lose_nothing(cluster, name):
 
 
 @pytest.mark.slow
+def test_predictions_are_those_of_the_local_engine(cluster, exported, example_audio):
+    clips = sorted(example_audio.parent.glob("*.flac"))
+    tasks = [Task(ArchiveItem(clip.name, path=str(clip), columns={"agent": "anna"})) for clip in clips]
+    tasks += [Task(ArchiveItem("content", content=clips[0].read_bytes())), Task(ArchiveItem("text", text="so happy"))]
+    tasks.append(Task(ArchiveItem("missing", path="no-such-file.wav")))
+    options = ScoringOptions(model=str(exported), timeline=True)
+    fingerprint = partial(worker_versions, partial(model_hash, options.model))
+
+    found = list(run_ray(tasks, options, address=cluster.address, fingerprint=fingerprint))
+
+    in_order = sorted(found, key=lambda outcome: [task.item.id for task in tasks].index(outcome.task.item.id))
+    assert in_order == list(run_local(tasks, options))
+    # Texts without a recording have no timeline.
+    assert [outcome.task.item.id for outcome in in_order if outcome.error is not None] == ["text", "missing"]
+
+
+@pytest.mark.slow
 def test_killed_node_loses_nothing(cluster):
     cluster.add_node()
     outcomes = run(tasks_of(600), seconds=0.02, workers=3, address="auto")
@@ -337,8 +363,10 @@ def test_error_of_the_tasks_ends_the_job(cluster):
     ],
     ids=["other version", "not installed"],
 )
-def test_nodes_with_another_mmemo_end_the_job(cluster, tmp_path, environment, message):
+def test_nodes_with_another_mmemo_end_the_job(cluster, tmp_path, monkeypatch, environment, message):
     (tmp_path / "mmemo.py").write_text("")
+    # Workers import from the folder of the driver too.
+    monkeypatch.chdir(tmp_path.parent)
     environment = {name: value.format(shadow=tmp_path) for name, value in environment.items()}
     cluster.add_node(environment)
     try:
@@ -372,6 +400,13 @@ def test_unreachable_cluster_is_one_sentence_soon(address):
     with pytest.raises(ConnectionError, match=rf"^There is no Ray cluster at '{address}'; pass the address .*\.$"):
         next(run(tasks_of(1), address=address))
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+def test_machine_outside_the_cluster_is_one_sentence(cluster, monkeypatch):
+    monkeypatch.setattr(ray, "init", partial(ray.init, _node_ip_address="10.1.2.3"))
+    with pytest.raises(ConnectionError, match=r"^This machine is not part of the Ray cluster at '\S+'; run the comma"):
+        next(run(tasks_of(1), address=cluster.address))
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def run_ray(
             Number of worker processes, of one core each. By default, that of the cores of this machine or of the
             cluster; workers are then added on nodes that join a cluster later.
         address (`str`, *optional*):
-            The cluster: `"auto"`, `"host:6379"` or `"ray://host:10001"`. By default, Ray is started on this machine.
+            The cluster of this machine: `"auto"` or `"host:6379"`. By default, Ray is started on this machine.
         fingerprint (`Callable`, *optional*, defaults to [`worker_versions`]):
             Returns what must be the same on all nodes, by name; must be picklable.
         load (`Callable`, *optional*, defaults to [`load_scorer`]):
@@ -606,22 +606,34 @@ def _init(**options: Any) -> None:
 
 
 def _connect(address: str) -> None:
-    """Connects to a cluster; raises a `ConnectionError` if there is none, and a `ValueError` for other versions."""
-    unreachable = (
-        f"There is no Ray cluster at {address!r}; pass the address of its head node, such as 10.0.0.5:6379, or 'auto' "
-        "on a machine of the cluster."
-    )
-    # Connecting directly would take minutes to fail.
-    if not address.startswith("ray://"):
-        command = ["-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
-        try:
-            subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=CONNECT_TIMEOUT_S)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise ConnectionError(unreachable) from error
+    """
+    Connects to a cluster.
+
+    Raises:
+        ConnectionError: If there is none, or this machine is not part of it.
+        ValueError: If it has other versions, or the address is that of Ray Client.
+    """
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"Ray Data does not run through Ray Client, {address!r}; run the command on a machine of the cluster with "
+            "--address auto, or submit it: ray job submit --address http://HOST:8265 -- mmemo predict ..."
+        )
+    # Connecting to an address without a cluster would take minutes to fail.
+    command = ["-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
+    try:
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=CONNECT_TIMEOUT_S)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise ConnectionError(
+            f"There is no Ray cluster at {address!r}; pass the address of its head node, such as 10.0.0.5:6379, or "
+            "'auto' on a machine of the cluster."
+        ) from error
     try:
         _init(address=address)
-    except (ConnectionError, ValueError) as error:
-        raise ConnectionError(unreachable) from error
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"This machine is not part of the Ray cluster at {address!r}; run the command on a machine that is, or "
+            "submit it: ray job submit --address http://HOST:8265 -- mmemo predict ..."
+        ) from error
     except RayError as error:  # it requires a token
         raise ConnectionError(f"The cluster at {address!r} refuses the connection: {_one_line(error)}") from error
     except RuntimeError as error:
