@@ -409,11 +409,16 @@ def test_metrics_of_all_replicas_are_exported_by_ray(cluster):
     response = httpx.get(f"{cluster.address}/metrics", timeout=PATIENCE_S)
     assert response.status_code == 404 and "scrape the metrics port" in response.json()["detail"]
     httpx.post(f"{cluster.address}/predict", json={"text": "so", "top_k": 0}, timeout=PATIENCE_S)
-    targets = json.loads(next(cluster.temporary.rglob("prom_metrics_service_discovery.json")).read_text())
-    addresses = [address for target in targets for address in target["targets"]]
+
+    def exposition(address):
+        try:
+            return httpx.get(f"http://{address}/metrics", timeout=PATIENCE_S).text
+        except httpx.ConnectError:
+            return ""  # not started yet
 
     def samples():
-        text = "".join(httpx.get(f"http://{address}/metrics", timeout=PATIENCE_S).text for address in addresses)
+        targets = json.loads(next(cluster.temporary.rglob("prom_metrics_service_discovery.json")).read_text())
+        text = "".join(exposition(address) for target in targets for address in target["targets"])
         found = re.findall(r"^ray_(mmemo_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE)
         return [(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)) for name, labels, value in found]
 
