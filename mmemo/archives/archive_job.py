@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from mmemo.archives.archive_items import ArchiveSource, read_archive
 from mmemo.archives.archive_output import ArchiveOutput
 from mmemo.archives.engines import Outcomes, run_local, run_processes
@@ -28,6 +26,11 @@ from mmemo.archives.scorer import Scorer
 from mmemo.archives.sections import SectionJoiner, plan_sections
 from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    raise ImportError("Archives need tqdm and pyarrow: pip install 'mmemo[archives]'.") from error
 
 logger = logging.getLogger(__name__)
 ENGINES = ("local", "processes", "ray")
