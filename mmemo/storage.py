@@ -245,11 +245,15 @@ def _explained(location: str) -> Iterator[None]:
     except FileExistsError as error:
         raise ValueError(f"Cannot read {short(location)}, which is a folder; pass the URL of a file.") from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"Cannot read {short(location)} ({short(reason)}); check the URL, your credentials for it, and the "
+            f"Cannot read {short(location)} ({reason_of(error)}); check the URL, your credentials for it, and the "
             "connection."
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Returns the message of an error on one line, shortened; the name of its class if it has none."""
+    return short(" ".join(str(error).split()) or type(error).__name__)
 
 
 def short(text: object) -> str:

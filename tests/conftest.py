@@ -45,6 +45,15 @@ def example_audio():
     return sorted((Path(__file__).parents[1] / "examples" / "audio").iterdir())[0]
 
 
+@pytest.fixture
+def temporary_folder(tmp_path, monkeypatch):
+    """An empty folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def make_clip():
     """Returns a function that makes float32 samples: one signal per seed, the same at every sampling rate."""

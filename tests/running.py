@@ -1,5 +1,6 @@
 """Starts `mmemo serve` in a process of its own."""
 
+import json
 import os
 import re
 import resource
@@ -8,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import httpx
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 
 PATIENCE_S = 120  # of tests; passes on a machine that is busy
@@ -97,3 +100,16 @@ def running(log, model=None, max_files=None, **settings):
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def exchange(address, start, messages, **headers):
+    """Sends messages until the service closes the stream; returns all that it sent, and the close code."""
+    with connect(address, additional_headers=headers) as socket:
+        with suppress(ConnectionClosed):
+            for message in [json.dumps(start), *messages]:
+                socket.send(message)
+        received = []
+        with suppress(ConnectionClosed):
+            while True:
+                received.append(json.loads(socket.recv(timeout=PATIENCE_S)))
+    return received, socket.close_code

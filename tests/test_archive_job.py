@@ -14,8 +14,11 @@ from typer.testing import CliRunner
 
 from mmemo import EmotionPredictor
 from mmemo.archives import ArchiveSummary, score
+from mmemo.archives.archive_job import ENGINES
 from mmemo.archives.archive_output import read_manifest, read_rows
-from mmemo.cli import app
+from mmemo.archives.archive_rows import FORMATS
+from mmemo.archives.archive_summary import PERIODS
+from mmemo.cli import Engine, Format, Period, app
 
 
 CLIPS = Path(__file__).parents[1] / "examples" / "audio"
@@ -143,6 +146,10 @@ def test_contradictory_options_of_the_command(run, arguments, message):
     result = run(*arguments)
 
     assert result.exit_code == 2 and message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_the_command_offers_all_choices():
+    assert tuple(Engine) == ENGINES and tuple(Format) == tuple(FORMATS) and tuple(Period) == tuple(PERIODS)
 
 
 @pytest.mark.slow

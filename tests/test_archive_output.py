@@ -28,6 +28,11 @@ RESULT = {
 SUFFIXES = {"parquet": ".parquet", "json": ".jsonl", "csv": ".csv"}
 
 
+def add_all(output, outcomes):
+    for one in outcomes:
+        output.add(one)
+
+
 def make_manifest(format="parquet", **changes):
     manifest = JobManifest(
         model=None,
@@ -78,7 +83,7 @@ GOOD = ("sad", None, 1)
 def test_a_run_resumes(folder, manifest):
     with ArchiveOutput.open(folder, manifest) as output:
         assert not output.is_done("a")
-        output.write([outcome("a"), outcome("b", "It is empty.")])
+        add_all(output, [outcome("a"), outcome("b", "It is empty.")])
         assert output.is_done("a") and output.failed == {"b": 1} and output.num_rows == 0
         output.flush()
         assert output.num_rows == 2
@@ -94,11 +99,11 @@ def test_a_run_resumes(folder, manifest):
 
 def test_failed_rows_are_retried_in_place(folder, manifest):
     with ArchiveOutput.open(folder, manifest, rows_per_part=3) as output:
-        output.write(outcome(name, "Failed." if name in "bde" else None) for name in "abcde")
+        add_all(output, (outcome(name, "Failed." if name in "bde" else None) for name in "abcde"))
     before = list(read_rows(folder))
     with ArchiveOutput.open(folder, manifest, retry_failed=True) as output:
         assert output.is_done("a") and not output.is_done("b") and output.failed == dict.fromkeys("bde", 1)
-        output.write([outcome("d", attempts=output.attempts("d") + 1), outcome("b", "Failed again.", attempts=2)])
+        add_all(output, [outcome("d", attempts=output.attempts("d") + 1), outcome("b", "Failed again.", attempts=2)])
         output.add(outcome("f"))
         assert output.is_done("b") and output.failed == {"b": 2, "e": 1}
         output.flush()
@@ -114,7 +119,7 @@ def test_failed_rows_are_retried_in_place(folder, manifest):
 
 def test_parts_are_written_by_number_of_rows(out, manifest):
     with ArchiveOutput.open(out, manifest, rows_per_part=2) as output:
-        output.write(map(outcome, "abcde"))
+        add_all(output, map(outcome, "abcde"))
         assert len(parts(out)) == 2 and output.num_rows == 4
 
     suffix = SUFFIXES[manifest.format]
@@ -192,7 +197,7 @@ def test_an_invalid_manifest_is_refused_before_anything_is_created(change, out):
 @pytest.mark.parametrize("content", [lambda content: content[:-5], lambda content: b"", lambda content: b"PAR1 no"])
 def test_a_damaged_part_is_named(content, out, manifest):
     with ArchiveOutput.open(out, manifest) as output:
-        output.write(map(outcome, "ab"))
+        add_all(output, map(outcome, "ab"))
     (name,) = parts(out)
     (out / name).write_bytes(content((out / name).read_bytes()))
 
@@ -209,7 +214,7 @@ def test_a_damaged_part_is_named(content, out, manifest):
 
 def test_parts_of_two_writers_are_found(out, manifest):
     with ArchiveOutput.open(out, manifest) as output:
-        output.write(map(outcome, "ab"))
+        add_all(output, map(outcome, "ab"))
     (name,) = parts(out)
     (out / f"part-7-x{SUFFIXES[manifest.format]}").write_bytes((out / name).read_bytes())
 
@@ -245,7 +250,7 @@ def test_ids_are_unique(out):
 
 def test_names_that_are_not_unicode_are_done_too(out, manifest):
     with ArchiveOutput.open(out, manifest) as output:
-        output.write([outcome("caf\udce9"), outcome("fa\udce9", "Failed.")])
+        add_all(output, [outcome("caf\udce9"), outcome("fa\udce9", "Failed.")])
     with ArchiveOutput.open(out, manifest, retry_failed=True) as output:
         assert output.is_done("caf\udce9") and not output.is_done("fa\udce9") and output.attempts("fa\udce9") == 1
         output.add(outcome("fa\udce9", attempts=2))
@@ -274,7 +279,7 @@ def test_an_interruption_around_the_rename_repeats_no_row(is_replaced, out, mani
     output = ArchiveOutput.open(out, manifest, rows_per_part=2)
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt), output:
-        output.write(map(outcome, "abc"))
+        add_all(output, map(outcome, "abc"))
 
     assert sorted(row["id"] for row in read_rows(out)) == ["a", "b"] and len(parts(out)) == 1
 
@@ -284,7 +289,7 @@ def test_values_that_do_not_fit_lose_no_other_row(out):
         pytest.raises(ValueError, match="b: the column 'month' has the type int64, got 'July'"),
         ArchiveOutput.open(out, make_manifest()) as output,
     ):
-        output.write([outcome("a"), outcome("b", columns={"month": "July"})])
+        add_all(output, [outcome("a"), outcome("b", columns={"month": "July"})])
     assert found(out) == {"a": GOOD}
 
 
@@ -292,9 +297,12 @@ def test_partitions(folder):
     manifest = make_manifest(partition_by=("agent", "month"))
     values = [("anna", 7), ("ben/x", 7), (None, 8), ("anna", 7)]
     with ArchiveOutput.open(folder, manifest) as output:
-        output.write(
-            outcome(str(number), "Failed." if number else None, columns={"agent": agent, "month": month})
-            for number, (agent, month) in enumerate(values)
+        add_all(
+            output,
+            (
+                outcome(str(number), "Failed." if number else None, columns={"agent": agent, "month": month})
+                for number, (agent, month) in enumerate(values)
+            ),
         )
     with ArchiveOutput.open(folder, manifest, retry_failed=True) as output:
         output.add(outcome("1", attempts=2, columns={"agent": "ben/x", "month": 7}))
@@ -318,7 +326,7 @@ def test_duckdb_reads_every_format(partition_by, out, manifest):
     duckdb = pytest.importorskip("duckdb")
     agents = ["007", "Ann/a é", None, ""]
     with ArchiveOutput.open(out, dataclasses.replace(manifest, partition_by=partition_by)) as output:
-        output.write(outcome(str(n), columns={"agent": agent, "month": n}) for n, agent in enumerate(agents))
+        add_all(output, (outcome(str(n), columns={"agent": agent, "month": n}) for n, agent in enumerate(agents)))
         output.add(outcome("4", "Failed."))
     reader = {"parquet": "read_parquet({})", "json": "read_json({})", "csv": "read_csv({}, all_varchar=true)"}
     glob = f"'{out}/**/part-*{SUFFIXES[manifest.format]}', hive_partitioning={'true' if partition_by else 'false'}"
@@ -335,7 +343,7 @@ def test_duckdb_reads_every_format(partition_by, out, manifest):
 def test_pandas_and_datasets_read_parquet(partition_by, out, tmp_path):
     pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
     with ArchiveOutput.open(out, make_manifest(partition_by=partition_by)) as output:
-        output.write(outcome(name, columns={"agent": agent}) for name, agent in (("a", "007"), ("b", None)))
+        add_all(output, (outcome(name, columns={"agent": agent}) for name, agent in (("a", "007"), ("b", None))))
 
     paths = sorted(map(str, out.glob("**/*.parquet")))
     frame = pandas.read_parquet(paths, partitioning=None).set_index("id")
@@ -373,18 +381,18 @@ def small_disk(tmp_path):
 def test_a_full_disk_loses_no_written_row(small_disk, manifest):
     out, ballast = small_disk / "OUT", small_disk / "ballast"
     output = ArchiveOutput.open(out, manifest, rows_per_part=2)
-    output.write(map(outcome, "ab"))
+    add_all(output, map(outcome, "ab"))
     with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(b"x" * 4096)
 
     message = r"OUT cannot be written \(No space left on device\); the 2 rows in it are safe\. Make space"
     with pytest.raises(OSError, match=message), output:
-        output.write(map(outcome, "cd"))
+        add_all(output, map(outcome, "cd"))
     assert found(out) == dict.fromkeys("ab", GOOD) and not list(out.glob(".*.tmp"))
     ballast.unlink()
     with ArchiveOutput.open(out, manifest) as output:
-        output.write(outcome(name) for name in "abcd" if not output.is_done(name))
+        add_all(output, (outcome(name) for name in "abcd" if not output.is_done(name)))
     assert found(out) == dict.fromkeys("abcd", GOOD)
 
 
@@ -401,7 +409,7 @@ def test_a_write_that_failed_is_tried_again_at_the_end(out, manifest, monkeypatc
         ArchiveOutput.open(out, manifest, rows_per_part=2) as output,
     ):
         monkeypatch.setattr(os, "replace", fail)
-        output.write(map(outcome, "abc"))
+        add_all(output, map(outcome, "abc"))
     assert found(out) == dict.fromkeys("ab", GOOD)
 
 

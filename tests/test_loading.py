@@ -6,7 +6,6 @@ import io
 import itertools
 import math
 import os
-import tempfile
 import threading
 import tracemalloc
 from pathlib import Path
@@ -198,15 +197,6 @@ def server(tmp_path, monkeypatch):
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
-
-
-@pytest.fixture
-def temporary_folder(tmp_path, monkeypatch):
-    """An empty folder for temporary files."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def test_url(server, tmp_path, temporary_folder):

@@ -24,9 +24,7 @@ import yaml
 from cluster_schemas import check
 from fastapi import HTTPException
 from ray.serve.schema import ServeDeploySchema
-from running import PATIENCE_S, running
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from running import PATIENCE_S, exchange, running
 
 from mmemo.runtime.cores import available_cores
 from mmemo.serving import ray_app
@@ -355,16 +353,8 @@ def logs(cluster):
     return {path: path.read_text(errors="replace") for path in files}
 
 
-def stream(address, start, messages):
-    """Sends messages until the service closes the stream; returns all that it sent, and the close code."""
-    with connect(address.replace("http", "ws") + "/stream") as socket:
-        for message in [json.dumps(start), *messages]:
-            socket.send(message)
-        received = []
-        with suppress(ConnectionClosed):
-            while True:
-                received.append(json.loads(socket.recv(timeout=PATIENCE_S)))
-    return received, socket.close_code
+def stream_of(address):
+    return address.replace("http://", "ws://") + "/stream"
 
 
 @pytest.mark.slow
@@ -375,7 +365,7 @@ def test_streams_are_those_of_the_plain_service(cluster, service, example_audio)
     start = {"sampling_rate": rate}
 
     found, expected = (
-        stream(address, start, [*messages, json.dumps({"type": "end"})])
+        exchange(stream_of(address), start, [*messages, json.dumps({"type": "end"})])
         for address in (cluster.address, service.address)
     )
 
@@ -387,7 +377,7 @@ def test_streams_are_those_of_the_plain_service(cluster, service, example_audio)
 
 @pytest.mark.slow
 def test_the_message_of_a_stream_has_a_maximum_size(cluster):
-    received, code = stream(cluster.address, {}, [bytes(2**18 + 1)])
+    received, code = exchange(stream_of(cluster.address), {}, [bytes(2**18 + 1)])
 
     assert received[-1] == {
         "type": "error",

@@ -2,7 +2,6 @@
 
 import io
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -37,14 +36,6 @@ def clip(make_clip):
     buffer = io.BytesIO()
     soundfile.write(buffer, make_clip(0.5), 16_000, format="WAV", subtype="FLOAT")
     return buffer.getvalue()
-
-
-@pytest.fixture
-def temporary_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 """Live streams over a WebSocket: they return the segments of `EmotionStream`, within limits, and explain errors."""
 
 import json
-from contextlib import suppress
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import soundfile
-from running import PATIENCE_S, running
-from websockets.exceptions import ConnectionClosed
+from running import PATIENCE_S, exchange, running
 from websockets.sync.client import connect
 
 from modeling_mmemo import EmotionStream, load_pipeline
@@ -28,19 +26,6 @@ def speech(example_audio):
     """A few seconds of 16-bit PCM at 16 kHz."""
     samples, _ = soundfile.read(example_audio, dtype="int16")
     return np.tile(np.concatenate([samples, np.zeros(RATE // 2, np.int16)]), 3)
-
-
-def exchange(service, start, messages, **headers):
-    """Sends messages until the service closes the stream; returns all that it sent, and the close code."""
-    with connect(service.stream_address, additional_headers=headers) as socket:
-        with suppress(ConnectionClosed):
-            for message in [json.dumps(start), *messages]:
-                socket.send(message)
-        received = []
-        with suppress(ConnectionClosed):
-            while True:
-                received.append(json.loads(socket.recv(timeout=PATIENCE_S)))
-    return received, socket.close_code
 
 
 def cut(data, size):
@@ -69,7 +54,7 @@ def assert_same(received, expected):
 
 @pytest.mark.parametrize("size", [640, 999, 32_000])
 def test_pcm(service, exported, speech, size):
-    received, code = exchange(service, {"top_k": 2}, [*cut(speech.tobytes(), size), END])
+    received, code = exchange(service.stream_address, {"top_k": 2}, [*cut(speech.tobytes(), size), END])
 
     assert_same(received, offline(exported, speech, top_k=2))
     assert code == 1000
@@ -80,7 +65,7 @@ def test_float_stereo_at_another_sampling_rate(service, exported, speech):
     samples = np.stack([speech, np.roll(speech, 100)]).astype(np.float32) / 2**15
     start = {"encoding": "pcm_f32le", "channels": 2, "sampling_rate": 8_000}
 
-    received, _ = exchange(service, start, [*cut(samples.T.tobytes(), 12_000), END])
+    received, _ = exchange(service.stream_address, start, [*cut(samples.T.tobytes(), 12_000), END])
 
     assert_same(received, offline(exported, samples, 8_000))
 
@@ -92,7 +77,7 @@ def test_mu_law(service, exported, speech, tmp_path):
         path, dtype="float32", format="RAW", subtype="ULAW", samplerate=RATE, channels=1, endian="FILE"
     )
 
-    received, _ = exchange(service, {"encoding": "mulaw"}, [*cut(path.read_bytes(), 1600), END])
+    received, _ = exchange(service.stream_address, {"encoding": "mulaw"}, [*cut(path.read_bytes(), 1600), END])
 
     assert_same(received, offline(exported, decoded))
 
@@ -112,7 +97,7 @@ def test_opus_packets(service, exported, speech):
     for packet in packets:
         decoded += [frame.to_ndarray()[0] for frame in decoder.decode(av.Packet(packet))]
 
-    received, code = exchange(service, {"encoding": "opus"}, [*packets, END])
+    received, code = exchange(service.stream_address, {"encoding": "opus"}, [*packets, END])
 
     assert code == 1000 and len(packets) > 200
     assert_same(received, offline(exported, np.concatenate(decoded), 48_000))
@@ -122,7 +107,7 @@ def test_words_reach_the_segments_of_their_timestamps(service, exported, speech)
     words = [("so", 1.0, 1.3), ("sad", 1.3, 1.9)]
     message = json.dumps({"type": "words", "word_times": words})
 
-    received, _ = exchange(service, {}, [message, *cut(speech.tobytes(), 3200), END])
+    received, _ = exchange(service.stream_address, {}, [message, *cut(speech.tobytes(), 3200), END])
 
     assert_same(received, offline(exported, speech, words=words))
     assert [word for message in received[1:-1] for word in message["words"]] == ["so", "sad"]
@@ -155,7 +140,7 @@ def test_words_reach_the_segments_of_their_timestamps(service, exported, speech)
     ],
 )
 def test_invalid_streams_end_with_an_error(service, start, messages, detail, code):
-    received, closed = exchange(service, start, messages)
+    received, closed = exchange(service.stream_address, start, messages)
 
     assert received[-1]["type"] == "error" and detail in received[-1]["detail"]
     assert closed == code
@@ -163,7 +148,7 @@ def test_invalid_streams_end_with_an_error(service, start, messages, detail, cod
 
 def test_an_idle_stream_is_closed(exported, tmp_path):
     with running(tmp_path / "log", exported, idle_s=0.2) as service:
-        received, code = exchange(service, {}, [])
+        received, code = exchange(service.stream_address, {}, [])
 
     assert (received[-1]["detail"], code) == ("No message arrived for 0.2 s.", 1008)
 
@@ -175,7 +160,7 @@ def test_audio_before_the_first_message(service):
 
 
 def test_messages_have_a_maximum_size(service):
-    _, code = exchange(service, {}, [b"\0" * 300_000])
+    _, code = exchange(service.stream_address, {}, [b"\0" * 300_000])
 
     assert code == 1009
 
@@ -187,13 +172,13 @@ def test_more_streams_than_the_limit(service):
         for socket in sockets:
             socket.send("{}")
             assert json.loads(socket.recv(timeout=PATIENCE_S))["type"] == "ready"
-        received, code = exchange(service, {}, [])
+        received, code = exchange(service.stream_address, {}, [])
         assert "3 streams are open; try again later." in received[0]["detail"] and code == 1013
         assert service.metric('mmemo_rejects_total{reason="streams"}') == 1
     finally:
         for socket in sockets:
             socket.close()
-    received, code = exchange(service, {}, [END])
+    received, code = exchange(service.stream_address, {}, [END])
     assert (received[-1]["type"], code) == ("end", 1000)
     service.wait_until(lambda: service.metric("mmemo_streams") == 0)
 
@@ -205,18 +190,18 @@ def test_a_lost_connection_frees_its_slot(service, speech):
             socket.send(speech[:8000].tobytes())
             socket.socket.close()
     assert service.get("/health").status_code == 200
-    received, _ = exchange(service, {}, [END])
+    received, _ = exchange(service.stream_address, {}, [END])
     assert received[-1]["type"] == "end"
 
 
 def test_streams_have_a_maximum_duration_and_need_a_key(exported, speech, tmp_path):
     with running(tmp_path / "log", exported, max_recording_s=2, api_keys="alpha-key") as service:
-        received, code = exchange(service, {}, [])
+        received, code = exchange(service.stream_address, {}, [])
         assert (received[0]["detail"], code) == ("The API key is missing or wrong.", 1008)
         for headers in ({"Authorization": "bearer alpha-key"}, {"Authorization": "BEARER  alpha-key"}):
-            received, code = exchange(service, {}, [END], **headers)
+            received, code = exchange(service.stream_address, {}, [END], **headers)
             assert (received[-1]["type"], code) == ("end", 1000)
-        received, code = exchange(service, {"api_key": "alpha-key"}, cut(speech.tobytes(), 16_000))
+        received, code = exchange(service.stream_address, {"api_key": "alpha-key"}, cut(speech.tobytes(), 16_000))
         assert "longer than 2 s" in received[-1]["detail"] and code == 1008
         waiting = [connect(service.stream_address) for _ in range(20)]  # without a key they take no slot
         with connect(service.stream_address, additional_headers={"Authorization": "Bearer alpha-key"}) as socket:

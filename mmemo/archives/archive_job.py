@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmemo.answers import AnswerFormatter
 from mmemo.archives.archive_items import ArchiveSource, read_archive
 from mmemo.archives.archive_output import ArchiveOutput
 from mmemo.archives.engines import Outcomes, run_local, run_processes
@@ -122,9 +123,7 @@ def score(
     )
     for warning in archive.warnings:
         logger.warning(warning)
-    scorer = Scorer(scoring)
-    run = _engine(engine, workers, address, scoring, scorer)
-    answers = scorer.answers
+    run, answers = _load_engine(engine, workers, address, scoring)
     manifest = JobManifest.create(
         scoring,
         answers.labels,
@@ -196,18 +195,23 @@ def _check_engine(name: str, workers: int | None, address: str | None) -> None:
         raise ValueError(f"workers={workers} needs engine='processes' or 'ray'; engine='local' is one worker.")
 
 
-def _engine(
-    name: str, workers: int | None, address: str | None, options: ScoringOptions, scorer: Scorer
-) -> Callable[[Iterable[Task]], Outcomes]:
-    """Returns the function that runs tasks."""
+def _load_engine(
+    name: str, workers: int | None, address: str | None, options: ScoringOptions
+) -> tuple[Callable[[Iterable[Task]], Outcomes], AnswerFormatter]:
+    """
+    Loads the model, which checks it and the options, and returns the function that runs tasks, and what formats
+    scores. Only the local engine keeps the model in this process.
+    """
+    scorer = Scorer(options)
     if name == "local":
-        return partial(run_local, options=options, load=lambda _: scorer)
+        return partial(run_local, options=options, load=lambda _: scorer), scorer.answers
     if name == "processes":
-        return partial(run_processes, options=options, workers=workers)
+        return partial(run_processes, options=options, workers=workers), scorer.answers
     from mmemo.archives.ray_engine import run_ray, worker_versions
 
     fingerprint = partial(worker_versions, partial(model_hash, options.model, options.revision))
-    return partial(run_ray, options=options, workers=workers, address=address, fingerprint=fingerprint)
+    run = partial(run_ray, options=options, workers=workers, address=address, fingerprint=fingerprint)
+    return run, scorer.answers
 
 
 def _progress_bar(total: int | None, is_shown: bool) -> Any:

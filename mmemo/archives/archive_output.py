@@ -25,13 +25,13 @@ from mmemo.archives.archive_rows import (
     PartFormat,
     archive_schema,
     check_partitions,
-    clean_text,
     partition_of,
     row_of,
 )
 from mmemo.archives.job_manifest import MANIFEST_FILE, JobManifest
 from mmemo.archives.output_folder import OutputFolder, open_folder
 from mmemo.archives.tasks import Outcome
+from mmemo.storage import valid_text
 
 
 ROWS_PER_PART = 1000
@@ -74,7 +74,7 @@ class ArchiveOutput:
 
     ```python
     >>> with ArchiveOutput.open("predictions", manifest) as output:
-    ...     for outcome in run_local((Task(item) for item in items if not output.is_done(item.id)), options, 1):
+    ...     for outcome in run_local((Task(item) for item in items if not output.is_done(item.id)), options):
     ...         output.add(outcome)
     ```
     """
@@ -137,16 +137,11 @@ class ArchiveOutput:
 
     def is_done(self, name: str) -> bool:
         """Returns whether the output has a row of this id, and the job does not retry it."""
-        return _digest(clean_text(name)) in self._done
+        return _digest(valid_text(name)) in self._done
 
     def attempts(self, name: str) -> int:
         """Returns the number of failed attempts to predict the item with this id."""
-        return self.failed.get(clean_text(name), 0)
-
-    def write(self, outcomes: Iterable[Outcome]) -> None:
-        """Adds outcomes as they come; see [`~ArchiveOutput.add`]."""
-        for outcome in outcomes:
-            self.add(outcome)
+        return self.failed.get(valid_text(name), 0)
 
     def add(self, outcome: Outcome) -> None:
         """

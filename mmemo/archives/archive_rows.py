@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote
 
 from mmemo.archives.tasks import Outcome
+from mmemo.storage import valid_text
 
 
 try:
@@ -121,11 +122,6 @@ def own_columns(schema: pa.Schema) -> list[pa.Field]:
     return list(schema)[schema.get_field_index(LAST_COLUMN) + 1 :]
 
 
-def clean_text(text: str) -> str:
-    """Returns a text with escapes in place of characters that UTF-8 cannot encode, as in names of files."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def row_of(outcome: Outcome, schema: pa.Schema) -> dict[str, Any]:
     """
     Returns the row of an outcome.
@@ -139,11 +135,11 @@ def row_of(outcome: Outcome, schema: pa.Schema) -> dict[str, Any]:
     """
     item, result = outcome.task.item, outcome.result
     row: dict[str, Any] = dict.fromkeys(schema.names)
-    row["id"] = clean_text(item.id)
-    row["path"] = None if item.path is None else clean_text(item.path)
+    row["id"] = valid_text(item.id)
+    row["path"] = None if item.path is None else valid_text(item.path)
     row["attempts"] = outcome.task.attempts
-    row["error"] = None if outcome.error is None else clean_text(outcome.error)
-    row["warnings"] = list(map(clean_text, outcome.warnings)) or None
+    row["error"] = None if outcome.error is None else valid_text(outcome.error)
+    row["warnings"] = list(map(valid_text, outcome.warnings)) or None
     for field in own_columns(schema):
         row[field.name] = _own_value(item.columns.get(field.name), field, row["id"])
     if result is None:
@@ -179,7 +175,7 @@ def _entry(entry: Mapping[str, Any], labels: list[str]) -> dict[str, Any]:
         "start": entry["start"],
         "end": entry["end"],
         **_scored(entry, labels),
-        "words": list(map(clean_text, entry["words"])),
+        "words": list(map(valid_text, entry["words"])),
         "face_presence": face["presence"],
         "blendshapes": face["blendshapes"],
     }
@@ -193,7 +189,7 @@ def _own_value(value: Any, field: pa.Field, name: str) -> Any:
     """Returns a value of a user's column as Python object of the column's type."""
     if isinstance(value, float) and math.isnan(value):
         return None
-    value = clean_text(value) if isinstance(value, str) else value
+    value = valid_text(value) if isinstance(value, str) else value
     try:
         converted = pa.scalar(value, field.type).as_py()
         # Arrow cuts 1.5 to the integer 1, and a time to its date.

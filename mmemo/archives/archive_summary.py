@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmemo.archives.job_manifest import MANIFEST_FILE
+from mmemo.storage import is_url
 from mmemo.timeline.windows import SILENCE, UNCERTAIN
 
 
@@ -145,8 +146,8 @@ class ArchiveFiles:
         Raises:
             ValueError: If there is no manifest, or not one row yet.
         """
-        is_url = "://" in place
-        filesystem, folder = fsspec.url_to_fs(place) if is_url else (fsspec.filesystem("file"), place)
+        is_remote = is_url(place)
+        filesystem, folder = fsspec.url_to_fs(place) if is_remote else (fsspec.filesystem("file"), place)
         folder = folder.rstrip("/") or "/"
         try:
             manifest = json.loads(filesystem.cat_file(f"{folder}/{MANIFEST_FILE}"))
@@ -166,8 +167,8 @@ class ArchiveFiles:
         paths = [path for path in filesystem.find(folder) if found.fullmatch(path)]
         if not paths:
             raise ValueError(f"{place} has no rows yet; run the report again when mmemo predict has written some.")
-        parts = [filesystem.unstrip_protocol(path) for path in paths] if is_url else paths
-        return cls(place, manifest, kind, parts, filesystem if is_url else None)
+        parts = [filesystem.unstrip_protocol(path) for path in paths] if is_remote else paths
+        return cls(place, manifest, kind, parts, filesystem if is_remote else None)
 
     @property
     def columns(self) -> list[str]:

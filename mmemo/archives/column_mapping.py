@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmemo.archives.archive_rows import archive_schema
 from mmemo.archives.tables import is_media
 from mmemo.archives.tasks import ArchiveItem
 from mmemo.storage import valid_text
@@ -26,10 +27,7 @@ AUDIO_COLUMNS = ("audio", "audio_file_name", "file_name", "path", "file")
 VIDEO_COLUMNS = ("video", "video_file_name")
 WORD_TIMES_COLUMNS = ("word_times", "srt")
 # Columns of the output that those of a table cannot replace.
-OUTPUT_COLUMNS = (
-    *("id", "path", "label", "score", "scores", "label_set", "modality_weights", "duration", "timeline", "spans"),
-    *("speech", "warnings", "error", "attempts"),
-)
+OUTPUT_COLUMNS = tuple(archive_schema((), (), {}).names)
 INPUT_PREFIX = "input_"
 
 

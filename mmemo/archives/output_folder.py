@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mmemo.storage import is_url
+
 
 logger = logging.getLogger(__name__)
 LOCK_FILE = ".lock"
@@ -180,7 +182,7 @@ def open_folder(folder: str | os.PathLike) -> OutputFolder:
     Raises:
         ImportError: If fsspec, or its package for such URLs, is not installed.
     """
-    if "://" not in str(folder):
+    if not is_url(str(folder)):
         return LocalFolder(folder)
     try:
         from fsspec.core import url_to_fs

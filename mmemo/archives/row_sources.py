@@ -21,7 +21,7 @@ from mmemo.archives.folders import SUBTITLE_SUFFIXES, Input, find_companion
 from mmemo.archives.tables import json_type, merge_types, open_table
 from mmemo.archives.tasks import ArchiveItem
 from mmemo.audio.files import keep_seekable
-from mmemo.storage import absolute, is_url, join, local_path, name_of, short, valid_text
+from mmemo.storage import absolute, is_url, join, local_path, name_of, reason_of, valid_text
 
 
 # Rows of a dataset without declared types, of which types are inferred.
@@ -187,10 +187,9 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = short(" ".join(str(error).split()) or type(error).__name__)
         raise ValueError(
-            f"{name} is neither an existing file or folder nor a readable dataset of the Hub ({reason}); check the "
-            "name, the configuration and the split, your token for it, and the connection."
+            f"{name} is neither an existing file or folder nor a readable dataset of the Hub ({reason_of(error)}); "
+            "check the name, the configuration and the split, your token for it, and the connection."
         ) from error
 
 

@@ -26,8 +26,8 @@ GRAPH_FILE, CONFIGURATION_FILE, LABELS_FILE = "model.onnx", "config.pbtxt", "lab
 TYPES = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}
 # As in `mmemo serve`; see `QueuedPredictor`.
 MAX_BATCH_SIZE = 8
-# Of the backend, by their names there.
-PARAMETERS = {"intra_op_thread_count": "1", "memory.enable_memory_arena_shrinkage": "cpu:0"}
+# Of the backend, by their names there; memory as in [`EmotionGraph`].
+PARAMETERS = {"intra_op_thread_count": "1", "enable_mem_arena": "0", "enable_mem_pattern": "0"}
 
 
 def save_repository(exported: str | Path, save_directory: str | Path) -> list[Path]:
