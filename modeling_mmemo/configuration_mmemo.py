@@ -195,6 +195,10 @@ class MMEmoConfig(PreTrainedConfig):
             one per set of modalities present, named as by [`presence_of`]: `{"audio": 1.1, "text": 1.3, "both": 1.2}`.
         conformal_quantiles (`dict`, *optional*): For each set of modalities present, the quantiles at 0, 1, ..., 100 %
             of 1 minus the score of the true label on development data. They determine the prediction sets.
+        projection_dim (`int`, *optional*): Width of the space into which contrastive pre-training projects all
+            modalities; by default the model has no such space.
+        logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the learned inverse temperature of
+            the similarities in that space, as in [`CLIPConfig`].
         audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio encoder. Only needed for
             encoders whose configuration does not define it.
         initializer_range (`float`, defaults to 0.02): Standard deviation of newly initialised weights.
@@ -225,6 +229,9 @@ class MMEmoConfig(PreTrainedConfig):
         "modality_weights",
         "segment_logits",
         "segment_modality_weights",
+        *(f"{modality}_embeds" for modality in (*MODALITIES, "fused")),
+        *(f"{modality}_projection" for modality in MODALITIES),
+        *(f"segment_{modality}_projection" for modality in MODALITIES),
         *(f"{query}_to_{context}_attentions" for query, context in permutations(MODALITIES, 2)),
         *(f"{modality}_hidden_states" for modality in MODALITIES),
     ]
@@ -253,6 +260,8 @@ class MMEmoConfig(PreTrainedConfig):
     focal_gamma: float | int = 0.0
     temperature: float | int | dict[str, float | int] = 1.0
     conformal_quantiles: dict[str, list[float | int]] | None = None
+    projection_dim: int | None = None
+    logit_scale_init_value: float | int = 2.6592
     audio_frame_seconds: float | None = None
     initializer_range: float = 0.02
     id2label: dict[int, str] | dict[str, str] | None = None
@@ -329,6 +338,8 @@ class MMEmoConfig(PreTrainedConfig):
                 f'fusion="{self.fusion}" needs fusion_num_layers of at least 1, got {self.fusion_num_layers}; '
                 'use fusion="early" or "late" for a model without cross-modal attention.'
             )
+        if self.projection_dim is not None and self.projection_dim < 1:
+            raise ValueError(f"projection_dim={self.projection_dim} must be at least 1, or None for no shared space.")
         if self.segment_seconds <= 0:
             raise ValueError(f"segment_seconds must be positive, got {self.segment_seconds}.")
         for name in ("fusion_dropout", "modality_dropout", "label_smoothing"):

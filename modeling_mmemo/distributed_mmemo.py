@@ -1,4 +1,4 @@
-"""Training on several devices with batches that lack a modality.
+"""Training on several devices: batches that lack a modality, and losses over the batches of all processes.
 
 Under DDP every process waits in the backward pass for the gradients of all parameters of all processes. A process
 whose batch has no text has none for the text encoder, and the others wait for it until they time out; unless it takes
@@ -47,3 +47,38 @@ def with_all_parameters(loss: torch.Tensor, model: nn.Module, is_complete: bool)
             "batch both modalities, with a mask of zeros for the missing one."
         )
     return loss
+
+
+def gather_rows(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+    """
+    Gathers the rows of all processes, in the order of the processes, with their gradients.
+
+    All processes must call it equally often; their numbers of rows may differ.
+
+    Args:
+        tensors (`torch.Tensor` of shape `(rows, ...)`): Tensors of as many rows each.
+
+    Returns:
+        `tuple[list[torch.Tensor], int]`: Tensors with the rows of all processes, and the position of the first row of
+        this process among them.
+    """
+    if not is_distributed():
+        return list(tensors), 0
+    # Imported here: a build of torch without `distributed` lacks it.
+    from torch.distributed.nn.functional import all_gather
+
+    count = torch.tensor([len(tensors[0])], device=tensors[0].device)
+    found = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(found, count)
+    counts = [int(one) for one in found]
+    gathered = []
+    for tensor in tensors:
+        missing = max(counts) - len(tensor)
+        padded = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+        if tensor.requires_grad:
+            parts = all_gather(padded)
+        else:
+            parts = [torch.zeros_like(padded) for _ in counts]
+            distributed.all_gather(parts, padded)
+        gathered.append(torch.cat([part[:size] for part, size in zip(parts, counts)]))
+    return gathered, sum(counts[: distributed.get_rank()])

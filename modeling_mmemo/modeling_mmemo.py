@@ -22,6 +22,7 @@ from .fusion_mmemo import CrossModalLayer, ModalityBranch, ModalityGate, Sequenc
 from .losses_mmemo import emotion_loss, problem_type
 from .outputs_mmemo import MMEmoEmotionOutput, MMEmoModelOutput
 from .pretrained_mmemo import MMEmoPreTrainedModel
+from .shared_space_mmemo import SharedSpace, contrastive_loss, hash_texts
 from .towers_mmemo import ENCODE, build_tower, encode_text, token_logits
 
 
@@ -388,6 +389,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         if config.is_multimodal and config.fusion in ("late", "hybrid") and config.late_fusion_weights is None:
             num_modalities = len(config.modalities)
             self.vote = ModalityGate(width, num_modalities, num_modalities + int(self.mmemo.fuses))
+        self.shared_space = None if config.projection_dim is None else SharedSpace(config, config.projection_dim)
         self.post_init()
 
     def _init_text_head(self, weight: torch.Tensor) -> None:
@@ -413,6 +415,8 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         labels: torch.Tensor | None = None,
         label_mask: torch.Tensor | None = None,
         loss_weight: torch.Tensor | None = None,
+        caption_ids: torch.Tensor | None = None,
+        caption_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -429,6 +433,11 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
             loss_weight (`torch.Tensor` of shape `(batch,)`, *optional*): Weight of each sample in the loss; 1 by
                 default. The loss is divided by the batch size, not by the sum of the weights, so that the losses of
                 several processes add up.
+            caption_ids, caption_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): A text that belongs to
+                each item, its transcript or a caption such as `"a loud, angry voice"`, as `input_ids` and
+                `attention_mask`; a mask of zeros is a missing one. With it the loss is contrastive, over the pairs of
+                each modality and the caption, and there must be no `labels`. Needs a text encoder and
+                `config.projection_dim`.
             The others are those of [`MMEmoModel.forward`].
         """
         features = self.mmemo(
@@ -455,13 +464,19 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         logits, modality_weights = self._predict(heads, features)
         segments: dict[str, Any] = {}
         if features.segments is not None:
-            predictions = self._predict(self._head_logits(features.segments), features.segments)
-            names = ("segment_logits", "segment_modality_weights")
-            segments = {name: rows.unflatten(0, (logits.shape[0], -1)) for name, rows in zip(names, predictions)}
+            predicted = self._predict(self._head_logits(features.segments), features.segments)
+            predictions = dict(zip(("segment_logits", "segment_modality_weights"), predicted))
+            predictions |= {f"segment_{name}": vectors for name, vectors in self._project(features.segments).items()}
+            segments = {name: rows.unflatten(0, (logits.shape[0], -1)) for name, rows in predictions.items()}
+        projections = self._project(features)
 
         loss = None
+        if caption_ids is not None and labels is not None:
+            raise ValueError("Got labels and caption_ids, whose losses exclude each other; leave one of them out.")
         if labels is not None:
             loss = self._loss(logits, heads, features.modality_mask, labels, label_mask, loss_weight)
+        if caption_ids is not None:
+            loss = self._contrastive_loss(projections, features.modality_mask, caption_ids, caption_mask)
         if loss is not None and self.training:
             given = {
                 "audio": (input_features, input_values, audio_hidden_states),
@@ -480,8 +495,16 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         as_encoded: dict[str, Any] = {
             name: value for name, value in features.items() if name.endswith(("_attentions", "_states"))
         }
+        embeds: dict[str, Any] = {name: values for name, values in features.items() if name.endswith("_embeds")}
         output = MMEmoEmotionOutput(
-            loss=loss, logits=logits, **of_heads, modality_weights=modality_weights, **segments, **as_encoded
+            loss=loss,
+            logits=logits,
+            **of_heads,
+            modality_weights=modality_weights,
+            **segments,
+            **embeds,
+            **projections,
+            **as_encoded,
         )
         if return_dict is None:
             return_dict = self.config.return_dict
@@ -499,6 +522,43 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         if uses_label_tokens:
             heads["text"] = token_logits(self.config.text_config, heads["text"])
         return heads
+
+    def _project(self, features: MMEmoModelOutput) -> dict[str, Any]:
+        """Returns each modality in the shared space, `(batch, projection_dim)`, by the name of its output; nothing
+        without such a space."""
+        if self.shared_space is None:
+            return {}
+        return {
+            f"{name}_projection": self.shared_space(name, features[f"{name}_embeds"])
+            for name in MODALITIES
+            if self.config.has_encoder(name)
+        }
+
+    def _contrastive_loss(
+        self,
+        projections: dict[str, Any],
+        is_present: torch.Tensor,
+        caption_ids: torch.Tensor,
+        caption_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Returns the sum of the contrastive losses of each modality with the caption."""
+        if self.shared_space is None or not self.config.has_encoder("text"):
+            raise ValueError(
+                f"Got caption_ids, but this model has projection_dim={self.config.projection_dim} and "
+                f"{'a' if self.config.has_encoder('text') else 'no'} text encoder; the contrastive loss needs both."
+            )
+        caption_mask = _ones_if_none(caption_mask, caption_ids).bool()
+        captions = self.mmemo(input_ids=caption_ids, attention_mask=caption_mask.long(), return_dict=True)
+        vectors = self.shared_space("text", captions.text_embeds)
+        texts = hash_texts(caption_ids, caption_mask)
+        loss = vectors.new_zeros(())
+        # Also for a modality that the batch lacks: in every loss the processes wait for each other.
+        for name, has_modality in zip(self.config.modalities, is_present.unbind(dim=1)):
+            if f"{name}_projection" in projections:
+                rows = has_modality & caption_mask.any(dim=1)
+                projected = projections[f"{name}_projection"]
+                loss = loss + contrastive_loss(projected, vectors, rows, texts, self.shared_space.scale)
+        return loss
 
     def _predict(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
         """Returns the logits `(batch, num_labels)`, divided by the temperature, and the modality weights

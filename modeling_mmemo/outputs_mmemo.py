@@ -64,6 +64,12 @@ class MMEmoEmotionOutput(ModelOutput):
             segment, from its own part of every modality, divided by the temperature.
         segment_modality_weights (`torch.Tensor` of shape `(batch, segments, modalities)`): The weights in those
             predictions; all are 0, and all labels equally likely, where a segment has no modality.
+        audio_embeds, text_embeds, video_embeds, fused_embeds (`torch.Tensor` of shape `(batch, fusion_hidden_size)`):
+            As in [`MMEmoModelOutput`].
+        audio_projection, text_projection, video_projection (`torch.Tensor` of shape `(batch, projection_dim)`): Each
+            modality in the shared space, a vector of length 1, or 0 if missing; for models with a `projection_dim`.
+        segment_audio_projection, segment_text_projection, segment_video_projection (`torch.Tensor` of shape `(batch,
+            segments, projection_dim)`): The same for each requested segment.
         text_to_audio_attentions, audio_to_text_attentions, video_to_audio_attentions, audio_to_video_attentions,
         video_to_text_attentions, text_to_video_attentions, audio_hidden_states, text_hidden_states,
         video_hidden_states: As in [`MMEmoModelOutput`].
@@ -77,6 +83,16 @@ class MMEmoEmotionOutput(ModelOutput):
     modality_weights: torch.Tensor | None = None
     segment_logits: torch.Tensor | None = None
     segment_modality_weights: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    video_embeds: torch.Tensor | None = None
+    fused_embeds: torch.Tensor | None = None
+    audio_projection: torch.Tensor | None = None
+    text_projection: torch.Tensor | None = None
+    video_projection: torch.Tensor | None = None
+    segment_audio_projection: torch.Tensor | None = None
+    segment_text_projection: torch.Tensor | None = None
+    segment_video_projection: torch.Tensor | None = None
     text_to_audio_attentions: tuple[torch.Tensor, ...] | None = None
     audio_to_text_attentions: tuple[torch.Tensor, ...] | None = None
     video_to_audio_attentions: tuple[torch.Tensor, ...] | None = None

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from .adapter_mmemo import find_adapter, load_adapted, resolve_embedded
 from .configuration_mmemo import MMEmoConfig
 from .fusion_mmemo import CrossModalLayer, LayerMix, ModalityGate, Standardization
+from .shared_space_mmemo import SharedSpace
 from .towers_mmemo import load_language_model, load_tower, strip_tower
 
 
@@ -77,6 +78,8 @@ class MMEmoPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ModalityGate):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, SharedSpace):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

@@ -32,6 +32,8 @@ modeling_mmemo.video_encoder_mmemo <- modeling_mmemo.towers_mmemo
 modeling_mmemo.audio_encoder_mmemo <- modeling_mmemo.towers_mmemo modeling_mmemo.fusion_mmemo
 modeling_mmemo.towers_mmemo <- modeling_mmemo.fusion_mmemo <- modeling_mmemo.alignment_mmemo
 modeling_mmemo.towers_mmemo <- modeling_mmemo.adapter_mmemo <- modeling_mmemo.pretrained_mmemo
+modeling_mmemo.fusion_mmemo modeling_mmemo.distributed_mmemo <- modeling_mmemo.shared_space_mmemo
+modeling_mmemo.shared_space_mmemo <- modeling_mmemo.pretrained_mmemo
 modeling_mmemo.fusion_mmemo <- modeling_mmemo.losses_mmemo modeling_mmemo.pretrained_mmemo
 modeling_mmemo.alignment_mmemo modeling_mmemo.losses_mmemo <- modeling_mmemo.modeling_mmemo <- modeling_mmemo
 modeling_mmemo.outputs_mmemo modeling_mmemo.distributed_mmemo <- modeling_mmemo.modeling_mmemo

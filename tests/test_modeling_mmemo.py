@@ -487,9 +487,10 @@ def test_return_dict_false_returns_a_tuple():
     output = model(**inputs, labels=torch.tensor([0, 1, 2, 3]))
     values = model(**inputs, labels=torch.tensor([0, 1, 2, 3]), return_dict=False)
     assert isinstance(values, tuple)
-    assert list(output) == ["loss", "logits", "audio_logits", "text_logits", "modality_weights"]
+    heads = ["loss", "logits", "audio_logits", "text_logits", "modality_weights"]
+    assert list(output) == [*heads, "audio_embeds", "text_embeds", "fused_embeds"]
     assert all(torch.equal(value, output[name]) for name, value in zip(output, values))
-    assert len(values) == 5
+    assert len(values) == len(output)
     assert torch.equal(model(**inputs, return_dict=False)[0], output.logits)
 
 
