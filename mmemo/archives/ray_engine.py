@@ -14,7 +14,6 @@ Deliberate choices:
 """
 
 import asyncio
-import importlib.metadata
 import itertools
 import logging
 import os
@@ -36,6 +35,7 @@ from itertools import islice
 from typing import Any
 
 from mmemo.archives.engines import LoadScorer, Outcomes, load_scorer
+from mmemo.archives.job_manifest import runtime_versions
 from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 from mmemo.runtime.cores import available_cores
 
@@ -88,9 +88,8 @@ def worker_versions(model_hash: Callable[[], str] | None = None) -> dict[str, st
     Args:
         model_hash (`Callable`, *optional*): Returns the hash of the model.
     """
-    versions = {name: importlib.metadata.version(name) for name in ("mmemo", "onnxruntime")}
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"Python": python, **versions, **({} if model_hash is None else {"model": model_hash()})}
+    return {"Python": python, **runtime_versions(), **({} if model_hash is None else {"model": model_hash()})}
 
 
 def run_ray(

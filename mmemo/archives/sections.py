@@ -261,11 +261,6 @@ class SectionJoiner:
         self._options = options
         self._sections: dict[str, dict[int, Outcome]] = {}
 
-    @property
-    def pending(self) -> list[str]:
-        """Ids of the items of which some sections have come, and others are missing."""
-        return list(self._sections)
-
     def add(self, outcome: Outcome) -> Outcome | None:
         """
         Adds the outcome of a task.

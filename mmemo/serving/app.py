@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import onnxruntime
 from fastapi import FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -216,7 +217,7 @@ def _add_status_paths(app: FastAPI, service: Service) -> None:
         """Returns the versions of the software, and the model with its labels."""
         return VersionResponse(
             mmemo=app.version,
-            onnxruntime=importlib.metadata.version("onnxruntime"),
+            onnxruntime=onnxruntime.__version__,
             model=Path(service.settings.model).name if service.settings.model else "embedded",
             precision=service.predictor.graph.metadata["precision"],
             labels=service.predictor.answers.labels,
