@@ -106,7 +106,7 @@ def test_shots_of_one_row_are_not_cross_validated(trained, table, tmp_path):
     summary = adapt(table(text_rows()), tmp_path / "adapted", trained, shots=1)
 
     assert "3 labels from 3 rows" in summary
-    assert "Nothing was cross-validated: only one row has the label bored, relieved, tense." in summary
+    assert "Nothing was cross-validated, since there is only one row of bored, relieved, tense:" in summary
     assert not (tmp_path / "adapted" / "results").exists()
     assert len(load_pipeline(tmp_path / "adapted")({"text": WORDS["tense"]})) == 3
 

@@ -108,6 +108,8 @@ def adapt(
             for head, vectors in embedded.vectors.items()
         }
         calibration = calibrate_heads(reduced, embedded, held_out)
+        # Rows without known speakers are groups of their own.
+        unit = "rows" if len(set(rows["speaker"]) - {None}) < 2 else unit
         protocol = f"{source_name(data)}, {len(ids)} rows, cross-validated in {len(folds)} folds of {unit}"
         table = score_held_out(reduced, embedded, held_out, source_name(data), protocol, seed)
         results = {**results_head(output.name, labels, seed), "corpora": [table], "pairs": [], "timelines": []}
@@ -277,7 +279,7 @@ def _save(
     save(emotion.model, emotion.processor, output, "float16" if is_half else "float32")
     is_embedded = Path(base_name) == embedded_model()
     counts = Counter(embedded.rows["label"])
-    encoders = "the model embedded in mmemo" if is_embedded else base_name
+    encoders = "the model embedded in mmemo" if is_embedded else source_name(base_name)
     training_data = (
         f"The encoders are those of {encoders}, unchanged. The heads were fitted on "
         f"{len(embedded.ids)} rows of {source_name(data)}: {listed(counts)}."
@@ -311,8 +313,8 @@ def describe(
     if results is None:
         rare = [label for label, count in Counter(embedded.rows["label"]).items() if count < 2]
         parts.append(
-            f"Nothing was cross-validated: only one row has the label {', '.join(sorted(rare))}. How well the model "
-            "works is unknown, and its scores are not calibrated."
+            f"Nothing was cross-validated, since there is only one row of {', '.join(sorted(rare))}: how well the "
+            "model works is unknown, and its scores are not calibrated."
         )
     else:
         (table,) = results["corpora"]
