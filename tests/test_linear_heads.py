@@ -11,28 +11,39 @@ from modeling_mmemo.training.linear_heads import (
     fit_head,
     held_out_logits,
     make_folds,
+    standardization,
 )
 
 
 @pytest.fixture
 def separable():
-    """Vectors of three labels around different centres, of six speakers, on very different scales."""
+    """Vectors of three labels around different centres, of six speakers."""
     rng = np.random.default_rng(0)
     ids = np.tile(np.arange(3), 12)
     vectors = rng.normal(size=(36, 8)) + 3 * np.eye(3, 8)[ids]
-    return vectors * 10.0 ** np.arange(8) + 100.0, ids, np.repeat(np.arange(6), 6)
+    return vectors + 100.0, ids, np.repeat(np.arange(6), 6)
 
 
 @pytest.mark.parametrize("num_labels", [2, 3])
 def test_a_head_has_the_scores_of_a_regression_on_standardised_vectors(separable, num_labels):
     vectors, ids, _ = separable
     vectors, ids = vectors[ids < num_labels], ids[ids < num_labels]
-    standard = (vectors - vectors.mean(axis=0)) / vectors.std(axis=0)
+    mean, std = standardization(vectors)
+    standard = (vectors - mean) / std
     expected = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000).fit(standard, ids)
 
     logits = fit_head(vectors, ids, num_labels, 0.1).logits(vectors)
 
     np.testing.assert_allclose(log_softmax(logits, axis=1), expected.predict_log_proba(standard), atol=1e-6)
+
+
+def test_the_variance_of_few_rows_is_shrunk_to_its_mean():
+    # Two rows with the variances 0 and 4: (2 * 0 + 100 * 2) / 102 and (2 * 4 + 100 * 2) / 102.
+    mean, std = standardization(np.array([[1.0, 0.0], [1.0, 4.0]]))
+
+    np.testing.assert_allclose(mean, [1, 2])
+    np.testing.assert_allclose(std**2, [200 / 102, 208 / 102])
+    assert standardization(np.ones((2, 3)))[1].tolist() == [1, 1, 1]
 
 
 def test_constant_dimensions_and_labels_without_rows_do_not_break_a_head(separable):

@@ -3,6 +3,7 @@ Linear heads on fixed vectors: multinomial logistic regression on standardised v
 
 Deliberate choices:
 - All labels have the same total weight, since the recall of each label is what counts (UAR).
+- The variance of each dimension is shrunk to the mean variance: of a few rows it is mostly noise.
 - The strength of the penalty is cross-validated by the log-likelihood, so that the scores of heads are on one scale:
   the vote of several heads then ignores a modality that says nothing about the labels.
 - Folds are of speakers where every label has several, otherwise of rows.
@@ -20,6 +21,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 STRENGTHS = tuple(10.0**power for power in range(-4, 1))
 # Without rows to validate it on.
 FIXED_STRENGTH = 1e-2
+# The mean variance counts as much as this many rows.
+PRIOR_ROWS = 100
 MAX_FOLDS, MAX_INNER_FOLDS = 5, 3
 # The logit of a label without rows in a fold.
 ABSENT_LOGIT = -7.0
@@ -55,8 +58,7 @@ def fit_head(vectors: np.ndarray, ids: np.ndarray, num_labels: int, strength: fl
         num_labels (`int`): Number of labels; one without rows gets a logit of `ABSENT_LOGIT`.
         strength (`float`): Inverse strength of the penalty, `C` of scikit-learn.
     """
-    mean, std = vectors.mean(axis=0), vectors.std(axis=0)
-    std = np.where(std > 1e-6, std, 1.0)
+    mean, std = standardization(vectors)
     fitted = LogisticRegression(C=strength, class_weight="balanced", max_iter=1000).fit((vectors - mean) / std, ids)
     weights, biases = fitted.coef_, fitted.intercept_
     if len(fitted.classes_) == 2:
@@ -66,6 +68,14 @@ def fit_head(vectors: np.ndarray, ids: np.ndarray, num_labels: int, strength: fl
     weight[fitted.classes_] = weights / std
     bias[fitted.classes_] = biases - weight[fitted.classes_] @ mean
     return LinearHead(weight, bias)
+
+
+def standardization(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the standard deviation of vectors of shape `(rows, width)`, the variance shrunk to its mean
+    over all dimensions; each of shape `(width,)`."""
+    rows, variance = len(vectors), vectors.var(axis=0)
+    std = np.sqrt((rows * variance + PRIOR_ROWS * variance.mean()) / (rows + PRIOR_ROWS))
+    return vectors.mean(axis=0), np.where(std > 0, std, 1.0)
 
 
 def make_folds(ids: np.ndarray, groups: np.ndarray, max_folds: int = MAX_FOLDS, seed: int = 0) -> tuple[Folds, str]:
