@@ -493,6 +493,65 @@ def evaluate(context: typer.Context) -> None:
 
 
 @app.command()
+def adapt(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Labelled rows: a table (CSV, TSV, JSON Lines, Parquet) with the columns audio or text, label and "
+            "speaker, or a folder with metadata.csv or one folder per label."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the model; it must be empty or not exist.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of the model to adapt; the embedded one by default.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="Rows of each label to use, drawn evenly from its speakers.", min=1)
+    ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Modality to use: audio, text or video; may be repeated. All that the rows have by default."
+        ),
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="Column name of the table, as in label=emotion; may be repeated.")
+    ] = None,
+    label_map: Annotated[
+        list[str] | None, typer.Option(help="Label name of the table, as in excited=happy; may be repeated.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="Label to predict; may be repeated. All of the table by default.")
+    ] = None,
+    allow_unknown_labels: Annotated[
+        bool, typer.Option("--allow-unknown-labels", help="Leave rows with other labels out, even if they are many.")
+    ] = False,
+    encoding: Annotated[
+        str | None, typer.Option(help="Character encoding of CSV and TSV tables, such as gbk; UTF-8 by default.")
+    ] = None,
+    data_dir: Annotated[Path, typer.Option(help="Folder with the known corpora.")] = Path("data"),
+    seed: Annotated[int, typer.Option(help="Seed of the drawn rows and of the folds.")] = 0,
+) -> None:
+    """
+    Adapts a model to labels of your own from a few examples of each, in seconds on a CPU.
+
+    The encoders are not trained. Prints figures of held-out speakers.
+    """
+    from modeling_mmemo.data.source_arguments import SourceArguments
+    from modeling_mmemo.training.adapt import adapt as run
+
+    sources = SourceArguments(
+        data_dir=str(data_dir),
+        columns=columns or [],
+        encoding=encoding,
+        label_map=label_map or [],
+        labels=labels or [],
+        allow_unknown_labels=allow_unknown_labels,
+    )
+    typer.echo(run(data, output, model, shots, modality or [], sources, seed))
+
+
+@app.command()
 def info(
     model: Annotated[
         str | None,

@@ -10,7 +10,7 @@ Deliberate choices:
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from itertools import islice
@@ -51,6 +51,8 @@ RECORDING_OPTIONS = (
 TIMELINE_OPTIONS = ("return_timeline", "window_batch_size", *RECORDING_OPTIONS)
 ANSWER_OPTIONS = ("top_k", "function_to_apply", "threshold", "coverage")
 ITEM_ANSWER_OPTIONS = (*ANSWER_OPTIONS, "return_modality_weights")
+# What to do with an item that is invalid: raise its error, or return it in place of the result.
+ON_ERROR = ("raise", "return")
 
 
 class EmotionRecognition:
@@ -61,11 +63,13 @@ class EmotionRecognition:
         processor ([`ItemProcessing`]): Prepares and collates items.
         answers ([`AnswerFormatter`]): Converts scores to labels.
         window_batch_size (`int`): Number of windows of a recording that the model encodes at once.
+        is_batch_dependent (`bool`): Whether a prediction depends on the rest of its batch; see [`EmotionGraph`].
     """
 
     processor: ItemProcessing
     answers: AnswerFormatter
     window_batch_size: int
+    is_batch_dependent: bool
 
     def run(self, items: list[PreparedItem]) -> dict[str, np.ndarray]:
         """
@@ -77,7 +81,8 @@ class EmotionRecognition:
         Returns:
             `dict[str, np.ndarray]`: `logits`, `(batch, num_labels)`, and `modality_weights`, `(batch,
             modalities)`; with segments also `segment_logits`, `(batch, segments, num_labels)`, and
-            `segment_modality_weights`.
+            `segment_modality_weights`; and `audio_embeds`, `text_embeds`, `video_embeds` and `fused_embeds`, `(batch,
+            width)`, as far as the model has them.
         """
         raise NotImplementedError
 
@@ -255,22 +260,30 @@ class EmotionRecognition:
         Raises:
             ValueError: If the recording contains no speech and has no text, or its text fits no window.
         """
-        item = prepared.recording or {}
-        recording = open_recording(
+        recording = self._open_for_mean(prepared)
+        self._run_windows(recording, self.window_batch_size)
+        mean = mean_prediction(recording.sources[0].spans)
+        self._warn_of_mean(prepared, recording, mean is not None)
+        if mean is None:
+            return self.predict_without_audio(prepared.recording or {})
+        scores, weights = mean
+        return self.answers.logits(scores), weights
+
+    def _open_for_mean(self, prepared: PreparedItem) -> Recording:
+        """Opens an item with a `recording` whose result is the mean over its windows."""
+        return open_recording(
             self.processor,
-            item,
+            prepared.recording or {},
             self.answers.modalities,
             SpeakerOptions(prepared.channel),
             self.mean_options(prepared.has_speech),
         )
-        self._run_windows(recording, self.window_batch_size)
-        mean = mean_prediction(recording.sources[0].spans)
+
+    def _warn_of_mean(self, prepared: PreparedItem, recording: Recording, has_speech: bool) -> None:
+        """Logs [`explain_mean`] about an item with a `recording`, which raises if there is nothing to predict."""
+        item = prepared.recording or {}
         others = [name for name in ("text", "video") if item.get(name) is not None]
-        logger.warning(explain_mean(recording.duration, mean is not None, others))
-        if mean is None:
-            return self.predict_without_audio(item)
-        scores, weights = mean
-        return self.answers.logits(scores), weights
+        logger.warning(explain_mean(recording.duration, has_speech, others))
 
     def mean_options(self, has_speech: bool = True) -> TimelineOptions:
         """Returns how a recording is cut whose prediction is the mean over its windows."""
@@ -283,6 +296,106 @@ class EmotionRecognition:
         """Predicts the text and the video of an item, as [`~EmotionRecognition.predict_recording`]."""
         outputs = self.run([self.processor.prepare(**{**item, "audio": None})])
         return outputs["logits"][0], outputs["modality_weights"][0]
+
+    def embed(
+        self,
+        inputs: Any,
+        batch_size: int = 1,
+        channel: int | None = None,
+        face: int | None = None,
+        on_error: str = "raise",
+    ) -> Any:
+        """
+        Returns the vectors of items before the heads of the model, such as for search, clustering or a classifier.
+
+        Args:
+            inputs:
+                One item, or items as a list or any other iterable; see [`~MultimodalEmotionPipeline.__call__`].
+            batch_size (`int`, *optional*, defaults to 1):
+                Number of items that the model encodes at once. Dynamic int8 graphs encode one at a time.
+            channel (`int`, *optional*): The audio channel; the mean of all channels by default.
+            face (`int`, *optional*): The face of a video, by rank; see [`read_face`].
+            on_error (`str`, *optional*, defaults to `"raise"`):
+                `"return"` returns `{"error": message}` for an invalid item instead of raising a `ValueError`.
+
+        Returns:
+            For one item a `dict[str, np.ndarray]` of vectors of shape `(width,)`, float32: `audio`, `text` and
+            `video`, as far as the item has them, and `fused` of several of them if the model fuses them in a vector.
+            For audio with more speech than the processor's `max_speech_s`, they are the means over the windows of the
+            recording, weighted by the seconds of speech. For a list a list of these; for any other iterable, an
+            iterator.
+
+        Raises:
+            ValueError: If an option or an item is invalid, the latter with its position if it is one of many; or if
+                the model is a graph of an earlier version, which has no such outputs.
+        """
+        check_on_error(on_error)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be an integer of at least 1.")
+        is_one = isinstance(inputs, dict) or is_audio_object(inputs) or not isinstance(inputs, Iterable)
+        if not is_one:
+            size = 1 if self.is_batch_dependent else batch_size
+            vectors = self._embed_many(inputs, size, channel, face, on_error)
+            return list(vectors) if isinstance(inputs, list) else vectors
+        try:
+            prepared = self.prepare(inputs, channel, face)
+            return self._embed_batch([prepared])[0] if prepared.recording is None else self._embed_recording(prepared)
+        except ValueError as error:
+            if on_error != "return":
+                raise
+            return {"error": str(error)}
+
+    def _embed_many(
+        self, inputs: Iterable[Any], batch_size: int, channel: int | None, face: int | None, on_error: str
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the vectors of items, or errors; see [`~EmotionRecognition.embed`]."""
+        numbered = enumerate(inputs)
+        while batch := list(islice(numbered, batch_size)):
+            clips: list[PreparedItem] = []
+            # The vectors of recordings, errors, and `None` for clips.
+            results: list[dict[str, Any] | None] = []
+            for position, item in batch:
+                try:
+                    prepared = self.prepare(item, channel, face)
+                    results.append(None if prepared.recording is None else self._embed_recording(prepared))
+                except ValueError as error:
+                    message = with_position(position, error)
+                    if on_error != "return":
+                        raise ValueError(message) from error
+                    results.append({"error": message})
+                else:
+                    clips += [prepared] if prepared.recording is None else []
+            vectors = iter(self._embed_batch(clips) if clips else ())
+            yield from (next(vectors) if result is None else result for result in results)
+
+    def _embed_batch(self, items: list[PreparedItem]) -> list[dict[str, np.ndarray]]:
+        """Returns the vectors of prepared items that are no recordings."""
+        outputs = self.run(items)
+        return [
+            {name: outputs[f"{name}_embeds"][row] for name in embedded_parts(vars(item), outputs)}
+            for row, item in enumerate(items)
+        ]
+
+    def _embed_recording(self, prepared: PreparedItem) -> dict[str, np.ndarray]:
+        """Returns the mean vectors of an item with too much speech for one input; without speech, those of its text
+        and video."""
+        recording = self._open_for_mean(prepared)
+        sums: dict[str, np.ndarray] = {}
+        seconds: dict[str, float] = {}
+
+        def add(windows: list[Window], outputs: dict[str, np.ndarray]) -> None:
+            for row, window in enumerate(windows):
+                for name in embedded_parts(window.item, outputs):
+                    weight = sum(window.seconds)
+                    sums[name] = sums.get(name, 0.0) + weight * outputs[f"{name}_embeds"][row].astype(np.float64)
+                    seconds[name] = seconds.get(name, 0.0) + weight
+
+        self._run_windows(recording, self.window_batch_size, on_outputs=add)
+        self._warn_of_mean(prepared, recording, bool(sums))
+        if not sums:
+            item = {**(prepared.recording or {}), "audio": None}
+            return self._embed_batch([self.processor.prepare(**item)])[0]
+        return {name: (total / seconds[name]).astype(np.float32) for name, total in sums.items()}
 
     def predict_timeline(
         self,
@@ -335,27 +448,69 @@ class EmotionRecognition:
         self._run_windows(recording, size, function_to_apply)
         return self.answers.format_recording(recording, top_k=top_k, threshold=threshold, coverage=coverage)
 
-    def _run_windows(self, recording: Recording, size: int, function_to_apply: str | None = None) -> None:
-        """Predicts all windows of a recording, `size` at once, with a progress bar."""
+    def _run_windows(
+        self,
+        recording: Recording,
+        size: int,
+        function_to_apply: str | None = None,
+        on_outputs: Callable[[list[Window], dict[str, np.ndarray]], None] | None = None,
+    ) -> None:
+        """Predicts all windows of a recording, `size` at once, with a progress bar; `on_outputs` is called with each
+        batch and its outputs."""
         windows, shown = iter(recording), 0.0
         with self._progress(recording.expected_duration) as bar:
             while batch := list(islice(windows, size)):
-                self.predict_windows(batch, function_to_apply)
+                outputs = self.predict_windows(batch, function_to_apply)
+                if on_outputs is not None:
+                    on_outputs(batch, outputs)
                 if bar is not None:
                     bar.update(recording.duration - shown)
                     shown = recording.duration
         recording.collect()
 
-    def predict_windows(self, windows: list[Window], function_to_apply: str | None = None) -> None:
-        """Runs the model over windows of recordings and adds the predictions to their spans; see [`Window`]."""
+    def predict_windows(self, windows: list[Window], function_to_apply: str | None = None) -> dict[str, np.ndarray]:
+        """Runs the model over windows of recordings and adds the predictions to their spans, see [`Window`]; returns
+        the outputs of [`~EmotionRecognition.run`]."""
         outputs = self.run([self.processor.prepare(**window.item) for window in windows])
         scores = self.answers.scores(outputs["segment_logits"], function_to_apply)
         for window, *predictions in zip(windows, scores, outputs["segment_modality_weights"]):
             window.set_predictions(*(rows[: len(window.spans)] for rows in predictions))
+        return outputs
 
     def _progress(self, seconds: float | None) -> AbstractContextManager[Any]:
         """Returns a context with a progress bar over a recording of that duration, or with `None`."""
         return nullcontext()
+
+
+def embedded_parts(item: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> list[str]:
+    """
+    Returns the names of an item's vectors: the modalities that it has and, if there are several, `"fused"`.
+
+    Args:
+        item (`Mapping`): An item, `None` for a modality that is missing.
+        outputs (`Mapping`): Outputs of the model; without `fused_embeds` it has no vector of several modalities.
+
+    Raises:
+        ValueError: If the model has no vectors at all.
+    """
+    present = [name for name in MODALITIES if item.get(name) is not None]
+    if missing := [f"{name}_embeds" for name in present if f"{name}_embeds" not in outputs]:
+        raise ValueError(
+            f"This graph has no outputs {missing}: an earlier version exported it. Export the model again: mmemo "
+            "export MODEL --output FOLDER."
+        )
+    return [*present, *(["fused"] if len(present) > 1 and "fused_embeds" in outputs else [])]
+
+
+def with_position(position: int, error: ValueError) -> str:
+    """Returns the message of an error, prefixed with the position of the item."""
+    return f"Item {position}: {error}"
+
+
+def check_on_error(on_error: str) -> None:
+    """Raises a `ValueError` if `on_error` of a call is unknown."""
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error={on_error!r} is unknown; choose one of {ON_ERROR}.")
 
 
 def _load_clip(blocks: AudioBlocks, channel: int | None) -> np.ndarray | None:

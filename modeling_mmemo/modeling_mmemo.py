@@ -563,7 +563,7 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
     def _predict(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
         """Returns the logits `(batch, num_labels)`, divided by the temperature, and the modality weights
         `(batch, modalities)`."""
-        logits, weights = self._combine_heads(heads, features)
+        logits, weights = self.combine_heads(heads, features)
         modalities, is_present = self.config.modalities, features.modality_mask
         # One for each set of modalities, the first modality counting fastest; that of all for a sample without any.
         sets = [set(compress(modalities, flags[::-1])) for flags in product((False, True), repeat=len(modalities))]
@@ -572,9 +572,9 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         chosen = torch.tensor(temperatures).to(logits)[(is_present * powers).sum(dim=1)]
         return logits / chosen.unsqueeze(1), weights
 
-    def _combine_heads(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
-        """Returns the logits `(batch, num_labels)` by the configured fusion, and the modality weights
-        `(batch, modalities)`."""
+    def combine_heads(self, heads: dict[str, torch.Tensor], features: MMEmoModelOutput):
+        """Returns the logits `(batch, num_labels)` by the configured fusion, before the division by a temperature, and
+        the modality weights `(batch, modalities)`; `heads` has the logits of each head by its name."""
         is_present = features.modality_mask
         if not self.config.is_multimodal:
             (logits,) = heads.values()

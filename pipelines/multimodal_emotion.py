@@ -25,6 +25,7 @@ from transformers.utils import logging
 from mmemo.answers import AnswerFormatter
 from mmemo.audio.inputs import is_audio_object
 from mmemo.items import PreparedItem
+from mmemo.modalities import MODALITIES
 from mmemo.recognition import (
     ANSWER_OPTIONS,
     ITEM_ANSWER_OPTIONS,
@@ -32,9 +33,11 @@ from mmemo.recognition import (
     PROGRESS_FROM,
     TIMELINE_OPTIONS,
     EmotionRecognition,
+    check_on_error,
     check_option_names,
     check_timeline_options,
     is_timeline,
+    with_position,
 )
 
 
@@ -43,9 +46,12 @@ logger = logging.get_logger(__name__)
 TASK = "multimodal-emotion"
 # Inputs that take the model's precision.
 FEATURE_INPUTS = ("input_features", "input_values", "video_features", "pixel_values")
-OUTPUTS = ("logits", "modality_weights", "segment_logits", "segment_modality_weights")
-# What to do with an item that is invalid: raise its error, or return it in place of the prediction.
-ON_ERROR = ("raise", "return")
+PREDICTIONS = ("logits", "modality_weights")
+OUTPUTS = (
+    *PREDICTIONS,
+    *(f"segment_{name}" for name in PREDICTIONS),
+    *(f"{name}_embeds" for name in (*MODALITIES, "fused")),
+)
 
 WINDOW_BATCH_SIZE_CPU, WINDOW_BATCH_SIZE = 8, 32
 
@@ -127,19 +133,19 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
     @property
     def window_batch_size(self) -> int:  # type: ignore[override]
         """Number of windows that the model encodes at once by default."""
-        if self._is_batch_dependent:
+        if self.is_batch_dependent:
             return 1
         return WINDOW_BATCH_SIZE_CPU if self.device.type == "cpu" else WINDOW_BATCH_SIZE
 
     @property
-    def _is_batch_dependent(self) -> bool:
+    def is_batch_dependent(self) -> bool:  # type: ignore[override]
         """Whether a prediction depends on the rest of its batch; see [`EmotionGraph`]."""
         return not isinstance(self.model, torch.nn.Module) and self.model.model.is_batch_dependent
 
     def _sanitize_parameters(self, on_error: str | None = None, **parameters):
         check_option_names(parameters)
-        if on_error is not None and on_error not in ON_ERROR:
-            raise ValueError(f"on_error={on_error!r} is unknown; choose one of {ON_ERROR}.")
+        if on_error is not None:
+            check_on_error(on_error)
         # Options of the call override those of the pipeline, so they are checked together.
         merged = {**self._postprocess_params, **parameters}
         self.answers.check_options(**{name: merged.get(name) for name in ANSWER_OPTIONS})
@@ -262,7 +268,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             return (
                 self._numbered_timeline(index, item, parameters, returns_errors) for index, item in enumerate(inputs)
             )
-        if self._is_batch_dependent:
+        if self.is_batch_dependent:
             batch_size = 1
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(_Numbered(inputs), self._preprocess_numbered, preprocess_params)
@@ -285,7 +291,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             return _Entry(position, self.preprocess(item, **parameters))
         except ValueError as error:
             # Raised, if it is to be, in `_forward`: an error of a worker process would have that process's traceback.
-            return _Entry(position, error=_with_position(position, error))
+            return _Entry(position, error=with_position(position, error))
 
     def preprocess(self, inputs: Any, channel: int | None = None, face: int | None = None) -> PreparedItem:
         return self.prepare(inputs, channel, face)
@@ -315,7 +321,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         self, predictions: dict[str, torch.Tensor], entries: list[_Entry], returns_errors: bool
     ) -> dict[str, Any]:
         """Returns `logits`, `modality_weights`, `has_speech` and `error` of all entries, one row each."""
-        rows = zip(*(predictions[name].float().cpu() for name in OUTPUTS[:2])) if predictions else iter(())
+        rows = zip(*(predictions[name].float().cpu() for name in PREDICTIONS)) if predictions else iter(())
         nothing = torch.zeros(len(self.answers.labels)), torch.zeros(len(self.model.config.modalities))
         logits, weights, errors = [], [], []
         for entry in entries:
@@ -327,7 +333,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
                     mean = self.predict_recording(entry.item)
                     row = torch.as_tensor(mean[0]), torch.as_tensor(mean[1])
                 except ValueError as failure:
-                    error = _with_position(entry.position, failure)
+                    error = with_position(entry.position, failure)
                     if not returns_errors:
                         raise ValueError(error) from failure
             elif entry.item is not None:
@@ -357,13 +363,19 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         outputs = self.forward(self.collate(items))
         return {name: values.float().numpy() for name, values in outputs.items() if name in OUTPUTS}
 
+    def embed(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = _undecoded(inputs)
+        if isinstance(inputs, Dataset):
+            inputs = (inputs[index] for index in range(len(inputs)))  # type: ignore[arg-type]
+        return super().embed(inputs, *args, **kwargs)
+
     def _numbered_timeline(
         self, position: int, inputs: Any, parameters: tuple[dict, dict, dict], returns_errors: bool
     ) -> dict[str, Any]:
         try:
             return self._timeline(inputs, *parameters)
         except ValueError as error:
-            message = _with_position(position, error)
+            message = with_position(position, error)
             if not returns_errors:
                 raise ValueError(message) from error
             return {"error": message}
@@ -391,11 +403,6 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
         custom_object_save(self, save_directory)
-
-
-def _with_position(position: int, error: ValueError) -> str:
-    """Returns the message of an error, prefixed with the position of the item."""
-    return f"Item {position}: {error}"
 
 
 def _undecoded(inputs: Any) -> Any:

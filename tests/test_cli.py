@@ -5,6 +5,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from tiny import write_table
 from typer.testing import CliRunner
 
 from mmemo import EmotionPredictor
@@ -35,6 +36,20 @@ def test_evaluate_has_the_options_of_eval_py(run):
     result = run("evaluate", "--help")
 
     assert result.exit_code == 0 and "--corpora" in result.stdout and "--pairs" in result.stdout
+
+
+def test_adapt_a_model_to_a_table(run, trained, tmp_path):
+    texts = {"fine": "i am so happy", "cross": "wait , you !"}
+    rows = [{"words": f"{text} {'so ' * i}", "mood": mood} for mood, text in texts.items() for i in range(3)]
+    table = write_table(tmp_path / "rows.csv", rows)
+    columns = ("--columns", "text=words", "--columns", "label=mood", "--label-map", "fine=calm")
+
+    result = run("adapt", "--data", table, "--output", tmp_path / "new", "--model", trained, "--shots", 2, *columns)
+    again = run("adapt", "--data", table, "--output", tmp_path / "new", "--model", trained, *columns)
+
+    assert result.exit_code == 0 and "2 labels from 4 rows" in result.stdout and "| calm  | 2" in result.stdout
+    assert "rows, 4 rows, cross-validated in 2 folds of rows; chance is a UAR of 50.0" in result.stdout
+    assert (again.exit_code, again.stdout) == (1, "") and "exists and is not an empty folder" in again.stderr
 
 
 @pytest.mark.parametrize(

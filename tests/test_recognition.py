@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -12,6 +13,7 @@ from mmemo import EmotionPredictor, items, recognition
 from mmemo.answers import AnswerFormatter
 from mmemo.audio.loading import AudioBlocks
 from mmemo.recognition import EmotionRecognition
+from mmemo.timeline.windows import TimelineOptions
 from modeling_mmemo import MMEmoFeatureExtractor, MMEmoProcessor, feature_extraction_mmemo, load_pipeline
 from modeling_mmemo.exporters import export_onnx, save_analysis
 
@@ -516,3 +518,95 @@ def test_a_video_with_a_silent_track_is_predicted_from_its_face(video_model, tmp
     assert caplog.messages == ["audio: it is silent, so it counts as missing."]
     with pytest.raises(ValueError, match="is silent: its peak is"):
         EmotionPredictor(video_model)(str(path))
+
+
+def long_recording(speech):
+    """A recording with more speech than one input takes."""
+    return np.tile(speech, int(12 * RATE / len(speech)) + 1)
+
+
+def test_vectors_are_the_outputs_of_the_model(emotion, example_audio):
+    vectors = emotion.embed({"audio": str(example_audio), "text": "I am so sad."})
+    prepared = emotion.prepare({"audio": str(example_audio), "text": "I am so sad."})
+    outputs = emotion.model(**emotion.collate([prepared]))
+
+    assert list(vectors) == ["audio", "text", "fused"]
+    for name, vector in vectors.items():
+        assert vector.dtype == np.float32
+        np.testing.assert_allclose(vector, outputs[f"{name}_embeds"][0].detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(emotion.embed({"text": "I am so sad."})["text"], vectors["text"], atol=1e-5)
+    assert list(emotion.embed(str(example_audio))) == ["audio"]
+
+
+def test_vectors_of_many_items_stream_in_order(emotion, example_audio, speech):
+    items = [{"text": "I am sad."}, {"audio": speech, "text": "so"}, {"text": " "}, {"audio": long_recording(speech)}]
+    first, second, invalid, last = emotion.embed(items, batch_size=3, on_error="return")
+
+    assert list(first) == ["text"] and list(second) == ["audio", "text", "fused"] and list(last) == ["audio"]
+    assert invalid["error"].startswith("Item 2: audio and text are both missing")
+    np.testing.assert_allclose(second["audio"], emotion.embed(items[1])["audio"], atol=1e-5)
+    assert [*next(iter(emotion.embed(datasets.Dataset.from_list(items[:1]))))] == ["text"]
+    stream = emotion.embed(item for item in items)
+    assert list(next(stream)) == ["text"] and list(next(stream)) == ["audio", "text", "fused"]
+    with pytest.raises(ValueError, match="Item 2: audio and text are both missing"):
+        next(stream)
+
+
+def test_vectors_of_a_recording_are_means_over_its_speech(emotion, speech):
+    # Of three equal windows, the mean is the vector of one; their segments are all speech.
+    emotion.processor.max_speech_s = 3.0
+    window = np.tile(speech, 4)[: round(3.5 * RATE)]
+    recording = np.tile(window, 3)
+    emotion.mean_options = lambda has_speech=True: TimelineOptions(window_hop_s=3.5, voice_activity=False)
+    whole = emotion.embed({"audio": window[: 3 * RATE]})["audio"]
+    mean = emotion.embed({"audio": recording, "text": "sad"})
+
+    alone = emotion.run([emotion.processor.prepare(audio=window, text="sad")])
+    assert list(mean) == ["audio", "text", "fused"]
+    for name, vector in mean.items():
+        np.testing.assert_allclose(vector, alone[f"{name}_embeds"][0], atol=1e-5)
+    assert np.abs(mean["audio"] - whole).max() > 1e-4
+
+
+@pytest.mark.parametrize("part", ["audio", "text", "both", "recording"])
+def test_vectors_of_pipeline_and_predictor_are_equal(pipe, predictor, speech, part):
+    item = {
+        "audio": {"audio": speech},
+        "text": {"text": "not happy"},
+        "both": {"audio": speech, "text": "not happy"},
+        "recording": {"audio": long_recording(speech)},
+    }[part]
+    of_pipeline, of_predictor = pipe.embed(item), predictor.embed(item)
+
+    assert of_pipeline.keys() == of_predictor.keys()
+    for name, vector in of_pipeline.items():
+        np.testing.assert_array_equal(vector, of_predictor[name])
+
+
+def test_vectors_of_a_float_graph_are_those_of_torch(exported, emotion, speech):
+    item = {"audio": speech, "text": "not happy"}
+    vectors = EmotionPredictor(exported, file_name="model.onnx").embed([item], batch_size=2)[0]
+
+    for name, vector in emotion.embed(item).items():
+        np.testing.assert_allclose(vectors[name], vector, atol=1e-4)
+
+
+def test_a_graph_of_an_earlier_version_has_no_vectors(predictor, monkeypatch):
+    run = predictor.graph.run
+    monkeypatch.setattr(
+        predictor.graph,
+        "run",
+        lambda feed: {name: values for name, values in run(feed).items() if not name.endswith("_embeds")},
+    )
+
+    with pytest.raises(ValueError, match=r"\['text_embeds'\]: an earlier version exported it. Export the model again"):
+        predictor.embed([{"text": "sad"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"batch_size": 0}, "batch_size=0 must be"), ({"on_error": "skip"}, "on_error='skip' is unknown")],
+)
+def test_invalid_options_of_embed(predictor, options, message):
+    with pytest.raises(ValueError, match=message):
+        predictor.embed([{"text": "sad"}], **options)

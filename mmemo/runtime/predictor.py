@@ -76,7 +76,8 @@ class EmotionPredictor(EmotionRecognition):
             self.config.get("conformal_quantiles"),
             list(self.graph.modality_inputs),
         )
-        self.window_batch_size = 1 if self.graph.is_batch_dependent else WINDOW_BATCH_SIZE
+        self.is_batch_dependent = self.graph.is_batch_dependent
+        self.window_batch_size = 1 if self.is_batch_dependent else WINDOW_BATCH_SIZE
 
     def __call__(
         self,
