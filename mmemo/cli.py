@@ -123,6 +123,25 @@ Threshold = Annotated[float | None, typer.Option(help='Score below which the lab
 Coverage = Annotated[
     float | None, typer.Option(help="Add a prediction set with this coverage, such as 0.9, to every prediction.")
 ]
+CandidateLabel = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Label in your own words, in place of the model's own; may be repeated, or a list separated by commas. "
+        "Needs a model with a shared space of voice and words."
+    ),
+]
+HypothesisTemplate = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Sentence with {} in place of a --candidate-label; may be repeated. [default: This person feels {}.]"
+    ),
+]
+NoneLabel = Annotated[
+    str | None,
+    typer.Option(
+        help='Label of files to which no --candidate-label applies; "" leaves it out. [default: none of these]'
+    ),
+]
 TopK = Annotated[int, typer.Option(help="Number of labels to print.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per file, with all labels.")]
 Output = Annotated[
@@ -200,6 +219,9 @@ def predict(
     ] = None,
     threshold: Threshold = None,
     coverage: Coverage = None,
+    candidate_label: CandidateLabel = None,
+    hypothesis_template: HypothesisTemplate = None,
+    none_label: NoneLabel = None,
     model: Model = None,
     revision: Revision = None,
     top_k: TopK = 3,
@@ -269,6 +291,7 @@ def predict(
     The output has every input; `error` says why one failed. The exit status is 1 if any input failed.
     """
     timeline = timeline or granularity is not None
+    labels = _label_options(candidate_label, hypothesis_template, none_label)
     spans = None if granularity is None else granularity.value
     for_archives = {
         "engine": None if engine is None else engine.value,
@@ -300,7 +323,7 @@ def predict(
             "recursive": recursive,
             "srt": srt,
         }
-        given = {name: value for name, value in (scoring | for_archives).items() if value is not None}
+        given = {name: value for name, value in (scoring | for_archives).items() if value is not None} | labels
         if predict_into_folder(files or [], str(output), given):
             raise typer.Exit(1)
         return
@@ -325,6 +348,7 @@ def predict(
         threshold=threshold,
         coverage=coverage,
         granularity=spans,
+        labels=labels,
         debug=_is_debugging(context),
     )
     if predict_archive(archive, text, srt, timeline, channel, face):
@@ -369,6 +393,9 @@ def call(
     granularity: Annotated[Granularity, typer.Option(help="Spans of the timelines.")] = Granularity.SEGMENT,
     threshold: Threshold = None,
     coverage: Coverage = None,
+    candidate_label: CandidateLabel = None,
+    hypothesis_template: HypothesisTemplate = None,
+    none_label: NoneLabel = None,
     model: Model = None,
     revision: Revision = None,
     top_k: TopK = 3,
@@ -430,6 +457,7 @@ def call(
         threshold=threshold,
         coverage=coverage,
         granularity=granularity.value,
+        labels=_label_options(candidate_label, hypothesis_template, none_label),
         debug=_is_debugging(context),
     )
     if predict_calls(archive, speaker_turns, srt, customer, everyone, summary):
@@ -732,6 +760,17 @@ def _check_archive(files: list[str] | None, output: str | None, others: dict[str
         raise typer.BadParameter("--output FOLDER needs files, folders or tables; add --json or --csv for one input.")
     if unused := [name for name, value in others.items() if value is not None]:
         raise typer.BadParameter(f"{unused[0]} contradicts --output FOLDER; leave it out, or add --json or --csv.")
+
+
+def _label_options(labels: list[str] | None, templates: list[str] | None, none_label: str | None) -> dict[str, Any]:
+    """Returns the given options of [`~EmotionRecognition.with_labels`]."""
+    given = {
+        "candidate_labels": ",".join(labels) if labels else None,
+        "hypothesis_template": templates or None,
+        "none_label": none_label,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    return options | ({"none_label": None} if none_label == "" else {})
 
 
 def _output_kind(as_json: bool, as_csv: bool) -> str:

@@ -127,6 +127,11 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
                     face = gr.Number(0, label="Face, if there are several: 0 speaks longest", precision=0, minimum=0)
                 text = gr.Textbox(label="Text", placeholder="The text spoken in the recording, or any text", lines=2)
                 subtitles = gr.File(label="Subtitles of the recording", file_types=[".srt", ".vtt"], height=140)
+                labels = gr.Textbox(
+                    label="Labels in your own words, separated by commas",
+                    placeholder="The model's own, or for example: frustrated, relieved, bored",
+                    visible=predict.similarity.projection_dim is not None,
+                )
                 button = gr.Button("Predict", variant="primary")
                 if clips := find_examples():
                     # Copies would be deleted with the visitors' files.
@@ -156,7 +161,7 @@ def build_demo(predict: EmotionPredictor) -> gr.Blocks:
             note = gr.Markdown(elem_id="note")
             faces = gr.Video(label="Faces", interactive=False, buttons=[], height=400, elem_id="faces")
             blendshapes = gr.Plot(label="Blendshapes", show_label=False, format="png", elem_id="blendshapes")
-        inputs = [audio, text, subtitles, video, face]
+        inputs = [audio, text, subtitles, video, face, labels]
         outputs = [emotion, weights, words, picture, file, note, faces, blendshapes]
         video.change(lambda path: gr.Column(visible=path is not None), video, seen, api_visibility="private")
         button.click(partial(predict_page, predict), inputs, outputs, api_name="answer")
@@ -216,6 +221,7 @@ def predict_page(
     subtitles: str | None,
     video: str | None = None,
     face: int | None = None,
+    labels: str | None = None,
 ) -> PageOutput:
     """
     Predicts the emotions of a recording or a video, of a text, or of both.
@@ -227,19 +233,20 @@ def predict_page(
         subtitles (`str`, *optional*): Path of an SRT or WebVTT file with the words of the recording.
         video (`str`, *optional*): Path of a video, in place of a recording.
         face (`int`, *optional*): The face of the video, by rank; see [`read_face`].
+        labels (`str`, *optional*): Labels in one's own words, separated by commas; the model's own by default.
 
     Raises:
         gradio.Error: If all inputs are missing, or one is invalid; its message says why.
     """
     text = (text or "").strip() or None
     try:
-        _check_sizes(audio, text, subtitles, video)
+        _check_sizes(audio, text, subtitles, video, labels)
         followed = None if video is None else follow_faces(predict, video, face)
         if followed is not None and followed.source.has_audio and "audio" in predict.answers.modalities:
             sound = video
         else:
             sound = audio
-        result, sound = _predict(predict, sound, text, subtitles, followed)
+        result, sound = _predict(predict, sound, text, subtitles, followed, (labels or "").strip() or None)
     except ValueError as error:
         message = str(error)
         for path in filter(None, (audio, subtitles, video)):
@@ -300,10 +307,15 @@ def find_examples() -> dict[str, str]:
     return {}
 
 
-def _check_sizes(audio: str | None, text: str | None, subtitles: str | None, video: str | None) -> None:
+def _check_sizes(
+    audio: str | None, text: str | None, subtitles: str | None, video: str | None, labels: str | None
+) -> None:
     """Raises a `ValueError` for inputs that would block other visitors, or that contradict each other."""
-    if text is not None and len(text) > MAX_CHARACTERS:
-        raise ValueError(f"The text has {len(text)} characters; at most {MAX_CHARACTERS} are allowed. Shorten it.")
+    for name, written in (("text", text), ("list of labels", labels)):
+        if written is not None and len(written) > MAX_CHARACTERS:
+            raise ValueError(
+                f"The {name} has {len(written)} characters; at most {MAX_CHARACTERS} are allowed. Shorten it."
+            )
     if audio is not None and video is not None:
         raise ValueError("There are a recording and a video, which has its own sound; remove one of them.")
     if subtitles is not None and audio is None and video is None:
@@ -341,16 +353,18 @@ def _predict(
     text: str | None,
     subtitles: str | None,
     followed: FollowedVideo | None,
+    labels: str | None,
 ) -> tuple[dict[str, Any], str | None]:
     """Returns the result, without scores if the model encodes nothing of the input; and the sound, if encoded."""
     item: dict[str, Any] = {"text": text, "word_times": None if subtitles is None else Path(subtitles)}
+    options: dict[str, Any] = {"candidate_labels": labels}
     face = {}
     if followed is not None:
         face["face"] = {"number": followed.chosen, **format_face(followed.face, 0.0, followed.face.duration)}
         if "video" in predict.answers.modalities:
             item["video"] = followed.face
     if sound is not None:
-        result = predict(sound, **item, return_timeline=True)
+        result = predict(sound, **item, **options, return_timeline=True)
         if result["label"] != SILENCE:
             return result | face, sound
         if followed is None:
@@ -361,7 +375,8 @@ def _predict(
     if followed is not None and not any(item.values()):
         return {"scores": [], "modality_weights": {}} | face, None
     has_times = subtitles is not None or "video" in item
-    return predict(**item, return_timeline=has_times or None, return_modality_weights=True) | face, None
+    result = predict(**item, **options, return_timeline=has_times or None, return_modality_weights=True)
+    return result | face, None
 
 
 def _describe_faces(predict: EmotionPredictor, result: dict[str, Any], followed: FollowedVideo) -> str:

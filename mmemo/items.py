@@ -293,23 +293,32 @@ class ItemProcessing:
         """
         with prefixed("text"):
             check_characters(text)
+        unknown, visible = self.count_unknown(text)
+        if unknown == visible:
+            logger.warning(f"text: the tokenizer knows no token of {text[:40]!r}, so it counts as missing.")
+        elif 2 * unknown > visible:
+            logger.warning(
+                f"text: the tokenizer does not know {unknown} of {visible} characters of {text[:40]!r}; the model may "
+                "not have been trained on this language or script."
+            )
+        return unknown != visible
+
+    def count_unknown(self, text: str) -> tuple[int, int]:
+        """Returns the number of visible characters of a text that the tokenizer does not know, and of all of them."""
         tokenizer = self.tokenizer
+        visible = {place for place, character in enumerate(text) if not character.isspace()}
         if not tokenizer.is_fast:
-            return True
+            return 0, len(visible)
         encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
         tokens = zip(encoding["input_ids"], encoding["offset_mapping"])
         # Not tokens: those of sentencepiece for the beginning of a word are known in every script.
         unknown = {place for token, span in tokens if token == tokenizer.unk_token_id for place in range(*span)}
-        visible = {place for place, character in enumerate(text) if not character.isspace()}
-        unknown &= visible
-        if unknown == visible:
-            logger.warning(f"text: the tokenizer knows no token of {text[:40]!r}, so it counts as missing.")
-        elif 2 * len(unknown) > len(visible):
-            logger.warning(
-                f"text: the tokenizer does not know {len(unknown)} of {len(visible)} characters of {text[:40]!r}; the "
-                "model may not have been trained on this language or script."
-            )
-        return unknown != visible
+        return len(unknown & visible), len(visible)
+
+    def excess_tokens(self, text: str) -> int:
+        """Returns the number of tokens that [`~ItemProcessing.collate`] would truncate from a text; 0 for none."""
+        whole = write_dialogue(text, None, (), self.prompt, getattr(self.tokenizer, "sep_token", None)).whole
+        return max(len(self.tokenizer(whole, verbose=False)["input_ids"]) - self.tokenizer.model_max_length, 0)
 
     def _read_dialogue(
         self, text: str | None, context: list[DialogueTurn] | None, speaker: str | None, place: str

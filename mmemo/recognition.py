@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,17 @@ from mmemo.timeline.windows import TimelineOptions, Window
 from mmemo.video.face import FaceSequence
 from mmemo.video.frames import VideoSource, is_video_object, open_video
 from mmemo.words.subtitles import is_subtitles
+from mmemo.zero_shot import (
+    HYPOTHESIS_TEMPLATE,
+    LABEL_OPTIONS,
+    NONE_LABEL,
+    LabelCache,
+    LabelScorer,
+    Similarity,
+    check_unused,
+    encode_labels,
+    read_labels,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -81,10 +93,58 @@ class EmotionRecognition:
         Returns:
             `dict[str, np.ndarray]`: `logits`, `(batch, num_labels)`, and `modality_weights`, `(batch,
             modalities)`; with segments also `segment_logits`, `(batch, segments, num_labels)`, and
-            `segment_modality_weights`; and `audio_embeds`, `text_embeds`, `video_embeds` and `fused_embeds`, `(batch,
-            width)`, as far as the model has them.
+            `segment_modality_weights`. As far as the model has them also `audio_embeds`, `text_embeds`, `video_embeds`
+            and `fused_embeds`, `(batch, width)`, and the projections of [`MMEmoEmotionOutput`].
         """
         raise NotImplementedError
+
+    @property
+    def similarity(self) -> Similarity:
+        """How the model turns cosines in its shared space into logits."""
+        raise NotImplementedError
+
+    @cached_property
+    def _label_cache(self) -> LabelCache:
+        return LabelCache()
+
+    def with_labels(
+        self,
+        candidate_labels: str | Sequence[str] | None = None,
+        hypothesis_template: str | Sequence[str] = HYPOTHESIS_TEMPLATE,
+        none_label: str | None = NONE_LABEL,
+    ) -> "EmotionRecognition":
+        """
+        Returns this model with labels in one's own words in place of its own.
+
+        The vectors of the labels are computed once for each set of labels, by the model as it is then.
+
+        Args:
+            candidate_labels (`str` or `list[str]`, *optional*): See [`~MultimodalEmotionPipeline.__call__`]; this
+                object is returned without.
+            hypothesis_template, none_label (*optional*): See [`~MultimodalEmotionPipeline.__call__`].
+
+        Returns:
+            [`EmotionRecognition`]: Shares the model with this object.
+
+        Raises:
+            ValueError: If an option is invalid, or the model has no shared space; see [`read_labels`],
+                [`encode_labels`] and [`Similarity`].
+        """
+        if candidate_labels is None:
+            check_unused(hypothesis_template, none_label)
+            return self
+        candidates = read_labels(candidate_labels, hypothesis_template, none_label)
+        similarity, modalities = self.similarity, self.answers.modalities
+        similarity.check(modalities)
+        vectors = self._label_cache.get(
+            (candidates.labels, candidates.templates),
+            lambda: encode_labels(candidates, self.processor, self.run, self.window_batch_size),
+        )
+        return LabelledRecognition(self, LabelScorer(candidates, vectors, similarity, modalities))
+
+    def to_predictions(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the predictions of the labels of `answers` among or from the outputs of the model."""
+        return outputs
 
     def as_item(self, inputs: Any) -> dict[str, Any]:
         """
@@ -482,6 +542,45 @@ class EmotionRecognition:
         return nullcontext()
 
 
+class LabelledRecognition(EmotionRecognition):
+    """
+    A model that predicts candidate labels; see [`~EmotionRecognition.with_labels`].
+
+    Args:
+        model ([`EmotionRecognition`]): The model, with its own labels.
+        scorer ([`LabelScorer`]): Scores the candidate labels.
+    """
+
+    def __init__(self, model: EmotionRecognition, scorer: LabelScorer):
+        self._model = model
+        self._scorer = scorer
+        self.processor = model.processor
+        self.answers = scorer.answers
+        self.window_batch_size = model.window_batch_size
+
+    @property
+    def similarity(self) -> Similarity:
+        return self._model.similarity
+
+    def with_labels(self, *args: Any, **options: Any) -> EmotionRecognition:
+        return self._model.with_labels(*args, **options)
+
+    def as_item(self, inputs: Any) -> dict[str, Any]:
+        return self._model.as_item(inputs)
+
+    def run(self, items: list[PreparedItem]) -> dict[str, np.ndarray]:
+        return self.to_predictions(self._model.run(items))
+
+    def to_predictions(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._scorer(outputs)
+
+    def embed(self, *args: Any, **kwargs: Any) -> Any:
+        return self._model.embed(*args, **kwargs)
+
+    def _progress(self, seconds: float | None) -> AbstractContextManager[Any]:
+        return self._model._progress(seconds)
+
+
 def embedded_parts(item: Mapping[str, Any], outputs: Mapping[str, np.ndarray]) -> list[str]:
     """
     Returns the names of an item's vectors: the modalities that it has and, if there are several, `"fused"`.
@@ -559,7 +658,7 @@ def warn_of_mixing(blocks: AudioBlocks, channel: int | None) -> None:
 
 def check_option_names(names: Iterable[str]) -> None:
     """Raises a `TypeError` if an option of a call is unknown."""
-    valid = LOADING_OPTIONS + TIMELINE_OPTIONS + ITEM_ANSWER_OPTIONS
+    valid = LOADING_OPTIONS + TIMELINE_OPTIONS + ITEM_ANSWER_OPTIONS + LABEL_OPTIONS
     if unknown := sorted(set(names) - set(valid)):
         raise TypeError(f"Unknown parameters {unknown}; valid ones are {valid}.")
 

@@ -199,6 +199,9 @@ class MMEmoConfig(PreTrainedConfig):
             modalities; by default the model has no such space.
         logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the learned inverse temperature of
             the similarities in that space, as in [`CLIPConfig`].
+        zero_shot_calibration (`dict`, *optional*): For each set of modalities present, named as by [`presence_of`],
+            the factor and the addend that turn cosines of items and candidate labels into logits, fitted on
+            development data; a logit of 0 is as likely as "none of these".
         audio_frame_seconds (`float`, *optional*): Seconds between two outputs of the audio encoder. Only needed for
             encoders whose configuration does not define it.
         initializer_range (`float`, defaults to 0.02): Standard deviation of newly initialised weights.
@@ -262,6 +265,7 @@ class MMEmoConfig(PreTrainedConfig):
     conformal_quantiles: dict[str, list[float | int]] | None = None
     projection_dim: int | None = None
     logit_scale_init_value: float | int = 2.6592
+    zero_shot_calibration: dict[str, list[float | int]] | None = None
     audio_frame_seconds: float | None = None
     initializer_range: float = 0.02
     id2label: dict[int, str] | dict[str, str] | None = None
@@ -315,6 +319,7 @@ class MMEmoConfig(PreTrainedConfig):
         self._validate_labels()
         self._validate_label_tokens()
         self._validate_quantiles()
+        self._validate_zero_shot_calibration()
 
     def _validate_choices(self) -> None:
         choices = {
@@ -404,6 +409,17 @@ class MMEmoConfig(PreTrainedConfig):
                 raise ValueError(
                     f"conformal_quantiles[{presence!r}] must be 101 numbers in ascending order, for 0 to 100 %; got "
                     f"{len(quantiles)}."
+                )
+
+    def _validate_zero_shot_calibration(self) -> None:
+        for presence, values in (self.zero_shot_calibration or {}).items():
+            if presence not in PRESENCES:
+                raise ValueError(
+                    f"zero_shot_calibration has the unknown key {presence!r}; valid keys are {PRESENCES}."
+                )
+            if len(values) != 2 or not values[0] > 0:
+                raise ValueError(
+                    f"zero_shot_calibration[{presence!r}]={values} must be a positive factor and an addend."
                 )
 
     @property

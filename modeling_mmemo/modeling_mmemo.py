@@ -392,6 +392,11 @@ class MMEmoForEmotionRecognition(MMEmoPreTrainedModel):
         self.shared_space = None if config.projection_dim is None else SharedSpace(config, config.projection_dim)
         self.post_init()
 
+    @property
+    def similarity_scale(self) -> float | None:
+        """The learned factor of similarities in the shared space; `None` for a model without one."""
+        return None if self.shared_space is None else self.shared_space.scale.item()
+
     def _init_text_head(self, weight: torch.Tensor) -> None:
         self.get_submodule("text_classifier").load_state_dict({"weight": weight})
 

@@ -75,6 +75,11 @@ class MMEmoOnnxModel(OptimizedModel):
         config.name_or_path = str(folder)
         return cls(graph, config)
 
+    @property
+    def similarity_scale(self) -> float | None:
+        """See [`EmotionGraph.similarity_scale`]."""
+        return self.model.similarity_scale
+
     def forward(self, **inputs: torch.Tensor | None) -> MMEmoEmotionOutput:
         """
         Args:

@@ -39,6 +39,7 @@ from mmemo.recognition import (
     is_timeline,
     with_position,
 )
+from mmemo.zero_shot import LABEL_OPTIONS, Similarity
 
 
 logger = logging.get_logger(__name__)
@@ -51,6 +52,7 @@ OUTPUTS = (
     *PREDICTIONS,
     *(f"segment_{name}" for name in PREDICTIONS),
     *(f"{name}_embeds" for name in (*MODALITIES, "fused")),
+    *(f"{prefix}{modality}_projection" for prefix in ("", "segment_") for modality in MODALITIES),
 )
 
 WINDOW_BATCH_SIZE_CPU, WINDOW_BATCH_SIZE = 8, 32
@@ -116,7 +118,9 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             )
         if isinstance(model, torch.nn.Module):  # an exported model is not
             model.eval()
-        self._postprocess_params: dict[str, Any] = {}  # `_sanitize_parameters` needs it before it has a value
+        # `_sanitize_parameters` needs them before they have a value.
+        self._forward_params: dict[str, Any] = {}
+        self._postprocess_params: dict[str, Any] = {}
         super().__init__(model=model, processor=processor, **kwargs)
 
     @property
@@ -129,6 +133,11 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             config.conformal_quantiles,
             list(filter(config.has_encoder, config.modalities)),
         )
+
+    @property
+    def similarity(self) -> Similarity:
+        config = self.model.config
+        return Similarity(config.projection_dim, self.model.similarity_scale, config.zero_shot_calibration)
 
     @property
     def window_batch_size(self) -> int:  # type: ignore[override]
@@ -147,12 +156,14 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         if on_error is not None:
             check_on_error(on_error)
         # Options of the call override those of the pipeline, so they are checked together.
-        merged = {**self._postprocess_params, **parameters}
-        self.answers.check_options(**{name: merged.get(name) for name in ANSWER_OPTIONS})
+        merged = {**self._forward_params, **self._postprocess_params, **parameters}
+        has_labels = merged.get("candidate_labels") is not None
+        answers = self.with_labels(**_label_options(merged if has_labels else parameters)).answers
+        answers.check_options(**{name: merged.get(name) for name in ANSWER_OPTIONS})
         check_timeline_options(parameters)
         preprocess, forward, postprocess = (
             {name: parameters[name] for name in names if name in parameters}
-            for names in (LOADING_OPTIONS, TIMELINE_OPTIONS, ITEM_ANSWER_OPTIONS)
+            for names in (LOADING_OPTIONS, TIMELINE_OPTIONS + LABEL_OPTIONS, ITEM_ANSWER_OPTIONS)
         )
         return preprocess, forward if on_error is None else {**forward, "on_error": on_error}, postprocess
 
@@ -196,6 +207,14 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
             coverage (`float`, *optional*):
                 The requested coverage, such as 0.9, of the prediction set `label_set`: the share of items whose set
                 contains the true label, calibrated on development data. Other voices and rooms may lower it.
+            candidate_labels (`str` or `list[str]`, *optional*):
+                Labels in one's own words, a list or separated by commas, in place of the model's own: up to 500, for
+                models with a shared space of voice and words.
+            hypothesis_template (`str` or `list[str]`, *optional*, defaults to `"This person feels {}."`):
+                The sentence in which the model encodes each label. Of several, the mean is used.
+            none_label (`str`, *optional*, defaults to `"none of these"`):
+                A further label, of items to which no candidate label applies; `None` leaves it out. Only models whose
+                candidate labels are calibrated have it.
             return_timeline (`bool`, *optional*):
                 Whether to predict every half second of a recording of any length. Most of the following options
                 request it, too.
@@ -253,7 +272,8 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         try:
             if is_timeline(forward_params):
                 return self._timeline(inputs, preprocess_params, forward_params, postprocess_params)
-            return self.predict_item(self.preprocess(inputs, **preprocess_params), **postprocess_params)
+            prepared = self.preprocess(inputs, **preprocess_params)
+            return self._labelled(forward_params).predict_item(prepared, **postprocess_params)
         except ValueError as error:
             if forward_params.get("on_error") != "return":
                 raise
@@ -280,10 +300,14 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         if num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
         loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=self._collate_entries)
-        outputs = PipelineIterator(
-            loader, self.forward, {"returns_errors": returns_errors}, loader_batch_size=batch_size
-        )
-        return PipelineIterator(outputs, self.postprocess, postprocess_params)
+        recognition = self._labelled(forward_params)
+        options = {"returns_errors": returns_errors, "recognition": recognition}
+        outputs = PipelineIterator(loader, self.forward, options, loader_batch_size=batch_size)
+        return PipelineIterator(outputs, self.postprocess, {**postprocess_params, "recognition": recognition})
+
+    def _labelled(self, options: dict[str, Any]) -> EmotionRecognition:
+        """Returns this pipeline with the candidate labels among the options of a call; itself without any."""
+        return self if options.get("candidate_labels") is None else self.with_labels(**_label_options(options))
 
     def _preprocess_numbered(self, numbered: tuple[int, Any], **parameters) -> _Entry:
         position, item = numbered
@@ -307,7 +331,12 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         inputs["entries"] = entries
         return inputs
 
-    def _forward(self, model_inputs: dict[str, Any], returns_errors: bool = False) -> dict[str, Any]:
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        returns_errors: bool = False,
+        recognition: EmotionRecognition | None = None,
+    ) -> dict[str, Any]:
         inputs = {key: value for key, value in model_inputs.items() if key != "entries"}
         # Only features take the model's precision: half precision would blur the timestamps.
         features = {key: inputs[key].to(self.dtype) for key in FEATURE_INPUTS if key in inputs}
@@ -315,14 +344,19 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         predictions = {key: value for key, value in outputs.items() if key in OUTPUTS}
         if "entries" not in model_inputs:
             return predictions
-        return self._with_recordings(predictions, model_inputs["entries"], returns_errors)
+        return self._with_recordings(predictions, model_inputs["entries"], returns_errors, recognition or self)
 
     def _with_recordings(
-        self, predictions: dict[str, torch.Tensor], entries: list[_Entry], returns_errors: bool
+        self,
+        outputs: dict[str, torch.Tensor],
+        entries: list[_Entry],
+        returns_errors: bool,
+        recognition: EmotionRecognition,
     ) -> dict[str, Any]:
         """Returns `logits`, `modality_weights`, `has_speech` and `error` of all entries, one row each."""
-        rows = zip(*(predictions[name].float().cpu() for name in PREDICTIONS)) if predictions else iter(())
-        nothing = torch.zeros(len(self.answers.labels)), torch.zeros(len(self.model.config.modalities))
+        predictions = recognition.to_predictions(_as_arrays(outputs)) if outputs else {}
+        rows = zip(*(torch.from_numpy(predictions[name]) for name in PREDICTIONS)) if outputs else iter(())
+        nothing = torch.zeros(len(recognition.answers.labels)), torch.zeros(len(self.model.config.modalities))
         logits, weights, errors = [], [], []
         for entry in entries:
             error, row = entry.error, nothing
@@ -330,7 +364,7 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
                 raise ValueError(error)
             if entry.item is not None and entry.is_recording:
                 try:
-                    mean = self.predict_recording(entry.item)
+                    mean = recognition.predict_recording(entry.item)
                     row = torch.as_tensor(mean[0]), torch.as_tensor(mean[1])
                 except ValueError as failure:
                     error = with_position(entry.position, failure)
@@ -349,19 +383,23 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         }
 
     def postprocess(
-        self, outputs: dict[str, torch.Tensor], function_to_apply: str | None = None, **options: Any
+        self,
+        outputs: dict[str, torch.Tensor],
+        function_to_apply: str | None = None,
+        recognition: EmotionRecognition | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         # The base class takes a batch of several apart, but not one of a single item.
         error = outputs["error"][0] if isinstance(outputs["error"], list) else outputs["error"]
         if error is not None:
             return {"error": error}
-        scores = self.answers.scores(outputs["logits"][0].numpy(), function_to_apply)
+        answers = (recognition or self).answers
+        scores = answers.scores(outputs["logits"][0].numpy(), function_to_apply)
         weights = outputs["modality_weights"][0].tolist()
-        return self.answers.format_item(scores, weights, bool(outputs["has_speech"][0]), **options)
+        return answers.format_item(scores, weights, bool(outputs["has_speech"][0]), **options)
 
     def run(self, items: list[PreparedItem]) -> dict[str, np.ndarray]:
-        outputs = self.forward(self.collate(items))
-        return {name: values.float().numpy() for name, values in outputs.items() if name in OUTPUTS}
+        return _as_arrays(self.forward(self.collate(items)))
 
     def embed(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = _undecoded(inputs)
@@ -384,10 +422,13 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
     ) -> dict[str, Any]:
         timeline = {
-            name: value for name, value in forward_params.items() if name not in ("return_timeline", "on_error")
+            name: value
+            for name, value in forward_params.items()
+            if name not in ("return_timeline", "on_error", *LABEL_OPTIONS)
         }
         answer = {name: value for name, value in postprocess_params.items() if name in ANSWER_OPTIONS}
-        return self.predict_timeline(inputs, **preprocess_params, **answer, **timeline)
+        recognition = self._labelled(forward_params)
+        return recognition.predict_timeline(inputs, **preprocess_params, **answer, **timeline)
 
     def _progress(self, seconds: float | None) -> AbstractContextManager[Any]:
         return logging.tqdm(total=seconds, unit="s", disable=seconds is None or seconds < PROGRESS_FROM)
@@ -403,6 +444,15 @@ class MultimodalEmotionPipeline(EmotionRecognition, Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
         custom_object_save(self, save_directory)
+
+
+def _label_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of candidate labels among those of a call."""
+    return {name: options[name] for name in LABEL_OPTIONS if name in options}
+
+
+def _as_arrays(outputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: values.float().cpu().numpy() for name, values in outputs.items()}
 
 
 def _undecoded(inputs: Any) -> Any:

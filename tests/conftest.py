@@ -185,7 +185,12 @@ def session_model():
         # With the usual range, a random model predicts nearly the same for every input.
         initializer_range=0.5,
     )
-    return MMEmoForEmotionRecognition(config).eval()
+    plain = MMEmoForEmotionRecognition(config)
+    config.projection_dim = 8
+    model = MMEmoForEmotionRecognition(config)
+    # Of a shared space, only the projections are new: the predictions are those of a model without one.
+    model.load_state_dict(plain.state_dict(), strict=False)
+    return model.eval()
 
 
 @pytest.fixture

@@ -404,3 +404,59 @@ def test_a_proxy_may_give_requests_their_ids_and_a_prefix(exported, caplog, head
     assert facts["path"] == "/health"
     assert ("x-request-id" in response.headers) is has_own_id
     assert facts["id"] == (response.headers["x-request-id"] if has_own_id else "of-the-proxy")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"candidate_labels": ["happy", "so sad"], "hypothesis_template": "i am {}."},
+        {"candidate_labels": "happy, so sad", "hypothesis_template": ["i am {}.", "you are {}"], "none_label": None},
+        {"candidate_labels": ["sad"], "hypothesis_template": None, "threshold": 0.9},
+        {"candidate_labels": None, "hypothesis_template": None},
+    ],
+)
+def test_candidate_labels_of_json(client, twin, options):
+    response = client.post("/predict", json={"text": TEXT, **options})
+
+    given = {name: value for name, value in options.items() if value is not None or name == "none_label"}
+    assert response.status_code == 200
+    assert close_to(response.json(), twin({"text": TEXT}, **given, return_modality_weights=True))
+
+
+def test_candidate_labels_of_forms_and_batches(client, twin, clip, example_audio):
+    options = {"candidate_labels": ["happy", "so sad"], "hypothesis_template": "i am {}."}
+    form = {**options, "candidate_labels": "happy, so sad", "return_timeline": "1"}
+
+    timeline = client.post("/predict", files={"audio_file": ("a.flac", clip)}, data=form).json()
+    batch = client.post("/predict/batch", json={"items": [{"text": TEXT}, {"text": ""}], **options}).json()
+
+    assert close_to(timeline["timeline"], twin(str(example_audio), return_timeline=True, **options)["timeline"])
+    assert close_to(batch["answers"][0]["scores"], twin({"text": TEXT}, **options))
+    assert "both missing" in batch["answers"][1]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        ({"candidate_labels": []}, 422, "candidate_labels is empty"),
+        ({"candidate_labels": ["a", "A"]}, 422, "'a' and 'A', which are the same label"),
+        ({"candidate_labels": 5}, 422, "candidate_labels: must be a string or a list of strings."),
+        ({"candidate_labels": ["happy"], "coverage": 0.9}, 422, "coverage=0.9 contradicts candidate_labels"),
+        ({"hypothesis_template": "i am {}."}, 422, "needs candidate_labels"),
+        ({"candidate_labels": ["a" * 100_001] * 2}, 413, "candidate_labels has 200002 characters"),
+        ({"candidate_labels": [f"sad {index}" for index in range(501)]}, 422, "has 501 entries"),
+    ],
+)
+def test_invalid_candidate_labels_are_named(client, options, status, message):
+    response = client.post("/predict", json={"text": TEXT, **options})
+
+    assert (response.status_code, message in response.json()["detail"]) == (status, True), response.text
+
+
+def test_the_document_describes_candidate_labels(client):
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+
+    for name in ("PredictRequest", "PredictBatchRequest", "PredictForm"):
+        assert schemas[name]["properties"]["none_label"]["default"] == "none of these"
+        kinds = [one["type"] for one in schemas[name]["properties"]["candidate_labels"]["anyOf"]]
+        assert kinds == ["array", "string", "null"]

@@ -196,6 +196,28 @@ class TestPredictPage:
         assert output.words == [(SENTENCE, expected["scores"][0]["label"])]
         assert output.weights == {"audio": 0.0, "text": 1.0} and output.picture is None
 
+    def test_candidate_labels(self, exported):
+        predict = EmotionPredictor(exported)
+
+        output = demo.predict_page(predict, None, "so sad", None, labels=" happy, so sad ")
+
+        expected = predict(text="so sad", candidate_labels=["happy", "so sad"])
+        assert output.emotion == {entry["label"]: entry["score"] for entry in expected}
+        timeline = demo.predict_page(predict, CLIP, None, None, labels="happy, so sad")
+        assert timeline.emotion.keys() == {"happy", "so sad"} and timeline.picture is not None
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            ("a, A", "'a' and 'A', which are the same label"),
+            ("a" * 2001, "The list of labels has 2001 characters; at most 2000 are allowed"),
+            ("a", "no shared space of voice and words"),
+        ],
+    )
+    def test_invalid_candidate_labels_are_named(self, predict, labels, message):
+        with pytest.raises(gr.Error, match=message):
+            demo.predict_page(predict, None, SENTENCE, None, labels=labels)
+
     def test_audio_alone_has_no_words(self, predict):
         output = demo.predict_page(predict, CLIP, None, None)
 
@@ -354,6 +376,14 @@ def test_the_examples_are_the_clips():
 
 def test_the_examples_are_not_temporary_files(served):
     assert not [file for files in served.temp_file_sets for file in files if Path(file).name in os.listdir(CLIPS)]
+
+
+def test_labels_are_asked_for_if_the_model_can_score_them(predict, exported):
+    def is_asked(predict):
+        components = [component["props"] for component in demo.build_demo(predict).config["components"]]
+        return next(props["visible"] for props in components if "in your own words" in str(props.get("label")))
+
+    assert (is_asked(predict), is_asked(EmotionPredictor(exported))) == (False, True)
 
 
 def test_torch_is_not_imported():

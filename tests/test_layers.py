@@ -24,8 +24,9 @@ ARROWS = """
 mmemo.modalities <- mmemo.timeline mmemo.items mmemo.answers
 mmemo.storage <- mmemo.audio mmemo.words
 mmemo.audio <- mmemo.video
-mmemo.audio mmemo.words mmemo.video <- mmemo.timeline <- mmemo.items mmemo.answers <- mmemo.recognition
-mmemo.recognition <- mmemo.runtime <- mmemo <- mmemo.serving mmemo.archives mmemo.info mmemo.demo mmemo.cli
+mmemo.audio mmemo.words mmemo.video <- mmemo.timeline <- mmemo.items mmemo.answers <- mmemo.zero_shot
+mmemo.zero_shot <- mmemo.recognition <- mmemo.runtime <- mmemo
+mmemo <- mmemo.serving mmemo.archives mmemo.info mmemo.demo mmemo.cli
 mmemo.audio mmemo.video mmemo.timeline <- mmemo.plots <- mmemo.archives mmemo.demo modeling_mmemo.evaluation
 modeling_mmemo.configuration_mmemo <- modeling_mmemo.audio_encoder_mmemo modeling_mmemo.video_encoder_mmemo
 modeling_mmemo.video_encoder_mmemo <- modeling_mmemo.towers_mmemo

@@ -211,3 +211,14 @@ def test_streams_have_a_maximum_duration_and_need_a_key(exported, speech, tmp_pa
             socket.close()
         connect(f"{service.stream_address}?words=somebody").close()
     assert "alpha-key" not in service.log and "somebody" not in service.log
+
+
+def test_candidate_labels(service, exported, speech):
+    options = {"candidate_labels": ["happy", "so sad"], "hypothesis_template": "i am {}.", "none_label": None}
+
+    received, code = exchange(service.stream_address, options, [speech.tobytes(), END])
+    refused, _ = exchange(service.stream_address, {"candidate_labels": ["a", "A"]}, [])
+
+    assert_same(received, offline(exported, speech, **options))
+    assert code == 1000 and {entry["label"] for entry in received[1:-1]} <= {"happy", "so sad", "silence"}
+    assert "'a' and 'A', which are the same label" in refused[-1]["detail"]

@@ -65,6 +65,7 @@ def save_video_model(folder, config, tokenizer):
     processor.save_pretrained(folder)
     save_analysis(processor, folder)
     config.video_config = MMEmoVideoConfig(hidden_size=16)
+    config.projection_dim = None
     config.save_pretrained(folder)
     graph = onnx.parser.parse_model(GRAPH)
     metadata = {"format": 1, "versions": {"mmemo": "0"}, "precision": "float32"}

@@ -43,6 +43,7 @@ class ArchiveOptions:
         top_k (`int`): Number of labels in text; JSON and CSV have all of them.
         threshold, coverage (`float`, *optional*): See [`AnswerFormatter`].
         granularity (`str`, *optional*): See [`TimelineOptions`].
+        labels (`dict`): Options of [`~EmotionRecognition.with_labels`].
         debug (`bool`): Whether to raise the first error.
     """
 
@@ -58,6 +59,7 @@ class ArchiveOptions:
     threshold: float | None
     coverage: float | None
     granularity: str | None
+    labels: dict[str, Any]
     debug: bool
 
     def inputs(self) -> tuple[list[Input], int]:
@@ -80,12 +82,13 @@ class ArchiveOptions:
 
         return plot_paths(self.plot, inputs)
 
-    def predictor(self, inputs: list[Input]) -> ReportingPredictor:
-        """Loads the model and checks the options against it."""
+    def load(self, inputs: list[Input]) -> tuple[ReportingPredictor, list[str]]:
+        """Loads the model and checks the options against it; returns the labels that it predicts, too."""
         predictor = ReportingPredictor(self.model, self.revision, shows_progress=len(inputs) == 1)
         check_modalities(predictor.answers, self.model, self.video, bool(self.files))
-        predictor.answers.check_options(top_k=self.top_k, threshold=self.threshold, coverage=self.coverage)
-        return predictor
+        answers = predictor.with_labels(**self.labels).answers
+        answers.check_options(top_k=self.top_k, threshold=self.threshold, coverage=self.coverage)
+        return predictor, answers.labels
 
     def answer_options(self) -> dict[str, Any]:
         """Returns the options of each prediction."""
@@ -93,6 +96,7 @@ class ArchiveOptions:
             "top_k": self.top_k if self.kind == "text" else None,
             "threshold": self.threshold,
             "coverage": self.coverage,
+            **self.labels,
         }
 
     def run(self, job: Any, layout: ItemLayout, inputs: list[Input], text: str | None = None) -> int:
@@ -130,10 +134,10 @@ def predict_archive(
         text = decode_text(sys.stdin.buffer.read(), "standard input").rstrip("\r\n")
     missing = check_companions("--srt", srt, inputs, SUBTITLE_SUFFIXES)
     plots = archive.plots(inputs)
-    predictor = archive.predictor(inputs)
+    predictor, labels = archive.load(inputs)
     _warn_of_missing_subtitles(missing, inputs, srt)
     kind = TimelineLayout if timeline else ItemLayout
-    layout = kind(predictor.answers.labels, archive.coverage is not None, archive.video)
+    layout = kind(labels, archive.coverage is not None, archive.video)
     job = ItemJob(predictor, text, srt, timeline, archive.video, options, plots)
     return unread + archive.run(job, layout, inputs, text)
 
@@ -198,9 +202,9 @@ def predict_calls(
     else:
         missing = check_companions("--srt", srt, inputs, SUBTITLE_SUFFIXES)
     plots = archive.plots(inputs)
-    predictor = archive.predictor(inputs)
+    predictor, labels = archive.load(inputs)
     _warn_of_missing_subtitles(missing, inputs, srt)
-    layout = (CallSummaryLayout if summary else CallLayout)(predictor.answers.labels, archive.coverage is not None)
+    layout = (CallSummaryLayout if summary else CallLayout)(labels, archive.coverage is not None)
     job = CallJob(predictor, speaker_turns, srt, summary, options, plots)
     return unread + archive.run(job, layout, inputs)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from mmemo.archives.tasks import ScoringOptions
 from mmemo.runtime.graph import ANALYSIS_FILE, EMBEDDED_MODEL, find_exported, find_graph, local_folder
+from mmemo.zero_shot import LABEL_OPTIONS
 
 
 # Hidden, so that pandas and datasets read the folder and take the rows for all of its content.
@@ -148,7 +149,10 @@ class JobManifest:
             ImportError: If onnxruntime is not installed.
             OSError: See [`model_hash`].
         """
-        settings = asdict(options) | {"srt": srt}
+        settings = json.loads(json.dumps(asdict(options) | {"srt": srt}))
+        if options.candidate_labels is None:
+            for name in LABEL_OPTIONS:
+                del settings[name]
         model, revision = settings.pop("model"), settings.pop("revision")
         return cls(
             None if model is None else str(model),

@@ -57,14 +57,15 @@ class Scorer:
         check_section_length(options.section_s)
         self._options = options
         self._predictor = EmotionPredictor(options.model, num_threads=num_threads, revision=options.revision)
-        check_modalities(self.answers, options.model, options.video)
+        check_modalities(self._predictor.answers, options.model, options.video)
+        self._recognition = self._predictor.with_labels(**options.labels)
         self.answers.check_options(threshold=options.threshold, coverage=options.coverage)
-        self._sections = SectionPredictor(self._predictor, options)
+        self._sections = SectionPredictor(self._recognition, options)
 
     @property
     def answers(self) -> AnswerFormatter:
-        """Formats the scores of the model."""
-        return self._predictor.answers
+        """Formats the scores of the model, or of candidate labels."""
+        return self._recognition.answers
 
     def __call__(self, tasks: Sequence[Task]) -> list[Outcome]:
         """
@@ -98,6 +99,7 @@ class Scorer:
             "channel": channel,
             "threshold": self._options.threshold,
             "coverage": self._options.coverage,
+            **self._options.labels,
         }
         if self._options.timeline:
             options |= {"return_timeline": True, "granularity": self._options.granularity}

@@ -7,9 +7,11 @@ Deliberate choices:
 - A long recording is several tasks, each of one section of it, so that it does not hold up the end of the job.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from mmemo.zero_shot import HYPOTHESIS_TEMPLATE, LABEL_OPTIONS, NONE_LABEL
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class ScoringOptions:
         channel (`int`, *optional*): The audio channel; the mean of all channels by default.
         video (`bool`, *optional*, defaults to `False`): Whether to predict the face of a video as well as its sound.
         face (`int`, *optional*): The face of a video, by rank; see [`read_face`].
+        candidate_labels, hypothesis_template, none_label (*optional*): See [`~EmotionRecognition.with_labels`].
         section_s (`float`, *optional*, defaults to 1800): Length of the sections of long recordings, in seconds.
     """
 
@@ -116,4 +119,12 @@ class ScoringOptions:
     channel: int | None = None
     video: bool = False
     face: int | None = None
+    candidate_labels: str | Sequence[str] | None = None
+    hypothesis_template: str | Sequence[str] = HYPOTHESIS_TEMPLATE
+    none_label: str | None = NONE_LABEL
     section_s: float = 1800.0
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The options of [`~EmotionRecognition.with_labels`]."""
+        return {name: getattr(self, name) for name in LABEL_OPTIONS}

@@ -200,6 +200,11 @@ class EmotionGraph:
         """Whether a prediction depends on the rest of its batch: dynamic int8 measures ranges over the whole batch."""
         return self.metadata.get("approach") == "dynamic"
 
+    @property
+    def similarity_scale(self) -> float | None:
+        """The learned factor of similarities in the shared space; `None` if the export has none."""
+        return self.metadata.get("similarity_scale")
+
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Runs the graph on all of its inputs and returns all of its outputs, by name."""
         return dict(zip(self.output_shapes, self._session.run(None, dict(feed))))

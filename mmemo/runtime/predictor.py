@@ -11,6 +11,7 @@ Deliberate choices:
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmemo.items import PreparedItem
 from mmemo.recognition import EmotionRecognition, check_option_names, check_timeline_options, is_timeline
 from mmemo.runtime.graph import EMBEDDED_MODEL, EmotionGraph, find_graph, local_folder
 from mmemo.runtime.processor import OnnxProcessor
+from mmemo.zero_shot import HYPOTHESIS_TEMPLATE, NONE_LABEL, Similarity
 
 
 WINDOW_BATCH_SIZE = 8
@@ -97,6 +99,9 @@ class EmotionPredictor(EmotionRecognition):
         video: Any = None,
         fps: float | None = None,
         face: int | None = None,
+        candidate_labels: str | Sequence[str] | None = None,
+        hypothesis_template: str | Sequence[str] = HYPOTHESIS_TEMPLATE,
+        none_label: str | None = NONE_LABEL,
         **timeline: Any,
     ) -> Any:
         """
@@ -112,8 +117,8 @@ class EmotionPredictor(EmotionRecognition):
                 text; see [`DialogueTurn`]. For models that were trained with dialogue context.
             video (*optional*): A path, frames, an image, or any other form that [`VideoInput`] lists.
             fps (`float`, *optional*): Frames per second of bare frames.
-            top_k, return_modality_weights, channel, face, threshold, coverage, return_timeline, function_to_apply
-            (*optional*), timeline:
+            top_k, return_modality_weights, channel, face, threshold, coverage, return_timeline, function_to_apply,
+            candidate_labels, hypothesis_template, none_label (*optional*), timeline:
                 As in [`~MultimodalEmotionPipeline.__call__`].
 
         Returns:
@@ -130,7 +135,8 @@ class EmotionPredictor(EmotionRecognition):
             "threshold": threshold,
             "coverage": coverage,
         }
-        self.answers.check_options(**options)
+        recognition = self.with_labels(candidate_labels, hypothesis_template, none_label)
+        recognition.answers.check_options(**options)
         item = {
             "text": text,
             "video": video,
@@ -145,9 +151,14 @@ class EmotionPredictor(EmotionRecognition):
         requested = {**timeline, "return_timeline": return_timeline}
         check_timeline_options(requested)
         if is_timeline(requested):
-            return self.predict_timeline(item, channel=channel, face=face, **options, **timeline)
-        prepared = self.prepare(item, channel, face)
-        return self.predict_item(prepared, return_modality_weights=return_modality_weights, **options)
+            return recognition.predict_timeline(item, channel=channel, face=face, **options, **timeline)
+        prepared = recognition.prepare(item, channel, face)
+        return recognition.predict_item(prepared, return_modality_weights=return_modality_weights, **options)
+
+    @property
+    def similarity(self) -> Similarity:
+        calibration = self.config.get("zero_shot_calibration")
+        return Similarity(self.config.get("projection_dim"), self.graph.similarity_scale, calibration)
 
     def as_item(self, inputs: Any) -> dict[str, Any]:
         item = super().as_item(inputs)

@@ -94,6 +94,10 @@ def _option_sizes(request: Any, settings: ServiceSettings) -> Iterator[tuple[str
     yield "speaker_turns", len(turns), "turns", settings.max_turns
     longest = max((len(turn.speaker) for turn in turns), default=0)
     yield "A speaker of speaker_turns", longest, "characters", settings.max_name_chars
+    for name in ("candidate_labels", "hypothesis_template"):
+        value = getattr(request, name)
+        texts = [value] if isinstance(value, str) else value or ()
+        yield name, sum(map(len, texts)), "characters", settings.max_text_chars
     if isinstance(request.customer, str):
         yield "customer", len(request.customer), "characters", settings.max_name_chars
 

@@ -16,6 +16,7 @@ from mmemo.serving.json_structure import check_json
 from mmemo.serving.limits import check_sizes
 from mmemo.serving.schemas import (
     ContextTurnRequests,
+    LabelOptions,
     PredictBatchRequest,
     PredictForm,
     PredictItem,
@@ -184,7 +185,8 @@ def to_options(request: PredictOptions) -> dict[str, Any]:
     Raises:
         ValueError: If options of a timeline are set without `return_timeline`, or are out of range.
     """
-    options = request.model_dump(include=set(PredictOptions.model_fields), exclude_none=True)
+    names = set(PredictOptions.model_fields) - set(LabelOptions.model_fields)
+    options = request.model_dump(include=names, exclude_none=True) | to_label_options(request)
     if not options["return_timeline"]:
         if given := sorted(options.keys() & TIMELINE_OPTIONS):
             raise ValueError(f"{', '.join(given)}: only for timelines; set return_timeline.")
@@ -198,3 +200,9 @@ def to_options(request: PredictOptions) -> dict[str, Any]:
     elif isinstance(request, PredictForm) and customer is not None and customer.isdecimal():
         options["customer"] = int(customer)  # the number of a channel
     return options
+
+
+def to_label_options(request: LabelOptions) -> dict[str, Any]:
+    """Returns the options of candidate labels that are set; `null` is a value of `none_label` only."""
+    options = {name: getattr(request, name) for name in LabelOptions.model_fields if name in request.model_fields_set}
+    return {name: value for name, value in options.items() if value is not None or name == "none_label"}

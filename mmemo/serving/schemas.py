@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from mmemo.timeline.windows import TimelineOptions
 from mmemo.words.times import is_subtitles
+from mmemo.zero_shot import HYPOTHESIS_TEMPLATE, MAX_LABELS, NONE_LABEL
 
 
 # From the URL-safe alphabet of base64 to the standard one.
@@ -60,6 +61,14 @@ def _check_customer(value: Any) -> Any:
     raise ValueError("must be the number of a channel or the name of a speaker")
 
 
+def _check_strings(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return value
+    raise ValueError("must be a string or a list of strings")
+
+
 BASE64 = WithJsonSchema({"type": "string", "contentEncoding": "base64"})
 Base64Audio = Annotated[bytes, BeforeValidator(partial(_decode, medium="audio")), BASE64]
 Base64Video = Annotated[bytes, BeforeValidator(partial(_decode, medium="video")), BASE64]
@@ -68,6 +77,11 @@ Customer = Annotated[
     Any,
     BeforeValidator(_check_customer),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}]}),
+]
+Strings = Annotated[
+    Any,
+    BeforeValidator(_check_strings),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}, {"type": "null"}]}),
 ]
 TimedWord = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1)], float, float],
@@ -100,7 +114,26 @@ SpeakerTurnRequests = Annotated[list[SpeakerTurnRequest], Field(fail_fast=True)]
 ContextTurnRequests = Annotated[list[ContextTurnRequest], Field(fail_fast=True)]
 
 
-class PredictOptions(BaseModel):
+class LabelOptions(BaseModel):
+    """Labels in one's own words, for models with a shared space of voice and words."""
+
+    candidate_labels: Strings = Field(
+        None,
+        description=f"Labels in one's own words, in place of the model's own: up to {MAX_LABELS}, as a list or "
+        "separated by commas.",
+    )
+    hypothesis_template: Strings = Field(
+        None,
+        description=f"Sentence with `{{}}` in place of the label, or several; default `{HYPOTHESIS_TEMPLATE}`",
+    )
+    none_label: str | None = Field(
+        NONE_LABEL,
+        description="Label of items to which no candidate label applies; `null` leaves it out. Only of models whose "
+        "candidate labels are calibrated.",
+    )
+
+
+class PredictOptions(LabelOptions):
     """Options of a prediction; they are those of the mmemo pipeline."""
 
     model_config = STRICT
@@ -313,7 +346,7 @@ class VersionResponse(BaseModel):
     modalities: list[str]
 
 
-class StreamStart(BaseModel):
+class StreamStart(LabelOptions):
     """The first message of a live stream."""
 
     model_config = STRICT

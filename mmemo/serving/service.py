@@ -27,6 +27,7 @@ from mmemo.serving.limits import PendingBytes, check_audio, check_duration, chec
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
 from mmemo.video.landmarks import load_landmarker
+from mmemo.zero_shot import LABEL_OPTIONS
 
 
 # Number of clips decoded at the same time: each may take some 100 MB.
@@ -204,6 +205,8 @@ class Service:
         face: int | None = None,
         **options: Any,
     ) -> dict[str, Any]:
+        labels = {name: options.pop(name) for name in LABEL_OPTIONS if name in options}
+        recognition = self.predictor.with_labels(**labels)
         if "speaker_turns" in options:
             check_turns(options["speaker_turns"], self.settings)
         # Otherwise the predictor raises.
@@ -217,10 +220,10 @@ class Service:
         elif return_timeline and item.get("word_times"):
             check_duration(item["word_times"], self.settings)
         if return_timeline:
-            return self.predictor.predict_timeline(item, channel=channel, face=face, **options)
+            return recognition.predict_timeline(item, channel=channel, face=face, **options)
         with self._decoders if audio is not None else nullcontext():
-            prepared = self.predictor.prepare(item, channel, face)
-        prediction = self.predictor.predict_item(prepared, return_modality_weights=True, **options)
+            prepared = recognition.prepare(item, channel, face)
+        prediction = recognition.predict_item(prepared, return_modality_weights=True, **options)
         return {"label": prediction["scores"][0]["label"], **prediction}
 
     def _follow_face(self, item: dict[str, Any], face: int | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ sends `{"type": "ready"}`, then `{"type": "segment", ...}`, and finally `{"type"
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from mmemo.audio.pcm import PcmDecoder
 from mmemo.serving.json_structure import check_json
 from mmemo.serving.limits import short_detail
-from mmemo.serving.reading import first_error
+from mmemo.serving.reading import first_error, to_label_options
 from mmemo.serving.schemas import StreamEnd, StreamStart, StreamWords
 from mmemo.serving.service import Service
 from mmemo.timeline.streaming import EmotionStream
@@ -88,8 +89,10 @@ async def _serve(socket: WebSocket, start: StreamStart, service: Service) -> Non
     try:
         decode = _decoder(start)
         options: dict[str, Any] = {"top_k": start.top_k, "threshold": start.threshold, "coverage": start.coverage}
+        options |= to_label_options(start)
         rate = OPUS_RATE if start.encoding == "opus" else start.sampling_rate
-        stream = EmotionStream(service.predictor, rate, **options)
+        # In a thread, since it may encode candidate labels.
+        stream = await loop.run_in_executor(executor, partial(EmotionStream, service.predictor, rate, **options))
     except ValueError as error:
         raise StreamError(error) from error
     await socket.send_json({"type": "ready", "latency_s": stream.latency_seconds})

@@ -19,6 +19,10 @@ from mmemo.timeline.windows import FRAME_SECONDS, TimelineOptions, Window
 from mmemo.words.times import WordTimes, read_word_times
 
 
+ANSWER_OPTIONS = {"top_k", "threshold", "coverage"}
+LABEL_OPTIONS = {"candidate_labels", "hypothesis_template", "none_label"}
+
+
 class EmotionStream:
     """
     Predicts the emotions of one live voice.
@@ -36,7 +40,8 @@ class EmotionStream:
         window_s (`float`, defaults to 3.0), window_hop_s (`float`, defaults to 1.5), latency_s (`float`, defaults to
         1.5), segment_s, hop_s, context_s, voice_activity (*optional*):
             How the stream is cut into windows; see [`TimelineOptions`].
-        answer_options: `top_k`, `threshold` and `coverage`, as in the pipeline.
+        options: `top_k`, `threshold`, `coverage`, `candidate_labels`, `hypothesis_template` and `none_label`, as in
+            the pipeline.
 
     Raises:
         TypeError: If an option is unknown.
@@ -68,9 +73,13 @@ class EmotionStream:
         voice_activity: bool = True,
         encoding: str = "pcm_s16le",
         channels: int = 1,
-        **answer_options: Any,
+        **options: Any,
     ):
-        self.emotion = emotion
+        if unknown := options.keys() - ANSWER_OPTIONS - LABEL_OPTIONS:
+            valid = sorted(ANSWER_OPTIONS | LABEL_OPTIONS)
+            raise TypeError(f"Unknown arguments {sorted(unknown)}; valid options of predictions are {valid}.")
+        labels = {name: options.pop(name) for name in LABEL_OPTIONS & options.keys()}
+        self.emotion = emotion.with_labels(**labels) if labels else emotion
         if "audio" not in self.emotion.answers.modalities:
             raise ValueError("A stream needs audio, and this model has no audio encoder; choose a model that has one.")
         self.options = TimelineOptions(
@@ -82,11 +91,8 @@ class EmotionStream:
             latency_s=latency_s,
             voice_activity=voice_activity,
         )
-        valid = {"top_k", "threshold", "coverage"}
-        if unknown := answer_options.keys() - valid:
-            raise TypeError(f"Unknown arguments {sorted(unknown)}; valid options of predictions are {sorted(valid)}.")
-        self.emotion.answers.check_options(**answer_options)
-        self._answer_options = answer_options
+        self.emotion.answers.check_options(**options)
+        self._answer_options = options
         self.sampling_rate = sampling_rate
         self.encoding = encoding
         self.channels = channels

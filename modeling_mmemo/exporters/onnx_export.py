@@ -96,7 +96,8 @@ def export_onnx(
         )
     graph = exported.program
     strip(graph)
-    describe(graph.metadata_props, precision="float32")
+    space = {} if model.similarity_scale is None else {"similarity_scale": model.similarity_scale}
+    describe(graph.metadata_props, precision="float32", **space)
     path = save_directory / FLOAT_FILE
     is_large = sum(value.const_value.nbytes for value in graph.graph.initializers.values()) > MAX_FILE_BYTES
     onnx_ir.save(graph, path, external_data=f"{FLOAT_FILE}.data" if is_large else None)

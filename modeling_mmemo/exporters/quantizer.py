@@ -45,7 +45,7 @@ INT8_FILE = "model_int8.onnx"
 WEIGHTS_FILE = "model.safetensors"
 APPROACHES = ("dynamic", "static")
 OPERATORS = ["MatMul", "Gemm"]
-HEADS = re.compile(r"(^|\.)(\w+_branch\.embedding\.\d+|\w*classifier|vote|gate)/")
+HEADS = re.compile(r"(^|\.)(\w+_branch\.embedding\.\d+|\w*classifier|vote|gate|projections\.\w+)/")
 FACE = re.compile(r"(^|\.)video_tower\.(embedding|layers\.\d+\.feed_forward\.\d+)/")
 # The inputs of these layers have outliers that one scale per tensor would not fit.
 OUTLIERS = re.compile(r"(^|\.)(audio|video)_tower\..*(fc2|output_dense|output\.dense)/")
@@ -89,9 +89,12 @@ class MMEmoQuantizer(OptimumQuantizer):
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        precision = EmotionGraph(self.path).metadata["precision"]
+        metadata = EmotionGraph(self.path).metadata
+        precision = metadata["precision"]
         if precision != "float32":
             raise ValueError(f"{self.path} is already {precision}; quantize the float32 graph, {FLOAT_FILE}.")
+        # What the quantized graph shares with this one.
+        self._facts = {name: metadata[name] for name in ("similarity_scale",) if name in metadata}
 
     @classmethod
     def from_pretrained(cls, model_or_path: str | Path, file_name: str | None = None) -> "MMEmoQuantizer":
@@ -150,7 +153,7 @@ class MMEmoQuantizer(OptimumQuantizer):
         model = onnx.load(self.path)
         conditionals = inline(model.graph)
         model = self._quantize_multiplications(model, calibration)
-        facts: dict[str, Any] = {"precision": "int8", "approach": approach}
+        facts: dict[str, Any] = {"precision": "int8", "approach": approach, **self._facts}
         if shares_weights:
             store_in_half(model.graph)
             weights = path.with_name(WEIGHTS_FILE)
