@@ -134,6 +134,7 @@ def test_arguments_override_the_configuration_of_the_adapter(adapted, folder):
     assert MMEmoForEmotionRecognition.from_pretrained(folder, config=config).config.label_smoothing == 0.3
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_embedded_model_works_in_any_folder(folder):
     adapted = train(folder, model_name_or_path=DEFAULT_MODEL, audio_mode="frozen")
     path = folder / "adapter_config.json"

@@ -228,6 +228,7 @@ def test_api_keys(exported, tmp_path):
         assert "alpha-key" not in service.log and "beta-key" not in service.log
 
 
+@pytest.mark.slow
 def test_a_shutdown_completes_requests_in_flight(exported, example_audio, tmp_path):
     samples, rate = soundfile.read(example_audio, dtype="float32")
     path = tmp_path / "long.flac"
@@ -249,6 +250,7 @@ def test_a_shutdown_completes_requests_in_flight(exported, example_audio, tmp_pa
     assert lines[-1].startswith("Finished server process")
 
 
+@pytest.mark.slow
 def test_a_shutdown_has_a_time_limit(exported, example_audio, tmp_path):
     samples, rate = soundfile.read(example_audio, dtype="float32")
     path = tmp_path / "long.flac"

@@ -157,6 +157,7 @@ def test_many_periods_stay_small_and_readable():
     assert len(re.findall(r">m\d+<", svg)) <= 13
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_in_a_browser(summary, tmp_path):
     sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")

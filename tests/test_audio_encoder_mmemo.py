@@ -69,6 +69,7 @@ def test_equals_the_whisper_encoder_of_the_checkpoint(whisper, features, tmp_pat
     assert_same_states(encoder(features, output_hidden_states=True), theirs)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.corpora
 @pytest.mark.skipif(not WHISPER_BASE.is_dir(), reason=f"needs the weights of Whisper base in {WHISPER_BASE}")

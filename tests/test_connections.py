@@ -261,6 +261,7 @@ def test_a_new_connection_is_rejected_if_all_have_requests_in_progress(hasty):
     assert hasty.metric('mmemo_rejects_total{reason="connections"}') >= 1
 
 
+@pytest.mark.slow
 def test_half_sent_headers_do_not_use_up_the_open_files(tmp_path):
     with running(tmp_path / "log", max_files=128) as service:
         waiting = []

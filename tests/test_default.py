@@ -125,6 +125,7 @@ def label(predict, clip):
     return predict(clip, top_k=1)[0]["label"]
 
 
+@pytest.mark.slow
 def test_silence_around_the_example_clips_does_not_change_their_labels(emotion, clips):
     predict = EmotionPredictor()
     for seed, clip in enumerate(clips):

@@ -386,6 +386,7 @@ def test_labels_are_asked_for_if_the_model_can_score_them(predict, exported):
     assert (is_asked(predict), is_asked(EmotionPredictor(exported))) == (False, True)
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported():
     code = (
         "import sys; from mmemo import EmotionPredictor; from mmemo.demo import build_demo; "
@@ -394,6 +395,7 @@ def test_torch_is_not_imported():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 class TestServed:
     def test_prediction_over_http(self, served, predict, subtitles, tmp_path):
         client = Client(served.local_url, verbose=False, download_files=tmp_path)
@@ -449,6 +451,7 @@ class TestServed:
         assert set(files.rglob("*.*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 class TestBrowser:
     @pytest.fixture(scope="class")

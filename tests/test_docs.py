@@ -61,8 +61,8 @@ TOP = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md
 PAGES = [*TOP, *sorted((ROOT / "docs").glob("*.md"))]
 # The commands and configurations of past experiments need not exist any more.
 LOG = ROOT / "docs" / "experiments.md"
-# Pages whose Python code traces a model for ONNX, which takes a minute.
-SLOW = {"export.md"}
+# Pages whose Python code takes longest: it traces a model for ONNX, predicts long recordings and videos, or trains.
+SLOW = {"calls.md", "export.md", "faces.md", "first-recordings.md", "hub.md", "timelines.md"}
 TOLERANCE = 0.02
 
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")

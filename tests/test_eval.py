@@ -47,6 +47,7 @@ def saved(emotion, tmp_path):
     return str(tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_corpora_pairs_and_timelines_are_evaluated(saved, data_dir, tmp_path, capsys):
     folder = tmp_path / "results"
     options = ["--model", saved, "--data_dir", str(data_dir), "--output_dir", str(folder), "--batch_size", "4"]
@@ -81,6 +82,7 @@ def test_corpora_pairs_and_timelines_are_evaluated(saved, data_dir, tmp_path, ca
     assert "relative reduction" in printed
 
 
+@pytest.mark.slow
 def test_dialogue_models_are_also_evaluated_without_context(saved, data_dir, tmp_path):
     processor = Path(saved, "processor_config.json")
     processor.write_text(json.dumps(json.loads(processor.read_text()) | {"context_turns": 2, "context_tokens": 32}))
@@ -121,6 +123,7 @@ def test_languages_are_evaluated_together_and_alone(saved, tmp_path):
     assert chinese["conditions"]["text"]["uar"] == every["languages"]["zh"]["uar"]
 
 
+@pytest.mark.slow
 def test_evaluations_with_the_same_seed_write_the_same_file(saved, data_dir, tmp_path):
     options = ["--model", saved, "--data_dir", str(data_dir), "--pairs", "ravdess+meld", "--limit", "4"]
     options.append("--allow_unknown_labels")

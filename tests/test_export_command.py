@@ -64,6 +64,7 @@ def by_label(scores):
     return {entry["label"]: entry["score"] for entry in scores}
 
 
+@pytest.mark.slow
 def test_static_int8(graph, trained, table, tmp_path):
     output = tmp_path / "output"
 

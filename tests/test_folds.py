@@ -39,6 +39,7 @@ def run(config, *flags):
     return json.loads((config.parent / "folds" / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_speaker_is_tested_by_a_model_trained_without_them(config, capsys):
     results = run(config)
 
@@ -110,6 +111,7 @@ def change_encoder(config):
     os.utime(path, (0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [change_option, change_clip, change_label, change_encoder])
 def test_folds_are_trained_again_after_a_change(config, trained_folds, caplog, change):
     run(config)
@@ -175,6 +177,7 @@ def test_every_corpus_is_tested_by_a_model_trained_without_it(corpora, trained_f
     assert note in capsys.readouterr().out and note in (corpora.parent / "folds" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_only_runs_with_changed_corpora_are_trained_again(corpora, trained_folds):
     first = run(corpora)
     second = run(corpora)

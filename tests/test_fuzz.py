@@ -93,6 +93,7 @@ def send_damaged(service, files, count, seed):
     return statuses
 
 
+@pytest.mark.slow
 def test_damaged_files(exported, files, tmp_path):
     with running(tmp_path / "log", exported) as service:
         statuses = send_damaged(service, files, 2 * len(files), seed=0)

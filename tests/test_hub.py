@@ -291,6 +291,7 @@ def assert_no_local_paths(files, *paths):
             assert path.encode() not in content, (name, path)
 
 
+@pytest.mark.slow
 def test_a_pushed_adapter_is_the_model_it_came_from(push, hub, folder, make_adapter, tmp_path):
     from peft import PeftModel
 
@@ -377,6 +378,7 @@ def test_an_adapter_of_a_local_base_needs_a_public_name(push, hub, folder, make_
     assert f"base=someone/base is the base model of an adapter, but {folder} is not an adapter" in other.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_of_earlier_versions_is_pushed_without_its_local_path(push, hub, make_adapter, tmp_path):
     """They have the path of their base model, and the empty card of peft."""
     adapter = make_adapter(DEFAULT_MODEL)
@@ -393,6 +395,7 @@ def test_an_adapter_of_earlier_versions_is_pushed_without_its_local_path(push, h
     assert result.exit_code == 1 and "has no config.json with the labels and temperatures of the" in result.stderr
 
 
+@pytest.mark.slow
 def test_results_are_written_to_the_card_of_an_adapter(push, hub, make_adapter, results, tmp_path):
     adapter = make_adapter(DEFAULT_MODEL)
     evaluated = json.loads((results / "results.json").read_text()) | {"model": str(adapter)}

@@ -41,6 +41,7 @@ def post(service, **request):
     return service.post("/predict", **request)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeline", ["0", "1"])
 def test_hours_of_opus_are_rejected(service, hours, timeline):
     files, data = {"audio_file": hours}, {"return_timeline": timeline}
@@ -271,6 +272,7 @@ def test_a_hostile_body_neither_stops_the_service_nor_stays_in_memory(service, n
     service.wait_until(lambda: service.memory() - idle < LEFT_MIB)
 
 
+@pytest.mark.slow
 def test_hostile_items_of_a_batch_and_turns_of_a_form(service):
     items = service.post(
         "/predict/batch", content=repeated(b'{"items":[', b'{"a":1,"b":2}', 1_000_000, b"]}"), headers=JSON

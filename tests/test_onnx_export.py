@@ -53,6 +53,7 @@ def test_the_graph_has_the_models_outputs(exported, model, batch, longest):
         assert_same_outputs(graph, model, random_inputs(batch, longest, seed=seed))
 
 
+@pytest.mark.slow
 def test_clips_of_several_windows(exported, model):
     """The audio encoder splits clips of more than 30 s into windows, in the graph too."""
     graph = EmotionGraph(exported / "model.onnx")

@@ -40,6 +40,7 @@ POSTS = list(product(MODELS, (GenerationMode.POSITIVE, GenerationMode.NEGATIVE))
 GETS = [(path, GenerationMode.POSITIVE) for path in ("/health", "/ready", "/version")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "mode"), [*POSTS, *GETS])
 def test_responses_match_the_document(service, path, mode):
     check_responses(service, path, mode, max_examples=10)

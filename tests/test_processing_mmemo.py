@@ -225,6 +225,7 @@ def test_batches_of_different_sizes_raise(processor, arguments, message):
         processor(**arguments)
 
 
+@pytest.mark.slow
 def test_word_times_need_a_fast_tokenizer():
     processor = MMEmoProcessor(tokenizer=CanineTokenizer())
     assert processor(text=["so sad", "so"], return_tensors="pt")["attention_mask"].sum(dim=1).tolist() == [8, 4]

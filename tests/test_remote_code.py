@@ -164,7 +164,8 @@ def with_package(run):
     return output
 
 
-@pytest.mark.parametrize("folder", ["pipeline", pytest.param("parts", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["pipeline", "parts"])
 def test_without_the_package_the_logits_are_identical(run, with_package, folder):
     output = run(WITHOUT_PACKAGE + LOAD_REMOTE_CODE + ANSWER, folder)
 

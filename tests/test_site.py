@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("material") is None, reason="needs mkdocs-material")
 def test_the_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp_path):
     site = tmp_path / "site"

@@ -14,6 +14,7 @@ import yaml
 SPACE = Path(__file__).parents[1] / "examples" / "space"
 
 
+@pytest.mark.slow
 def test_it_serves_the_model_of_its_variable(exported, tmp_path):
     gradio_client = pytest.importorskip("gradio_client", reason="the page needs gradio: pip install 'mmemo[demo]'")
     with socket.create_server(("127.0.0.1", 0)) as free:

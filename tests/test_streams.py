@@ -122,7 +122,7 @@ def test_words_reach_the_segments_of_their_timestamps(service, exported, speech)
         ({"threshold": 2}, [], "threshold: Input should be less than 1", 1007),
         ({"coverage": 0.9}, [], "coverage needs this model's conformal_quantiles", 1007),
         ("hello", [], "The message is invalid", 1007),
-        ({f"k{index}": 1 for index in range(8)}, [], "An object has more than 7 fields", 1007),
+        ({f"k{index}": 1 for index in range(11)}, [], "An object has more than 10 fields", 1007),
         ({}, [json.dumps({"type": "word"})], "Input tag 'word' found using 'type' does not match", 1007),
         ({}, [json.dumps({"word_times": []})], "a message needs a type, 'words' or 'end'", 1007),
         ({}, [json.dumps({"type": "words", "word_times": [["so", 1, True]]})], "word_times.0.2: Input should", 1007),

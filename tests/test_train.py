@@ -162,6 +162,7 @@ def test_run_saves_development_scores_without_calibration_on_few_rows(frozen):
     assert (config.temperature, config.conformal_quantiles) == (1.0, None)
 
 
+@pytest.mark.slow
 def test_run_prints_where_and_how_good_the_model_is_and_what_is_next(run, encoders, tmp_path, capsys):
     calls = [
         # A few of the texts have another label, so that there is a best temperature.
@@ -227,6 +228,7 @@ def test_balanced_class_weights(frozen):
     assert weights == {label: pytest.approx(22 / 7 / (4 if label == "surprise" else 3)) for label in WORDS}
 
 
+@pytest.mark.slow
 def test_bias_correction_moves_predictions_to_the_frequencies_of_the_development_rows(run, tmp_path, encoders):
     """The text does not tell the label, `happy` is twice as frequent in training, and three times in development."""
     labels = {"train": ["happy", "happy", "sad"] * 20, "dev": ["happy", "happy", "happy", "sad"] * 20}
@@ -406,6 +408,7 @@ def test_copies_for_a_branch_that_needs_the_whole_sequence_raise(run, tmp_path):
         run(tmp_path, audio_mode="frozen", text_mode="frozen", augmented_copies=2, noise_probability=1.0)
 
 
+@pytest.mark.slow
 def test_saved_adapter_equals_the_merged_model(run, encoders, tables, tmp_path):
     options = {"corpora": ("both",), "max_steps": 4, "fusion": "late"}
     folder = run(tmp_path / "model", **options)
@@ -459,6 +462,7 @@ def test_training_continues_with_the_labels_of_a_checkpoint(run, tmp_path):
         run(tmp_path / "reordered", model_name_or_path=first, **options, labels=LABELS)
 
 
+@pytest.mark.slow
 def test_training_with_word_times(run, tmp_path):
     folder = run(
         tmp_path,
@@ -489,6 +493,7 @@ def test_training_on_streamed_rows(run, tmp_path):
     assert not (folder / "eval_results.json").exists()
 
 
+@pytest.mark.slow
 def test_several_streams(run, tmp_path):
     folder = run(tmp_path, max_steps=6, streaming="true", corpus_weights=[1, 2], noise_probability=0.5)
 

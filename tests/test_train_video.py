@@ -125,6 +125,7 @@ def test_a_face_head_learns_from_videos(face_model, tables, capsys):
     assert (emotion.processor.frames_per_second, emotion.processor.crop_size) == (5.0, None)
 
 
+@pytest.mark.slow
 def test_the_documented_face_head_learns_from_pictures(tables, tmp_path):
     options = {
         "corpora": tables["pictures"],
@@ -199,6 +200,7 @@ def whole(run, encoders, tmp_path_factory):
     return run(tmp_path_factory.mktemp("whole"), "talk", "videos", **options)
 
 
+@pytest.mark.slow
 def test_three_modalities_train_and_are_scored_in_every_set(whole, tables):
     sets = {"audio", "text", "video", "both", "audio+video", "text+video", "audio+text+video"}
     assert sets == {name.removeprefix("eval_").removesuffix("_wa") for name in scores(whole) if name.endswith("_wa")}
@@ -242,6 +244,7 @@ def test_an_audio_model_takes_the_sound_of_videos(run, encoders, tmp_path, table
         run(tmp_path / "none", "videos", **options)
 
 
+@pytest.mark.slow
 def test_an_image_encoder_with_lora_is_saved_as_adapter(run, vit, tables, tmp_path):
     folder = run(tmp_path, "pictures", video_encoder=vit, max_steps=4, columns="speaker=person")
     processor = MMEmoProcessor.from_pretrained(folder)
@@ -287,6 +290,7 @@ def test_a_trained_face_is_half_of_another_model(run, face_model, encoders, tmp_
     assert scores(folder)["eval_video_wa"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_model_of_faces_is_evaluated_under_conditions_of_the_face(run, face_model, tables, tmp_path):
     measured = {"model": face_model, "corpora": tables["videos"], "split": "dev", "output_dir": tmp_path}
 

@@ -119,6 +119,7 @@ def test_learning_rate_schedules(training, schedule, warmup, expected):
         assert head == pytest.approx(2 * tower)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modes", [{"audio_mode": "full", "text_mode": "full"}, {"lora_dropout": 0.0}])
 def test_gradient_accumulation_equals_one_large_batch(training, modes):
     trained = []

@@ -93,6 +93,7 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path):
     """FFmpeg takes 600 MB to decode the first."""
     write_video(tmp_path / "a.mov", np.zeros((1, 48, 64, 3), np.uint8), FPS, codec="png")

@@ -87,6 +87,7 @@ def predict(emotion, inputs, **options):
     return emotion(inputs, return_modality_weights=True, **options)
 
 
+@pytest.mark.slow
 def test_one_file_gives_frames_and_sound_in_every_form(emotion, clip):
     expected = predict(emotion, {"video": str(clip)})
     assert weights_of(expected) == {"audio", "video"}
@@ -243,6 +244,7 @@ def test_a_timeline_goes_on_after_the_sound(emotion, frames, speech, tmp_path):
     assert starts == pytest.approx(np.arange(len(starts)) / 2)
 
 
+@pytest.mark.slow
 def test_a_long_recording_is_predicted_with_its_face(emotion, frames, speech, tmp_path):
     write_video(tmp_path / "long.mp4", np.concatenate([frames] * 5), 10, np.tile(speech, 5))
     emotion.processor.max_speech_s = 5.0

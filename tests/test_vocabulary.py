@@ -110,6 +110,7 @@ def test_other_tokenizers_are_refused(tower):
         cut_vocabulary(tower, words, ["a"], 2)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_first_layers_and_the_tokens_of_its_texts(tower, tokenizer, tmp_path):
     encoder, texts, folder = tmp_path / "encoder", tmp_path / "texts.csv", tmp_path / "model"
     tower.config.num_hidden_layers = 2
