@@ -64,6 +64,16 @@ def test_links_to_folders_are_followed_and_their_cycles_end(folder):
     assert len(found(".")) == 6
 
 
+def test_pipes_are_left_out_with_a_message(folder):
+    os.mkfifo(folder / "pipe.wav")
+
+    for pattern in (str(folder), str(folder / "*.wav")):
+        found, problems = find_files([pattern])
+        assert folder / "pipe.wav" not in [one.audio for one in found]
+        assert len(problems) == 1 and "pipe.wav is a pipe, socket or device and is left out" in problems[0]
+    assert [one.audio for one in find_files([str(folder / "pipe.wav")])[0]] == [folder / "pipe.wav"]
+
+
 def test_a_broken_link_is_reported_and_not_passed_over(folder):
     (folder / "inside" / "gone.wav").symlink_to("nowhere.wav")
 

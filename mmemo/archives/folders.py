@@ -83,8 +83,8 @@ def find_files(
         elif path.exists() or not glob.has_magic(str(path)):
             inputs = [Input(str(path), path, Path(path.name))]
         else:
-            files = (file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if file.is_file())
-            inputs = [Input(str(file), file, Path(file.name)) for file in files]
+            files = (file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if not file.is_dir())
+            inputs = [Input(str(file), file, Path(file.name)) for file in files if _is_regular(file, problems)]
         if not inputs and not path.is_dir():
             raise ValueError(f"{pattern} matches no file.")
         for one in inputs:
@@ -93,16 +93,24 @@ def find_files(
 
 
 def _search(folder: Path, recursive: bool, suffixes: Set[str], problems: list[str]) -> list[Input]:
-    """Returns the recordings in a folder, and appends a message for each subfolder that cannot be read."""
+    """Returns the recordings in a folder, and appends a message for each subfolder and pipe that cannot be read."""
     inputs, skipped = [], 0
     for file in _walk(folder, recursive, problems):
-        if file.suffix.lower() in suffixes:
-            inputs.append(Input(str(file), file, file.relative_to(folder)))
-        else:
+        if file.suffix.lower() not in suffixes:
             skipped += 1
+        elif _is_regular(file, problems):
+            inputs.append(Input(str(file), file, file.relative_to(folder)))
     if not inputs and not problems:
         raise _without_recordings(str(folder), recursive, suffixes, skipped)
     return sorted(inputs, key=lambda one: one.audio)
+
+
+def _is_regular(file: Path, problems: list[str]) -> bool:
+    """Whether a file can be read without waiting for another program; missing ones are reported when opened."""
+    if file.is_file() or not file.exists():
+        return True
+    problems.append(f"{file} is a pipe, socket or device and is left out; pass it by name if it is a recording.")
+    return False
 
 
 def _find_remote(pattern: str, recursive: bool, suffixes: Set[str]) -> list[Input]:
