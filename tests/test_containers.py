@@ -152,6 +152,15 @@ def test_truncated_files_raise(name, share, encoded):
         load_audio(data[: round(share * len(data))])
 
 
+def test_an_mp3_without_a_frame_has_nothing_to_decode(speech, tmp_path):
+    path = tmp_path / "cut.mp3"
+    soundfile.write(path, speech[0], RATE)
+    path.write_bytes(path.read_bytes()[:40])
+
+    with pytest.raises(ValueError, match=r"is not readable audio \(nothing in it can be decoded\)"):
+        load_audio(path)
+
+
 def test_an_mp4_for_streaming_is_decoded_and_its_truncation_detected(speech, tmp_path):
     coding = CODINGS["m4a"]._replace(options=(("movflags", "faststart"),))
     data = encode(speech, RATE, coding, str(tmp_path / "a.m4a"))

@@ -354,8 +354,8 @@ def _reading_part(folder: OutputFolder, name: str) -> Iterator[BinaryIO]:
             if not is_content or (isinstance(error, OSError) and error.errno is not None):
                 raise OSError(f"{folder.place}/{name} cannot be read ({error}); nothing was changed.") from error
             raise ValueError(
-                f"{folder.place}/{name} is damaged, or not a file of this job: {error}. Restore it, or delete it: the "
-                "job then predicts its rows again."
+                f"{folder.place}/{name} is damaged, or not a file of this job ({error}). Restore it, or delete it: "
+                "the job then predicts its rows again."
             ) from error
 
 

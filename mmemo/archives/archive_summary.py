@@ -242,8 +242,8 @@ def summarize_archive(place: str, options: SummaryOptions | None = None) -> dict
         try:
             return _Figures(connection, files, options).summarize()
         except duckdb.Error as error:
-            # The message contains the damaged file, but possibly after a long row of it.
-            reason = " ".join(str(error).split())
+            # The message contains the damaged file, but possibly after a long row of it; then comes our own query.
+            reason = " ".join(str(error).partition("\nLINE ")[0].split())
             damaged = next((part for part in files.parts if part in reason), place)
             raise OSError(f"{damaged} cannot be read: {reason[:MAX_MESSAGE]}") from error
 

@@ -26,6 +26,7 @@ from mmemo.storage import download, fetch, is_remote, short
 
 
 MPEG_HEADER_BYTES = 4096
+BAD_OPEN = 7  # the error code of libsndfile if the decoder finds nothing
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's SF_COUNT_MAX, as for a FLAC written to a pipe
 # Codings of WAV, FLAC, AIFF and others in which libsndfile seeks to the exact sample, without decoding.
 EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
@@ -123,7 +124,8 @@ def open_audio_file(stream: BinaryIO, name: str) -> Iterator[AudioFile]:
         try:
             file = stack.enter_context(_ForwardFile(stream))
         except soundfile.LibsndfileError as error:
-            reason = error.error_string
+            # Of an MP3 without a frame libsndfile says that the file does not exist.
+            reason = "nothing in it can be decoded" if error.code == BAD_OPEN else error.error_string
         # A WAV that was written to a pipe may declare 0 frames.
         if file is None or file.frames == 0 or (file.subtype.startswith("MPEG") and not _has_mpeg_length(stream)):
             yield stack.enter_context(open_container(stream, name, reason))
