@@ -29,6 +29,8 @@ LABEL_OPTIONS = ("candidate_labels", "hypothesis_template", "none_label")
 HYPOTHESIS_TEMPLATE = "This person feels {}."
 NONE_LABEL = "none of these"
 MAX_LABELS, MAX_TEMPLATES = 500, 20
+# Labels in all their templates: the model encodes some hundred sentences a second.
+MAX_SENTENCES = 1000
 # Sets of labels whose vectors are kept.
 MAX_LABEL_SETS = 32
 # Projections have a length of 1, or 0 if the modality is missing.
@@ -72,7 +74,7 @@ def read_labels(
 
     Raises:
         ValueError: If there are no labels, too many, blank or equal ones, if a label has another meaning in results,
-            or if a template has no `{}`.
+            if a template has no `{}`, or if labels and templates give too many sentences.
     """
     if isinstance(candidate_labels, str):
         candidate_labels = [label for label in candidate_labels.split(",") if label.strip()]
@@ -87,6 +89,12 @@ def read_labels(
                 f"hypothesis_template={template!r} has no {{}} in place of the label; write it as in "
                 f"{HYPOTHESIS_TEMPLATE!r}."
             )
+    sentences = len(labels) * len(templates)
+    if sentences > MAX_SENTENCES:
+        raise ValueError(
+            f"{len(labels)} candidate_labels in {len(templates)} templates are {sentences} sentences; at most "
+            f"{MAX_SENTENCES} are allowed. Leave labels or templates out."
+        )
     if none_label is not None:
         (none_label,) = (label.strip() for label in _checked_list("none_label", [none_label], 1))
     _check_distinct(labels, none_label)

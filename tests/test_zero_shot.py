@@ -182,6 +182,10 @@ def test_segments_are_scored_like_items():
         ({"candidate_labels": ["None of these"]}, r"to which none of the labels applies \(none_label\)"),
         ({"candidate_labels": "a", "none_label": "silence"}, "none_label='silence' is the label of stretches"),
         ({"candidate_labels": "a", "none_label": ""}, r"none_label\[0\]='' is blank"),
+        (
+            {"candidate_labels": [str(index) for index in range(101)], "hypothesis_template": ["{}"] * 10},
+            "101 candidate_labels in 10 templates are 1010 sentences; at most 1000 are allowed",
+        ),
     ],
 )
 def test_invalid_labels_are_named(options, message):
