@@ -167,8 +167,8 @@ class Similarity:
         """Raises a `ValueError` if a model with encoders for `modalities` cannot score candidate labels."""
         if self.projection_dim is None:
             raise ValueError(
-                "candidate_labels: this model has no shared space of voice and words (projection_dim); train one with "
-                "configs/pretrain.yaml, or adapt the model to your labels with mmemo adapt."
+                "candidate_labels: this model has no shared space of voice and words (projection_dim); use a model "
+                "that has one, or adapt this one to your labels with mmemo adapt."
             )
         if "text" not in modalities:
             raise ValueError(

@@ -354,7 +354,7 @@ def test_what_a_model_lacks_is_named(shared, folder):
     calls = {"no shared space of voice and words": EmotionPredictor()}
     model, processor = copy.deepcopy(shared)
     model.config.projection_dim = None
-    calls["configs/pretrain.yaml"] = make_pipeline(model, processor)
+    calls["adapt this one to your labels with mmemo adapt"] = make_pipeline(model, processor)
     config = copy.deepcopy(shared[0].config)
     config.text_config = None
     voice = MMEmoProcessor(processor.feature_extractor, None, speech_padding_s=None)
