@@ -3,8 +3,9 @@
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -20,6 +21,7 @@ from mmemo.archives.folders import (
     named,
     plot_paths,
 )
+from mmemo.archives.interrupts import outside_callbacks
 from mmemo.archives.jobs import CallJob, ItemJob, ReportingPredictor, run_job
 from mmemo.archives.reporting import progress_bar, report_error, warn, warnings_about
 from mmemo.archives.scorer import check_modalities
@@ -160,18 +162,27 @@ def predict_into_folder(files: list[str], output: str, options: dict[str, Any]) 
     if wrong := [pair for pair in pairs if pair.count("=") != 1]:
         raise typer.BadParameter(f"--columns {wrong[0]} must be written as ours=theirs, as in path=recording.")
     columns = dict(pair.split("=") for pair in pairs)
-    # Like Ctrl-C, it writes the rows that were predicted.
-    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # Both write the rows that were predicted.
+    ends = {signal.SIGTERM: partial(sys.exit, 128 + signal.SIGTERM), signal.SIGINT: partial(_throw, KeyboardInterrupt)}
+    handlers = {number: signal.signal(number, outside_callbacks(end)) for number, end in ends.items()}
     try:
         with warnings_about(output):
             summary = score(files, output, columns=columns, progress=True, **options)
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"{output} has the rows that were predicted; the same command continues.", err=True)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     for problem in summary.problems:
         report_error(ValueError(problem))
     skipped = f", {summary.skipped:,} were there already" if summary.skipped else ""
     typer.echo(f"{output}: {summary.predicted:,} predicted, {summary.failed:,} failed{skipped}.")
     return summary.failed + len(summary.problems)
+
+
+def _throw(error: type[BaseException]) -> NoReturn:
+    raise error
 
 
 def predict_calls(

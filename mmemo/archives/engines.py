@@ -28,6 +28,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from mmemo.archives.interrupts import outside_callbacks
 from mmemo.archives.tasks import Outcome, ScoringOptions, Task
 from mmemo.runtime.cores import available_cores
 
@@ -313,7 +314,7 @@ def _work(connection: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Raises, so that temporary files are deleted.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    signal.signal(signal.SIGTERM, outside_callbacks(sys.exit))
     messages: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_receive_messages, args=(connection, messages), daemon=True).start()
     try:
