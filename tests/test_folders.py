@@ -64,6 +64,11 @@ def test_links_to_folders_are_followed_and_their_cycles_end(folder):
     assert len(found(".")) == 6
 
 
+def test_a_folder_that_does_not_exist_is_named(folder):
+    with pytest.raises(ValueError, match=rf"There is no file or folder cals/may; paths are relative to {Path.cwd()}"):
+        find_files([".", "cals/may"])
+
+
 def test_pipes_are_left_out_with_a_message(folder):
     os.mkfifo(folder / "pipe.wav")
 

@@ -68,7 +68,7 @@ def find_files(
         The inputs, and a message for each subfolder that cannot be read.
 
     Raises:
-        ValueError: If a pattern matches no file, or a folder cannot be read.
+        ValueError: If a pattern matches no file, there is no such folder, or a folder cannot be read.
     """
     found: dict[str, Input] = {}
     problems: list[str] = []
@@ -81,6 +81,9 @@ def find_files(
         elif path.is_dir():
             inputs = _search(path, recursive, suffixes, problems)
         elif path.exists() or not glob.has_magic(str(path)):
+            # A recording that is missing is reported when it is opened; this looks like a folder.
+            if not path.suffix and not os.path.lexists(path):
+                raise ValueError(f"There is no file or folder {pattern}; paths are relative to {Path.cwd()}.")
             inputs = [Input(str(path), path, Path(path.name))]
         else:
             files = (file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if not file.is_dir())
