@@ -319,6 +319,16 @@ def test_partitions(folder):
         }
 
 
+def test_a_run_resumes_in_partitions_with_hidden_names(folder):
+    manifest = make_manifest(columns={".agent": "string"}, partition_by=(".agent",))
+    with ArchiveOutput.open(folder, manifest) as output:
+        output.add(outcome("a", columns={".agent": "anna"}))
+    with ArchiveOutput.open(folder, manifest) as output:
+        assert output.is_done("a")
+
+    assert found(folder) == {"a": GOOD}
+
+
 @pytest.mark.parametrize("partition_by", [(), ("agent", "month")])
 def test_duckdb_reads_every_format(partition_by, out, manifest):
     duckdb = pytest.importorskip("duckdb")

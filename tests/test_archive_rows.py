@@ -199,6 +199,7 @@ def test_types_of_columns():
         outcome(TIMELINE),
         outcome({**TIMELINE, "timeline": [], "spans": [], "speech": []}),
         outcome(error='"quoted",\nbroken\r\n\u2028'),
+        outcome(error="a carriage return\rand nothing else to quote"),
         outcome(RESULT, columns=dict.fromkeys(VALUES)),
     ],
 )
@@ -266,6 +267,7 @@ def test_partitions_are_named_as_by_hive():
     assert partition_of(row, []) == ""
     assert partition_of(row, ["agent", "month"]) == "agent=Ann%2Fa%20%C3%A9%3D%25/month=7"
     assert partition_of(row, ["paid", "day", "x"]) == "paid=true/day=2026-01-31/x=__HIVE_DEFAULT_PARTITION__"
+    assert partition_of({".x": 1, "_y": ".z"}, [".x", "_y"]) == "%2Ex=1/%5Fy=.z"  # neither is a hidden folder
     with pytest.raises(ValueError, match=r"a\.wav: the column 'agent' has 300 bytes, 'zzz.*too many"):
         partition_of(row | {"agent": "z" * 300}, ["agent"])
 

@@ -233,13 +233,19 @@ def partition_of(row: Mapping[str, Any], partition_by: Sequence[str]) -> str:
     folders = []
     for column in partition_by:
         value = NO_VALUE if row[column] is None else quote(as_text(row[column]), safe="")
-        folders.append(f"{quote(column, safe='')}={value}")
+        folders.append(f"{_quoted_start(column)}={value}")
         if len(folders[-1]) > MAX_NAME_BYTES:
             raise ValueError(
                 f"{row['id']}: the column {column!r} has {len(value)} bytes, {str(row[column])[:40]!r}..., too many "
                 "for the name of a folder; choose another column for partition_by."
             )
     return "/".join(folders)
+
+
+def _quoted_start(column: str) -> str:
+    """Returns the start of the names of a column's folders: never that of a hidden one, which readers pass over."""
+    name = quote(column, safe="")
+    return f"%{ord(name[0]):02X}{name[1:]}" if name.startswith((".", "_")) else name
 
 
 class RowState(NamedTuple):
@@ -454,8 +460,9 @@ def as_text(value: Any) -> str:
 
 def _as_csv(fields: Iterable[str]) -> bytes:
     buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerow(fields)
-    return buffer.getvalue().encode()
+    # Readers end a line at \r and \n, but before Python 3.13 only characters of the line terminator are quoted.
+    csv.writer(buffer, lineterminator="\r\n").writerow(fields)
+    return buffer.getvalue().removesuffix("\r\n").encode() + b"\n"
 
 
 def _from_text(text: str, kind: pa.DataType) -> Any:
