@@ -111,6 +111,17 @@ def test_names_of_columns_are_not_sql(tmp_path, kind):
     assert [groups["groups"][0]["value"] for groups in summary["by"].values()] == ["1'); --"] * 4
 
 
+@pytest.mark.parametrize("kind", ["parquet", "json", "csv"])
+@pytest.mark.parametrize("name", ["moment", "time_text", "unreadable"])
+def test_names_of_columns_are_not_those_of_the_query(tmp_path, kind, name):
+    rows = [row("a", "sad", day="2026-01-31", **{name: "u"}), row("b", "sad", day="yesterday", **{name: "v"})]
+    summary = summarize(write_archive(tmp_path, rows, {name: pa.string(), "day": pa.string()}, kind), name, time="day")
+
+    assert [group["value"] for group in summary["by"][name]["groups"]] == ["u", "v"]
+    assert [period["name"] for period in summary["time"]["periods"]] == ["2026-01"]
+    assert summary["time"]["unreadable"] == {"rows": 1, "example": "yesterday"}
+
+
 def test_values_of_any_type(tmp_path):
     columns = {"number": pa.int64(), "flag": pa.bool_(), "when": pa.date32()}
     rows = [row("a.wav", "sad", number=7, flag=True, when=date(2026, 5, 1))]

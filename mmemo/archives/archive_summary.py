@@ -327,7 +327,7 @@ class _Figures:
         # A dimension is a column, the number of attempts, or the period.
         values = [*map(_identifier, self._by), "attempts"]
         dimensions = [f"value_{number}" for number in range(len(values))]
-        selected = [f"CAST({value} AS VARCHAR) AS {name}" for value, name in zip(values, dimensions)]
+        selected = ", ".join(f"CAST({value} AS VARCHAR) AS {name}" for value, name in zip(values, dimensions))
         moment, name, number, text = "NULL::TIMESTAMP", "NULL::VARCHAR", "NULL::BIGINT", "NULL::VARCHAR"
         if time is not None:
             text = f"CAST({_identifier(time)} AS VARCHAR)"
@@ -340,9 +340,12 @@ class _Figures:
         value = " ".join(f"WHEN grouping({name}) = 0 THEN {name}" for name in dimensions)
         self._connection.execute(
             f"""CREATE TEMP TABLE counts AS
-            WITH moments AS (SELECT *, {text} AS time_text, {moment} AS moment FROM rows),
+            WITH moments AS (
+                SELECT label, error IS NOT NULL AS failed, duration, score, {selected}, {text} AS time_text,
+                    {moment} AS moment
+                FROM rows),
             dimensions AS (
-                SELECT label, error IS NOT NULL AS failed, duration, score, {", ".join(selected)},
+                SELECT * EXCLUDE (time_text, moment),
                     {name} AS period, {number} AS number, moment IS NULL AND time_text IS NOT NULL AS unreadable,
                     CASE WHEN unreadable THEN time_text END AS example
                 FROM moments)
