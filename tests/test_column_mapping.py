@@ -42,12 +42,13 @@ def test_columns_are_mapped():
 
 
 def test_columns_that_the_output_has_are_carried_under_another_name():
-    names = (*OUTPUT_COLUMNS, "Label", "input_label", "INPUT_SCORE", "agent", "Agent")
+    names = (*OUTPUT_COLUMNS, "", "Label", "input_label", "INPUT_SCORE", "agent", "Agent")
 
     mapping = mapped(names, {"path": "agent"})
 
     carried = list(mapping.carried.values())
     assert len({name.lower() for name in (*carried, *OUTPUT_COLUMNS)}) == len(carried) + len(OUTPUT_COLUMNS)
+    assert mapping.carried[""] == "input_"  # DuckDB has no columns without a name
     assert mapping.carried["label"] == "input_label" and mapping.carried["Label"] == "input_Label".replace(
         "input_", "input_input_"
     )
@@ -74,6 +75,8 @@ def test_an_item_of_a_row():
     )
     with pytest.raises(ValueError, match=r"^row 2 of calls\.csv has the channel 0\.5; expected a whole number from 0"):
         mapping.channel_of(row | {"channel": 0.5}, "row 2 of calls.csv")
+    with pytest.raises(ValueError, match="has the channel inf; expected a whole number"):
+        mapping.channel_of(row | {"channel": float("inf")}, "row 2 of calls.csv")
 
 
 def test_ids_of_rows():

@@ -112,7 +112,7 @@ class ColumnMapping:
         value = None if self.channel is None else values[self.channel]
         if value is None or math.isnan(value):
             return None
-        if value != int(value):
+        if math.isinf(value) or value != int(value):
             raise ValueError(f"{place} has the channel {value!r}; expected a whole number from 0, or nothing.")
         return int(value)
 
@@ -197,8 +197,8 @@ def _path_columns(kinds: Collection[str], media: tuple[str, ...], video: bool) -
 
 
 def _output_names(names: Any) -> dict[str, str]:
-    """Returns the name in the output of each column; names that differ in case only are one name for DuckDB."""
-    taken = set(OUTPUT_COLUMNS)
+    """Returns the name in the output of each column; for DuckDB, "" is no name, and case does not tell names apart."""
+    taken = {*OUTPUT_COLUMNS, ""}
     found = {}
     for name in names:
         own = name
