@@ -319,6 +319,16 @@ def test_partitions(folder):
         }
 
 
+def test_temporary_files_of_others_are_kept(out):
+    (out / "inside").mkdir(parents=True)
+    (out / "inside" / ".letter.tmp").touch()
+    (out / "inside" / "letter.txt").touch()
+    with pytest.raises(ValueError, match="choose a new folder"):
+        ArchiveOutput.open(out, make_manifest())
+
+    assert (out / "inside" / ".letter.tmp").exists()
+
+
 def test_a_run_resumes_in_partitions_with_hidden_names(folder):
     manifest = make_manifest(columns={".agent": "string"}, partition_by=(".agent",))
     with ArchiveOutput.open(folder, manifest) as output:

@@ -52,15 +52,14 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(error, tmp_path, monke
     assert os.listdir(tmp_path) == ["part-1.csv"] and folder.read("part-1.csv") == b"old"
 
 
-def test_locking_removes_what_a_killed_writer_left(tmp_path):
+def test_cleaning_removes_what_a_killed_writer_left(tmp_path):
     (tmp_path / "agent=x").mkdir()
     for name in (".part-1.csv.tmp", "agent=x/.part-2.csv.tmp", ".hidden", "agent=x/part-3.csv"):
         (tmp_path / name).touch()
     folder = open_folder(tmp_path)
-    folder.lock()
-    folder.unlock()
+    folder.clean()
 
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".hidden", ".lock", "part-3.csv"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".hidden", "part-3.csv"]
     assert folder.names() == ["agent=x/part-3.csv"]
 
 

@@ -208,6 +208,7 @@ class ArchiveOutput:
             self._writing(lambda: self._folder.put(MANIFEST_FILE, self.manifest.to_json().encode()))
             return
         self.manifest.check_same_job(written, place)
+        self._writing(self._folder.clean)
         # Its columns may have another order.
         self.manifest, self._format = written, _format_of(written)
         parts = _numbered_parts(names, self._format)

@@ -37,7 +37,7 @@ class OutputFolder(ABC):
     @abstractmethod
     def lock(self) -> None:
         """
-        Creates the folder, locks it for this process, and removes what a killed writer left.
+        Creates the folder, and locks it for this process.
 
         Raises:
             ValueError: If another process has locked it.
@@ -47,6 +47,10 @@ class OutputFolder(ABC):
     @abstractmethod
     def unlock(self) -> None:
         """Releases the lock; without one, does nothing."""
+
+    @abstractmethod
+    def clean(self) -> None:
+        """Removes what a killed writer left. Only for the output of an archive: other folders have such files too."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -101,14 +105,16 @@ class LocalFolder(OutputFolder):
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
-        for path in self._walk():
-            if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
-                path.unlink()
 
     def unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def clean(self) -> None:
+        for path in self._walk():
+            if path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX):
+                path.unlink()
 
     def names(self) -> list[str]:
         return sorted(path.relative_to(self._path).as_posix() for path in self._walk() if path.name[0] != ".")
@@ -157,6 +163,9 @@ class RemoteFolder(OutputFolder):
         """Does nothing: object storages have neither locks nor half files."""
 
     def unlock(self) -> None:
+        """Does nothing; see [`~RemoteFolder.lock`]."""
+
+    def clean(self) -> None:
         """Does nothing; see [`~RemoteFolder.lock`]."""
 
     def names(self) -> list[str]:
