@@ -28,13 +28,12 @@ from mmemo.items import ITEM_KEYS, ItemProcessing, PreparedItem, given, prefixed
 from mmemo.modalities import MODALITIES
 from mmemo.storage import is_url
 from mmemo.timeline.recording import Recording, SpeakerOptions, open_recording
-from mmemo.timeline.windows import TimelineOptions, Window
+from mmemo.timeline.windows import LABEL_OPTIONS, TimelineOptions, Window
 from mmemo.video.face import FaceSequence
 from mmemo.video.frames import VideoSource, is_video_object, open_video
 from mmemo.words.subtitles import is_subtitles
 from mmemo.zero_shot import (
     HYPOTHESIS_TEMPLATE,
-    LABEL_OPTIONS,
     NONE_LABEL,
     LabelCache,
     LabelScorer,

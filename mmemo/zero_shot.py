@@ -25,7 +25,6 @@ from mmemo.timeline.windows import SILENCE, UNCERTAIN
 from mmemo.words.dialogue import check_characters
 
 
-LABEL_OPTIONS = ("candidate_labels", "hypothesis_template", "none_label")
 HYPOTHESIS_TEMPLATE = "This person feels {}."
 NONE_LABEL = "none of these"
 MAX_LABELS, MAX_TEMPLATES = 500, 20

@@ -39,7 +39,8 @@ from mmemo.recognition import (
     is_timeline,
     with_position,
 )
-from mmemo.zero_shot import LABEL_OPTIONS, Similarity
+from mmemo.timeline.windows import LABEL_OPTIONS
+from mmemo.zero_shot import Similarity
 
 
 logger = logging.get_logger(__name__)

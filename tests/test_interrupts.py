@@ -8,6 +8,8 @@ import time
 import pytest
 import soundfile
 
+from mmemo.archives.archive_job import ArchiveSummary
+from mmemo.archives.commands import predict_into_folder
 from mmemo.archives.interrupts import outside_callbacks
 
 
@@ -19,7 +21,7 @@ class Ended(BaseException):
 def ending():
     """Handles SIGUSR1 by raising `Ended`."""
 
-    def end():
+    def end(number, frame):
         raise Ended
 
     handler = signal.signal(signal.SIGUSR1, outside_callbacks(end))
@@ -58,3 +60,23 @@ def test_a_signal_within_a_callback_waits_for_its_end(ending, example_audio, met
     assert stream.sent
     assert all((samples == expected).all() for samples in found)
     assert "SoundFile" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
+def test_a_job_in_the_background_of_a_shell_keeps_ignoring_ctrl_c(handler, monkeypatch, tmp_path):
+    during = []
+
+    def score(*arguments, **options):
+        during.append(signal.getsignal(signal.SIGINT))
+        return ArchiveSummary(0, 0, 0, ())
+
+    monkeypatch.setattr("mmemo.archives.archive_job.score", score)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        predict_into_folder([], str(tmp_path), {})
+        after = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert after == handler
+    assert (during == [signal.SIG_IGN]) == (handler == signal.SIG_IGN)

@@ -46,7 +46,7 @@ class ArchiveSummary:
         predicted (`int`): Inputs that this run predicted.
         failed (`int`): Inputs that this run could not predict; their rows have an `error`.
         skipped (`int`): Inputs that earlier runs had finished.
-        problems (`tuple[str, ...]`): Folders that cannot be read, one sentence each.
+        problems (`tuple[str, ...]`): Folders that cannot be read, and pipes in them, one sentence each.
     """
 
     predicted: int

@@ -3,9 +3,8 @@
 import signal
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 
@@ -65,7 +64,7 @@ class ArchiveOptions:
     debug: bool
 
     def inputs(self) -> tuple[list[Input], int]:
-        """Returns the inputs, and the number of folders that cannot be read, after reporting these."""
+        """Returns the inputs, and the number of folders and pipes that cannot be read, after reporting these."""
         if not self.files:
             return [TEXT_INPUT], 0
         if self.files == [STANDARD_INPUT]:
@@ -162,9 +161,11 @@ def predict_into_folder(files: list[str], output: str, options: dict[str, Any]) 
     if wrong := [pair for pair in pairs if pair.count("=") != 1]:
         raise typer.BadParameter(f"--columns {wrong[0]} must be written as ours=theirs, as in path=recording.")
     columns = dict(pair.split("=") for pair in pairs)
-    # Both write the rows that were predicted.
-    ends = {signal.SIGTERM: partial(sys.exit, 128 + signal.SIGTERM), signal.SIGINT: partial(_throw, KeyboardInterrupt)}
-    handlers = {number: signal.signal(number, outside_callbacks(end)) for number, end in ends.items()}
+    # Both write the rows that were predicted. A shell may have its background jobs ignore SIGINT.
+    handlers = {signal.SIGTERM: lambda *_: sys.exit(128 + signal.SIGTERM)}
+    if callable(interrupt := signal.getsignal(signal.SIGINT)):
+        handlers[signal.SIGINT] = interrupt
+    replaced = {number: signal.signal(number, outside_callbacks(handler)) for number, handler in handlers.items()}
     try:
         with warnings_about(output):
             summary = score(files, output, columns=columns, progress=True, **options)
@@ -172,17 +173,13 @@ def predict_into_folder(files: list[str], output: str, options: dict[str, Any]) 
         typer.echo(f"{output} has the rows that were predicted; the same command continues.", err=True)
         raise
     finally:
-        for number, handler in handlers.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)
     for problem in summary.problems:
         report_error(ValueError(problem))
     skipped = f", {summary.skipped:,} were there already" if summary.skipped else ""
     typer.echo(f"{output}: {summary.predicted:,} predicted, {summary.failed:,} failed{skipped}.")
     return summary.failed + len(summary.problems)
-
-
-def _throw(error: type[BaseException]) -> NoReturn:
-    raise error
 
 
 def predict_calls(

@@ -314,7 +314,7 @@ def _work(connection: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Raises, so that temporary files are deleted.
-    signal.signal(signal.SIGTERM, outside_callbacks(sys.exit))
+    signal.signal(signal.SIGTERM, outside_callbacks(lambda *_: sys.exit()))
     messages: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_receive_messages, args=(connection, messages), daemon=True).start()
     try:

@@ -65,7 +65,7 @@ def find_files(
         suffixes (`Set[str]`, *optional*): Suffixes of the recordings in folders; audio and video by default.
 
     Returns:
-        The inputs, and a message for each subfolder that cannot be read.
+        The inputs, and a message for each subfolder that cannot be read, and for each pipe, socket and device.
 
     Raises:
         ValueError: If a pattern matches no file, there is no such folder, or a folder cannot be read.
@@ -96,7 +96,7 @@ def find_files(
 
 
 def _search(folder: Path, recursive: bool, suffixes: Set[str], problems: list[str]) -> list[Input]:
-    """Returns the recordings in a folder, and appends a message for each subfolder and pipe that cannot be read."""
+    """Returns the recordings in a folder, and appends a message for what cannot be read; see [`find_files`]."""
     inputs, skipped = [], 0
     for file in _walk(folder, recursive, problems):
         if file.suffix.lower() not in suffixes:

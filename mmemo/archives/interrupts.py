@@ -9,10 +9,12 @@ from typing import Any
 
 RETRY_SECONDS = 0.01
 
+Handler = Callable[[int, FrameType | None], Any]
 
-def outside_callbacks(end: Callable[[], Any]) -> Callable[[int, FrameType | None], None]:
+
+def outside_callbacks(handler: Handler) -> Handler:
     """
-    Returns a signal handler that calls `end`, which raises, but not within a callback of libsndfile.
+    Returns a signal handler that calls another one, which raises, but not within a callback of libsndfile.
 
     There the exception would be printed and lost, and the clip be read as if it were damaged. The signal is sent again
     until the callback has returned.
@@ -22,7 +24,7 @@ def outside_callbacks(end: Callable[[], Any]) -> Callable[[int, FrameType | None
         if is_in_callback(frame):
             Timer(RETRY_SECONDS, os.kill, (os.getpid(), number)).start()
         else:
-            end()
+            handler(number, frame)
 
     return handle
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from mmemo.archives.tasks import ScoringOptions
 from mmemo.runtime.graph import ANALYSIS_FILE, EMBEDDED_MODEL, find_exported, find_graph, local_folder
-from mmemo.zero_shot import LABEL_OPTIONS
+from mmemo.timeline.windows import LABEL_OPTIONS
 
 
 # Hidden, so that pandas and datasets read the folder and take the rows for all of its content.

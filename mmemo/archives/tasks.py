@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmemo.zero_shot import HYPOTHESIS_TEMPLATE, LABEL_OPTIONS, NONE_LABEL
+from mmemo.timeline.windows import LABEL_OPTIONS
+from mmemo.zero_shot import HYPOTHESIS_TEMPLATE, NONE_LABEL
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from mmemo.serving.batching import OutOfTimeError, QueuedPredictor, until
 from mmemo.serving.limits import PendingBytes, check_audio, check_duration, check_turns, open_limited_video
 from mmemo.serving.observing import Metrics
 from mmemo.serving.settings import ServiceSettings
+from mmemo.timeline.windows import LABEL_OPTIONS
 from mmemo.video.landmarks import load_landmarker
-from mmemo.zero_shot import LABEL_OPTIONS
 
 
 # Number of clips decoded at the same time: each may take some 100 MB.

@@ -15,12 +15,8 @@ import numpy as np
 from mmemo.audio.inputs import AudioChunk
 from mmemo.audio.loading import LiveAudio
 from mmemo.timeline.track import Track
-from mmemo.timeline.windows import FRAME_SECONDS, TimelineOptions, Window
+from mmemo.timeline.windows import FRAME_SECONDS, LABEL_OPTIONS, TimelineOptions, Window
 from mmemo.words.times import WordTimes, read_word_times
-
-
-ANSWER_OPTIONS = {"top_k", "threshold", "coverage"}
-LABEL_OPTIONS = {"candidate_labels", "hypothesis_template", "none_label"}
 
 
 class EmotionStream:
@@ -75,10 +71,10 @@ class EmotionStream:
         channels: int = 1,
         **options: Any,
     ):
-        if unknown := options.keys() - ANSWER_OPTIONS - LABEL_OPTIONS:
-            valid = sorted(ANSWER_OPTIONS | LABEL_OPTIONS)
-            raise TypeError(f"Unknown arguments {sorted(unknown)}; valid options of predictions are {valid}.")
-        labels = {name: options.pop(name) for name in LABEL_OPTIONS & options.keys()}
+        valid = {"top_k", "threshold", "coverage", *LABEL_OPTIONS}
+        if unknown := options.keys() - valid:
+            raise TypeError(f"Unknown arguments {sorted(unknown)}; valid options of predictions are {sorted(valid)}.")
+        labels = {name: options.pop(name) for name in LABEL_OPTIONS if name in options}
         self.emotion = emotion.with_labels(**labels) if labels else emotion
         if "audio" not in self.emotion.answers.modalities:
             raise ValueError("A stream needs audio, and this model has no audio encoder; choose a model that has one.")

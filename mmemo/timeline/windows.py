@@ -22,6 +22,8 @@ from mmemo.audio.voice_activity import FRAME_SAMPLES, SAMPLING_RATE
 
 # Labels in a timeline that are not emotions: no speech, and a score below the threshold.
 SILENCE, UNCERTAIN = "silence", "uncertain"
+# Options of a prediction with labels in one's own words.
+LABEL_OPTIONS = ("candidate_labels", "hypothesis_template", "none_label")
 GRANULARITIES = ("word", "segment", "sentence", "utterance")
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLING_RATE
 EPSILON = 1e-6  # seconds; sums of hops are not exact
