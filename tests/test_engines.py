@@ -219,8 +219,10 @@ def test_errors_of_the_tasks_end_the_job():
     assert living_workers() == []
 
 
+# A shell may have these tests, as background jobs, ignore SIGINT, which the script inherits.
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {tests!r})
 from test_engines import run_stubs, tasks_of
 
