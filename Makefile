@@ -25,7 +25,7 @@ install: $(VENV)/.installed ## Create a virtual environment with the pinned pack
 demo: install ## Predict the emotions of the example clips
 	@$(RUN)/python -m modeling_mmemo.examples.demo
 
-test: install ## Run the quick tests, offline, in under five minutes
+test: install ## Run the quick tests, offline
 	$(RUN)/python -m pytest $(PARALLEL)
 
 test-all: test ## Run the quick and the slow tests: traced architectures, fresh processes, training runs, fuzzing
